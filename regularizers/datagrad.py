@@ -1,0 +1,26 @@
+"""Double backpropagation: the size of the loss's input gradient."""
+
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from regularizers.base import Forward, Regularizer, tunable
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataGrad(Regularizer):
+    """Mean square of the input gradient of the cross-entropy.
+
+    penalty_n = mean over c, h, w of (d Σ_m CE_m / d x_n)². The cross-entropy is summed over the batch
+    before it is differentiated and has no label smoothing. Pulls the loss towards being flat around each image.
+
+    References:
+        Drucker, LeCun: Improving generalization performance using double backpropagation. IEEE
+        Transactions on Neural Networks 3(6), 1992.
+    """
+
+    weight: float = tunable(0.5, 0.1, 1000.0)
+
+    def penalty(self, forward: Forward) -> Float[Tensor, " b"]:
+        return forward.heatmap(forward.losses).square().mean(dim=(1, 2, 3))

@@ -1,0 +1,26 @@
+"""Pixel-wise distance of heatmap and image."""
+
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from regularizers._images import Images, normalize
+from regularizers.base import HeatmapRegularizer, tunable
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeanSquaredError(HeatmapRegularizer):
+    """Mean squared difference of heatmap and image, each scaled to [0, 1].
+
+    distance = mean over c, h, w of (norm(heatmap) - norm(image))². The scaling uses minimum and maximum over
+    all channels, so a signed heatmap's zero becomes a mid grey. Pulls the heatmap towards the image.
+
+    References:
+        google-research/optimizing_interpretability, reference-point regularizers.
+    """
+
+    weight: float = tunable(0.5, 0.1, 1000.0)
+
+    def distance(self, heatmap: Images, images: Images) -> Float[Tensor, " b"]:
+        return (normalize(heatmap) - normalize(images)).square().mean(dim=(1, 2, 3))

@@ -1,0 +1,21 @@
+"""No penalty: the baseline every sweep compares with."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from jaxtyping import Float
+from torch import Tensor
+
+from regularizers.base import Forward, Regularizer, tunable
+
+
+@dataclass(frozen=True, kw_only=True)
+class Baseline(Regularizer):
+    """Plain finetuning. The penalty is zero, and no input gradient is taken."""
+
+    weight: float = tunable(0.0, 0.0, 0.0)
+
+    needs_heatmap: ClassVar[bool] = False
+
+    def penalty(self, forward: Forward) -> Float[Tensor, " b"]:
+        return forward.losses.new_zeros(forward.losses.shape)

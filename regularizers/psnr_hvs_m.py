@@ -1,0 +1,60 @@
+"""Reciprocal of the PSNR-HVS-M of heatmap against image."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from regularizers._dct import BLOCK, blocks, dct, luma, masking, visibility
+from regularizers._decibel import reciprocal_psnr
+from regularizers._images import Images, normalize, safe_sqrt
+from regularizers.base import HeatmapRegularizer, tunable
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedVisualPeakSignalToNoise(HeatmapRegularizer):
+    """1 / PSNR-HVS-M: PSNR-HVS with differences hidden by the block's own contrast taken out.
+
+    As `psnr_hvs_dct`, but every coefficient difference except the block mean's is first reduced by the
+    masking threshold of the block, t / mask, and only what exceeds it counts.
+
+    References:
+        Ponomarenko, Silvestri, Egiazarian, Carli, Astola, Lukin: On between-coefficient contrast masking of
+        DCT basis functions. VPQM 2007. Tables from the JPEG luminance table (`regularizers._dct`).
+    """
+
+    weight: float = tunable(0.5, 0.1, 1000.0)
+
+    def distance(self, heatmap: Images, images: Images) -> Float[Tensor, " b"]:
+        x, y = luma(normalize(heatmap)), luma(normalize(images))
+        return reciprocal_psnr(masked_error(x, y).mean(dim=1))
+
+
+def masked_error(x: Images, y: Images) -> Float[Tensor, "b p"]:
+    """Mean squared visible and unmasked error of each plane; -10·log10 of it is the PSNR-HVS-M in dB."""
+    a, b = blocks(x), blocks(y)
+    threshold = torch.maximum(_masking_threshold(a), _masking_threshold(b))[..., None, None]
+    mask = masking(x)
+    mask[0, 0] = 1
+    difference = (dct(a) - dct(b)).abs()
+    hidden = threshold / mask
+    # The mean of a block is never masked.
+    hidden = hidden * (torch.arange(BLOCK**2, device=x.device).reshape(BLOCK, BLOCK) > 0)
+    return (visibility(x) * (difference - hidden).clamp(min=0)).square().mean(dim=(2, 3, 4))
+
+
+def _masking_threshold(block: Float[Tensor, "b p n 8 8"]) -> Float[Tensor, "b p n"]:
+    """sqrt(energy of the masking coefficients × (Σ variation of the quarters / variation of the block)) / 32."""
+    energy = (masking(block) * dct(block).square()).sum(dim=(3, 4))
+    whole = _variation(block.flatten(3))
+    quarters = block.unflatten(4, (2, BLOCK // 2)).unflatten(3, (2, BLOCK // 2)).transpose(4, 5).flatten(5)
+    parts = _variation(quarters).sum(dim=(3, 4))
+    flat = whole == 0
+    ratio = torch.where(flat, 0.0, parts / torch.where(flat, 1.0, whole))
+    return safe_sqrt(energy * ratio) / 32
+
+
+def _variation(pixels: Float[Tensor, "... n"]) -> Float[Tensor, "..."]:
+    """Sample variance × number of pixels."""
+    return pixels.var(dim=-1) * pixels.shape[-1]
