@@ -10,6 +10,7 @@ from torch import nn
 
 from regularizers import REGULARIZERS, Forward, HeatmapRegularizer
 
+
 DESIGN = [
     "none",
     "datagrad",

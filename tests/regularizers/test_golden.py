@@ -32,7 +32,8 @@ def test_value_and_gradient_equal_the_original(name, subset, precision):
     losses = REGULARIZERS[name]().distance(heatmaps, images)
     row, rtol = NAMES.index(name), tolerance(name, precision)
     # One example of upstream's float32 `cor` is 5e-6 off its own float64; per example the truth is the reference.
-    np.testing.assert_allclose(losses.detach(), MAIN[f"{subset}/f64/per_example"][row], rtol=rtol)
+    atol = 1e-6 if precision == "f32" else 0  # a mean SSIM near 0 is a difference of numbers near 1
+    np.testing.assert_allclose(losses.detach(), MAIN[f"{subset}/f64/per_example"][row], rtol=rtol, atol=atol)
     np.testing.assert_allclose(losses.mean().item(), MAIN[f"{subset}/{precision}/value"][row], rtol=rtol)
     (gradient,) = torch.autograd.grad(losses.mean(), heatmaps)
     gradient = gradient.permute(0, 2, 3, 1).numpy()
