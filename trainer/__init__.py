@@ -1,0 +1,1 @@
+"""One trial: shards → batch → forward → heatmap → penalty → step → evaluate → report."""

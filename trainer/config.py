@@ -1,0 +1,105 @@
+"""A trial is a value: everything that decides what one training run computes."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+
+from regularizers import REGULARIZERS, Regularizer
+
+BATCH_NORM_MODES = ("frozen", "flow")
+
+
+class UsageError(ValueError):
+    """A mistake the user can mend; entry scripts print it as one line and exit with status 2."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """Settings of one training run.
+
+    Args:
+        data: folder with shards and meta.json.
+        model: name of the architecture (`trainer.models.MODELS`, or `timm:NAME`).
+        checkpoint: weights to start from; None starts from scratch.
+        regularizer: name in `REGULARIZERS`.
+        weight: absolute weight of the penalty.
+        epochs: passes of `images_per_epoch`.
+        images_per_epoch: images over all workers in one epoch; rounded down to whole global batches.
+        batch_size: images per worker and step.
+        learning_rate: peak rate of SGD with Nesterov momentum; warm-up over the first tenth, then cosine to 0.
+        momentum: of SGD.
+        weight_decay: of SGD, on weights of two and more dimensions.
+        label_smoothing: of the cross-entropy in the training loss.
+        clip_norm: largest norm of the gradient of all weights; penalties have heavy tails.
+        batch_norm: `frozen` (running statistics) or `flow` (batch statistics, differentiated).
+        activation: non-linearity of our own models.
+        robust_images: validation images attacked and explained in each evaluation.
+        pgd_eps: radius of the ℓ∞ attack in pixel fractions of 1 (2/255 is two grey levels).
+        pgd_steps: steps of the attack.
+        loader_workers: data-loading processes per training worker.
+        seed: of data order, spectreg's projections and attacks.
+    """
+
+    data: str
+    model: str
+    checkpoint: str | None = None
+    regularizer: str = "none"
+    weight: float = 0.0
+    epochs: int = 1
+    images_per_epoch: int = 1024
+    batch_size: int = 64
+    learning_rate: float = 3e-3
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    label_smoothing: float = 0.0
+    clip_norm: float = 2.0
+    batch_norm: str = "frozen"
+    activation: str = "relu"
+    robust_images: int = 256
+    pgd_eps: float = 2 / 255
+    pgd_steps: int = 8
+    loader_workers: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.regularizer not in REGULARIZERS:
+            raise UsageError(f"regularizer {self.regularizer!r} is unknown; choose from {', '.join(sorted(REGULARIZERS))}")
+        if self.batch_norm not in BATCH_NORM_MODES:
+            raise UsageError(f"batch_norm {self.batch_norm!r} is unknown; choose from {', '.join(BATCH_NORM_MODES)}")
+        for name in ("epochs", "images_per_epoch", "batch_size", "pgd_steps"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name}={getattr(self, name)}: give a whole number of at least 1")
+        if self.learning_rate <= 0:
+            raise UsageError(f"learning_rate={self.learning_rate}: give a number above 0")
+        self.penalty()  # checks the weight
+
+    def penalty(self) -> Regularizer:
+        """The regularizer with this trial's weight."""
+        try:
+            return REGULARIZERS[self.regularizer](weight=self.weight)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
+
+    def steps_per_epoch(self, world_size: int) -> int:
+        """Steps of each worker in one epoch.
+
+        Raises:
+            UsageError: if an epoch has fewer images than one global batch.
+        """
+        steps = self.images_per_epoch // (self.batch_size * world_size)
+        if steps < 1:
+            raise UsageError(
+                f"images_per_epoch={self.images_per_epoch} is less than one step of {world_size} worker(s) x batch size "
+                f"{self.batch_size}; raise --images-per-epoch or lower --batch-size"
+            )
+        return steps
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types only, for checkpoints, Ray and MLflow."""
+        return dataclasses.asdict(self)
+
+    def digest(self) -> str:
+        """Short hash of every setting: two trials with the same digest compute the same."""
+        return sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:12]

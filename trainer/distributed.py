@@ -1,0 +1,35 @@
+"""The few facts of torch.distributed a trial needs; everything works in a single process too."""
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+def rank() -> int:
+    """Rank of this worker, 0 in a single process."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Number of workers, 1 in a single process."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def sum_over_workers(sums: dict[str, float], device: torch.device) -> dict[str, float]:
+    """Each value summed over all workers; the keys must be the same everywhere."""
+    if not dist.is_initialized():
+        return sums
+    names = sorted(sums)
+    values = torch.tensor([sums[name] for name in names], dtype=torch.float64, device=device)
+    dist.all_reduce(values)
+    return dict(zip(names, values.tolist(), strict=True))
+
+
+def data_parallel(model: nn.Module, device: torch.device) -> nn.Module:
+    """The model wrapped for DDP where there are several workers."""
+    if not dist.is_initialized():
+        return model
+    ids = [device.index] if device.type == "cuda" else None
+    # Running statistics are per worker under `flow` and fixed under `frozen`: rank 0's are the ones saved.
+    return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
