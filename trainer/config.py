@@ -65,7 +65,9 @@ class Trial:
 
     def __post_init__(self) -> None:
         if self.regularizer not in REGULARIZERS:
-            raise UsageError(f"regularizer {self.regularizer!r} is unknown; choose from {', '.join(sorted(REGULARIZERS))}")
+            raise UsageError(
+                f"regularizer {self.regularizer!r} is unknown; choose from {', '.join(sorted(REGULARIZERS))}"
+            )
         if self.batch_norm not in BATCH_NORM_MODES:
             raise UsageError(f"batch_norm {self.batch_norm!r} is unknown; choose from {', '.join(BATCH_NORM_MODES)}")
         for name in ("epochs", "images_per_epoch", "batch_size", "pgd_steps"):
@@ -91,8 +93,8 @@ class Trial:
         steps = self.images_per_epoch // (self.batch_size * world_size)
         if steps < 1:
             raise UsageError(
-                f"images_per_epoch={self.images_per_epoch} is less than one step of {world_size} worker(s) x batch size "
-                f"{self.batch_size}; raise --images-per-epoch or lower --batch-size"
+                f"images_per_epoch={self.images_per_epoch} is less than one step of {world_size} worker(s) x "
+                f"batch size {self.batch_size}; raise --images-per-epoch or lower --batch-size"
             )
         return steps
 

@@ -48,7 +48,9 @@ def standardise(pixels: Float[Tensor, "*b 3 h w"]) -> Float[Tensor, "*b 3 h w"]:
 class _Stream(IterableDataset):
     """Decoded samples of one rank and loader worker."""
 
-    def __init__(self, shards: Shards, rank: int, world_size: int, seed: int, steps: int | None, batch_size: int) -> None:
+    def __init__(
+        self, shards: Shards, rank: int, world_size: int, seed: int, steps: int | None, batch_size: int
+    ) -> None:
         self.shards, self.rank, self.world_size, self.seed = shards, rank, world_size, seed
         self.steps, self.batch_size = steps, batch_size
         self.epoch = 0

@@ -8,18 +8,14 @@ from regularizers import REGULARIZERS, Forward, HeatmapRegularizer
 from regularizers._images import normalize
 
 
-def heatmap(
-    model: nn.Module, images: Float[Tensor, "b 3 h w"], labels: Int[Tensor, " b"]
-) -> Float[Tensor, "b 3 h w"]:
+def heatmap(model: nn.Module, images: Float[Tensor, "b 3 h w"], labels: Int[Tensor, " b"]) -> Float[Tensor, "b 3 h w"]:
     """Input gradient of the true class's logit, without a graph behind it."""
     images = images.detach().requires_grad_()
     score = Forward(images, labels, model(images)).class_logits.sum()
     return torch.autograd.grad(score, images)[0].float()
 
 
-def similarity(
-    heatmaps: Float[Tensor, "b 3 h w"], images: Float[Tensor, "b 3 h w"]
-) -> dict[str, Float[Tensor, " b"]]:
+def similarity(heatmaps: Float[Tensor, "b 3 h w"], images: Float[Tensor, "b 3 h w"]) -> dict[str, Float[Tensor, " b"]]:
     """Per example: SSIM in [-1, 1] and signed Pearson correlation in [-1, 1] of heatmap and image.
 
     SSIM is that of the `ssim` regularizer (Gaussian windows; of images below 11 pixels: `ssim_unfiltered`), the

@@ -41,7 +41,9 @@ def build_model(name: str, classes: int, activation: str = "relu") -> nn.Module:
         try:
             import timm
         except ImportError:
-            raise UsageError(f"model {name!r} needs timm; install it with: pip install 'heatmap-sweeps[timm]'") from None
+            raise UsageError(
+                f"model {name!r} needs timm; install it with: pip install 'heatmap-sweeps[timm]'"
+            ) from None
         if name[5:] not in timm.list_models():
             raise UsageError(f"model {name!r}: timm {timm.__version__} has no {name[5:]!r}")
         return timm.create_model(name[5:], num_classes=classes)
@@ -69,9 +71,12 @@ def load_weights(model: nn.Module, path: str) -> None:
     unknown = state.keys() - own.keys()
     if shapes or missing or unknown:
         problems = [f"{name} is {got}, the model's is {want}" for name, (got, want) in sorted(shapes.items())[:3]]
-        problems += [f"lacks {name}" for name in sorted(missing)[:3]] + [f"has unknown {n}" for n in sorted(unknown)[:3]]
+        problems += [f"lacks {name}" for name in sorted(missing)[:3]] + [
+            f"has unknown {n}" for n in sorted(unknown)[:3]
+        ]
         raise UsageError(
-            f"--checkpoint {path} does not fit the model: {'; '.join(problems)}. Check --model and the number of classes"
+            f"--checkpoint {path} does not fit the model: {'; '.join(problems)}. "
+            "Check --model and the number of classes"
         )
     model.load_state_dict(state, strict=False)
 
@@ -88,7 +93,9 @@ def read_state(path: str) -> dict[str, Tensor]:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         reason = str(error).splitlines()[0][:200]
-        raise UsageError(f"--checkpoint {path}: not a readable weights file ({type(error).__name__}: {reason})") from None
+        raise UsageError(
+            f"--checkpoint {path}: not a readable weights file ({type(error).__name__}: {reason})"
+        ) from None
     for key in ("model", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]

@@ -109,14 +109,15 @@ class ImageNetResNet(nn.Module):
             shortcut = None
             if stride != 1 or inputs != outputs:
                 shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
-            setattr(self, f"layer{index + 1}", _stage(block, inputs, width, depth, stride, shortcut, activation))
+            self.add_module(f"layer{index + 1}", _stage(block, inputs, width, depth, stride, shortcut, activation))
             inputs = outputs
         self.fc = nn.Linear(inputs, classes)
         _initialise(self)
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b k"]:
         x = self.maxpool(self.activation(self.bn1(self.conv1(images))))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        for index in range(1, 5):
+            x = self.get_submodule(f"layer{index}")(x)
         return self.fc(x.mean(dim=(2, 3)))
 
 
@@ -133,13 +134,14 @@ class CifarResNet(nn.Module):
             inputs = 16 if index == 0 else width // 2
             shortcut = SliceAndPad(inputs, width) if index else None
             blocks = _stage(BasicBlock, inputs, width, (depth - 2) // 6, stride, shortcut, activation)
-            setattr(self, f"layer{index + 1}", blocks)
+            self.add_module(f"layer{index + 1}", blocks)
         self.linear = nn.Linear(64, classes)
         _initialise(self)
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b k"]:
         x = self.activation(self.bn1(self.conv1(images)))
-        x = self.layer3(self.layer2(self.layer1(x)))
+        for index in range(1, 4):
+            x = self.get_submodule(f"layer{index}")(x)
         return self.linear(x.mean(dim=(2, 3)))
 
 

@@ -45,7 +45,7 @@ def train_step(
     clip_norm: float | None = None,
     generator: torch.Generator | None = None,
 ) -> StepResult:
-    """loss = mean cross-entropy + weight × mean penalty; under DDP the gradient is the mean over workers."""
+    """Loss = mean cross-entropy + weight × mean penalty; under DDP the gradient is the mean over workers."""
     forward = forward_pass(model, batch, regularizer, generator)
     cross_entropy = F.cross_entropy(forward.logits, forward.labels, label_smoothing=label_smoothing)
     penalty = regularizer.penalty(forward).mean()

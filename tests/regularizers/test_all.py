@@ -10,7 +10,6 @@ from torch import nn
 
 from regularizers import REGULARIZERS, Forward, HeatmapRegularizer
 
-
 DESIGN = [
     "none",
     "datagrad",

@@ -1,0 +1,1 @@
+"""Many trials: Optuna proposes, Ray Tune runs, MLflow records."""

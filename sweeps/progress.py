@@ -1,0 +1,95 @@
+"""What the terminal shows while a sweep runs: a live table, or plain lines when it is not a terminal."""
+
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+ACCURACY, ROBUST = "val/accuracy", "val/robust_accuracy"
+
+
+class Progress:
+    """Trials done and running, the best so far and the time left."""
+
+    def __init__(self, total: int) -> None:
+        self.total, self.done = total, 0
+        self.names: dict[str, str] = {}
+        self.running: dict[str, dict[str, Any]] = {}
+        self.best: tuple[float, str] | None = None
+        self.started_at = time.monotonic()
+        self._live: Live | None = None
+        self._console: Console | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune pickles its callbacks; a terminal does not travel."""
+        return self.__dict__ | {"_live": None, "_console": None}
+
+    @property
+    def console(self) -> Console:
+        """The terminal, found when first needed."""
+        if self._console is None:
+            self._console = Console()
+        return self._console
+
+    def say(self, line: str) -> None:
+        """A line that stays."""
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def started(self, trial_id: str, name: str) -> None:
+        """A trial began or began again."""
+        self.names[trial_id] = name
+        self.running[trial_id] = {}
+
+    def reported(self, trial_id: str, result: dict[str, Any]) -> None:
+        """A trial finished an epoch."""
+        self.running[trial_id] = result
+        if ROBUST in result and (self.best is None or result[ROBUST] > self.best[0]):
+            self.best = (result[ROBUST], self.names.get(trial_id, trial_id))
+
+    def ended(self, trial_id: str, status: str, result: dict[str, Any]) -> None:
+        """A trial is over."""
+        self.running.pop(trial_id, None)
+        self.done += 1
+        figures = f"accuracy {result[ACCURACY]:.3f}, robust {result[ROBUST]:.3f}" if ROBUST in result else "no result"
+        self.say(
+            f"[{self.done}/{self.total}] {self.names.get(trial_id, trial_id)}: {status}, {figures}{self._outlook()}"
+        )
+
+    def tick(self) -> None:
+        """Refresh the live table, where there is a terminal."""
+        if not self.console.is_terminal:
+            return
+        if self._live is None:
+            self._live = Live(console=self.console, transient=True, auto_refresh=False)
+            self._live.start()
+        self._live.update(self._table(), refresh=True)
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def _outlook(self) -> str:
+        if self.best is None:
+            return ""
+        left = (time.monotonic() - self.started_at) / max(self.done, 1) * (self.total - self.done)
+        eta = f" | about {left / 60:.0f} min left" if self.done < self.total else ""
+        return f" | best robust so far {self.best[0]:.3f} ({self.best[1]}){eta}"
+
+    def _table(self) -> Table:
+        table = Table(title=f"{self.done} of {self.total} trials done{self._outlook()}")
+        for column in ("trial", "regularizer", "epoch", "images/s", "accuracy", "robust accuracy"):
+            table.add_column(column)
+        for trial_id, result in list(self.running.items()):
+            table.add_row(
+                trial_id,
+                self.names.get(trial_id, ""),
+                f"{result['epoch']:.0f}" if "epoch" in result else "starting",
+                f"{result['train/images_per_second']:.0f}" if "train/images_per_second" in result else "",
+                f"{result[ACCURACY]:.3f}" if ACCURACY in result else "",
+                f"{result[ROBUST]:.3f}" if ROBUST in result else "",
+            )
+        return table

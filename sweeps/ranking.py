@@ -1,0 +1,101 @@
+"""Rank the trials and pick one by a named rule."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from rich.table import Table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One trial as it ended; accuracies are fractions of 1 on the validation split."""
+
+    trial_id: str
+    regularizer: str
+    weight: float
+    strength: float
+    seed: int
+    status: str
+    accuracy: float
+    robust_accuracy: float
+    heatmap_ssim: float
+    heatmap_correlation: float
+    checkpoint: str
+    run: str
+
+
+def rule(max_accuracy_drop: float) -> str:
+    """The selection rule in words."""
+    return (
+        f"best robust accuracy on val among finished trials at most {100 * max_accuracy_drop:g} percentage points "
+        "less accurate than the best baseline trial"
+    )
+
+
+def rank(rows: list[Row]) -> list[Row]:
+    """By robust accuracy, then accuracy; trials that did not finish last."""
+    return sorted(rows, key=lambda r: (r.status != "finished", -r.robust_accuracy, -r.accuracy, r.trial_id))
+
+
+def pick(rows: list[Row], max_accuracy_drop: float) -> Row | None:
+    """The trial the rule names, None where no baseline finished."""
+    finished = [row for row in rank(rows) if row.status == "finished"]
+    baseline = [row.accuracy for row in finished if row.regularizer == "none"]
+    if not baseline:
+        return None
+    allowed = [row for row in finished if row.accuracy >= max(baseline) - max_accuracy_drop]
+    return allowed[0]
+
+
+def pareto(rows: list[Row]) -> list[str]:
+    """Ids of the finished trials that no other beats in accuracy and robust accuracy at once."""
+    finished = [row for row in rows if row.status == "finished"]
+
+    def beaten(row: Row) -> bool:
+        return any(
+            other.accuracy >= row.accuracy
+            and other.robust_accuracy >= row.robust_accuracy
+            and (other.accuracy, other.robust_accuracy) != (row.accuracy, row.robust_accuracy)
+            for other in finished
+        )
+
+    return [row.trial_id for row in finished if not beaten(row)]
+
+
+def table(rows: list[Row], picked: Row | None) -> Table:
+    """The ranking for a terminal."""
+    front = pareto(rows)
+    out = Table(title="Ranking", caption="→ the pick   * no trial is better in both accuracies   all on the val split")
+    for name in ("", "regularizer"):
+        out.add_column(name)
+    for name in ("weight", "strength", "accuracy", "robust accuracy", "heatmap SSIM", "heatmap corr."):
+        out.add_column(name, justify="right")
+    out.add_column("trial")
+    out.add_column("state")
+    for row in rank(rows):
+        mark = "→" if row is picked else "*" if row.trial_id in front else ""
+        out.add_row(
+            mark,
+            row.regularizer,
+            f"{row.weight:.3g}" if row.weight else "-",
+            f"{row.strength:.3g}" if row.weight else "-",
+            f"{row.accuracy:.3f}",
+            f"{row.robust_accuracy:.3f}",
+            f"{row.heatmap_ssim:+.3f}",
+            f"{row.heatmap_correlation:+.3f}",
+            row.trial_id,
+            row.status,
+            style="bold" if row is picked else None,
+        )
+    return out
+
+
+def as_dict(rows: list[Row], picked: Row | None, max_accuracy_drop: float) -> dict[str, Any]:
+    """The ranking as plain types, for result.json."""
+    return {
+        "rule": rule(max_accuracy_drop),
+        "pick": picked.trial_id if picked else None,
+        "pareto_front": pareto(rows),
+        "trials": [dataclasses.asdict(row) for row in rank(rows)],
+    }

@@ -1,0 +1,99 @@
+"""Train the best trial of a sweep further, from its last checkpoint.
+
+    python sweeps/resume_best.py --name SWEEP                # two more epochs
+    python sweeps/resume_best.py --name SWEEP --trial ID --epochs 10
+
+Continues with the optimizer's state and the data order a longer trial would have had, in a new MLflow run that
+names the old one, and prints its accuracy, robust accuracy and checkpoint.
+"""
+
+import argparse
+import dataclasses
+import json
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the script runs without being installed
+
+from sweeps.ranking import Row
+from sweeps.settings import Sweep
+from sweeps.tracking import RunRecorder, start_sweep
+from trainer.config import UsageError
+from trainer.ray_trial import run_trial
+
+
+def parse() -> argparse.Namespace:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
+    parser.add_argument("--name", required=True, help="of the sweep")
+    parser.add_argument("--trial", metavar="ID", help="another trial of it than the pick")
+    parser.add_argument("--epochs", type=int, default=2, help="how many more (default 2)")
+    parser.add_argument("--storage", default="runs", help="the sweep's storage folder (default ./runs)")
+    return parser.parse_args()
+
+
+def choose(sweep: Sweep, trial_id: str | None) -> Row:
+    """The pick of the sweep or the trial asked for.
+
+    Raises:
+        UsageError: if the sweep has no result, or the trial no checkpoint.
+    """
+    path = sweep.folder / "result.json"
+    if not path.exists():
+        raise UsageError(f"sweep {sweep.name} has not ended; continue it with sweeps/all_regularizers.py --resume")
+    result = json.loads(path.read_text())
+    wanted = trial_id or result["pick"]
+    if wanted is None:
+        raise UsageError(f"sweep {sweep.name} has no pick; name a trial with --trial")
+    rows = {row["trial_id"]: Row(**row) for row in result["trials"]}
+    if wanted not in rows:
+        raise UsageError(f"--trial {wanted}: sweep {sweep.name} has {', '.join(rows)}")
+    if not rows[wanted].checkpoint:
+        raise UsageError(f"--trial {wanted}: it {rows[wanted].status} and left no checkpoint")
+    return rows[wanted]
+
+
+def main() -> int:
+    """Continue the trial; the exit status."""
+    given = parse()
+    try:
+        if given.epochs < 1:
+            raise UsageError(f"--epochs {given.epochs}: give a whole number of at least 1")
+        sweep = Sweep.load(str(Path(given.storage).expanduser().resolve()), given.name)
+        row = choose(sweep, given.trial)
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    from sweeps.tuning import local_cluster, trial_name
+
+    name = f"resume-{row.trial_id}-{time.strftime('%Y%m%d-%H%M%S')}"
+    tracking = start_sweep(sweep.tracking_uri, sweep.name, {}, Path(sweep.storage) / "mlartifacts")
+    epochs = sweep.trial.epochs + given.epochs
+    trial = dataclasses.replace(
+        sweep.trial, regularizer=row.regularizer, weight=row.weight, seed=row.seed, epochs=epochs
+    )
+    label = f"{trial_name(row.regularizer, row.weight)} resumed"
+    run = tracking.trial_run(name, label, trial.to_dict(), {"resumed_from": row.run, "start": row.checkpoint})
+    print(f"continuing {label.removesuffix(' resumed')} ({row.trial_id}) to epoch {epochs}")
+    with local_cluster():
+        result = run_trial(
+            trial,
+            placement=sweep.placement,
+            storage=str(sweep.folder / "trials"),
+            name=name,
+            recorder=RunRecorder(tracking.uri, run),
+            start=row.checkpoint,
+        )
+    metrics = result.metrics or {}
+    checkpoint = result.checkpoint.path if result.checkpoint else ""
+    tracking.tag(run, {"state": "finished", "checkpoint": checkpoint})
+    tracking.end(run, "FINISHED")
+    tracking.end(tracking.parent, "FINISHED")
+    print(f"accuracy {metrics['val/accuracy']:.3f}, robust accuracy {metrics['val/robust_accuracy']:.3f} on val")
+    print(f"checkpoint: {checkpoint}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
