@@ -53,6 +53,11 @@ class DurableOptunaSearch(OptunaSearch):
     missing or non-finite result running for ever, and forgets trials that were asked after the snapshot.
     """
 
+    @property
+    def _study(self) -> optuna.Study:
+        assert self._ot_study is not None
+        return self._ot_study
+
     def on_trial_result(self, trial_id: str, result: dict) -> None:
         try:
             super().on_trial_result(trial_id, result)
@@ -64,7 +69,7 @@ class DurableOptunaSearch(OptunaSearch):
         if result and not (isinstance(value, int | float) and math.isfinite(value)):
             result, error = None, True
         trial = self._ot_trials.get(trial_id)
-        if trial is not None and self._ot_study._storage.get_trial(trial._trial_id).state.is_finished():
+        if trial is not None and self._study._storage.get_trial(trial._trial_id).state.is_finished():
             self._completed_trials.add(trial_id)
             return
         super().on_trial_complete(trial_id, result, error)
@@ -72,9 +77,9 @@ class DurableOptunaSearch(OptunaSearch):
     def restore(self, checkpoint_path: str) -> None:
         super().restore(checkpoint_path)
         known = {trial.number for trial in self._ot_trials.values()}
-        for trial in self._ot_study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             if trial.number not in known:
-                self._ot_study.tell(trial.number, state=TrialState.FAIL)
+                self._study.tell(trial.number, state=TrialState.FAIL)
 
 
 def make_search(sweep: Sweep, units: dict[str, float]) -> DurableOptunaSearch:

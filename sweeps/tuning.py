@@ -6,6 +6,7 @@ The driver of a trial reserves no CPU: the workers' placement group, made by Ray
 
 import contextlib
 import dataclasses
+import logging
 import os
 import pickle
 import socket
@@ -53,7 +54,7 @@ def local_cluster(num_cpus: int | None = None) -> Iterator[None]:
         dashboard_port=port,
         runtime_env={"env_vars": env},
         log_to_driver=False,
-        logging_level="ERROR",
+        logging_level=logging.ERROR,
     )
     try:
         yield

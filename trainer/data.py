@@ -9,6 +9,7 @@ import io
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -68,7 +69,7 @@ class _Stream(IterableDataset):
         # Loader workers take batches in turn, so worker i delivers the batches i, i + workers, …
         wanted = len(range(worker, self.steps, workers)) * self.batch_size
         generator = random.Random(f"{self.seed}/{self.epoch}/{self.rank}/{worker}")
-        yield from map(_decode, _shuffled(self._endless(lane, lanes), generator, wanted))
+        yield from map(_decode, _shuffled(islice(self._endless(lane, lanes), wanted), generator))
 
     def _endless(self, lane: int, lanes: int) -> Iterator[dict[str, Any]]:
         """Samples of this lane's shards, pass after pass."""
@@ -134,15 +135,14 @@ def _read(paths: list[str]) -> Iterator[dict[str, Any]]:
     )
 
 
-def _shuffled(samples: Iterator[dict[str, Any]], generator: random.Random, wanted: int) -> Iterator[dict[str, Any]]:
-    """The first `wanted` of an endless stream through a shuffle buffer."""
-    buffer: list[dict[str, Any]] = []
-    for _ in range(wanted):
-        while len(buffer) < min(SHUFFLE_BUFFER, wanted):
-            buffer.append(next(samples))
+def _shuffled(samples: Iterator[dict[str, Any]], generator: random.Random) -> Iterator[dict[str, Any]]:
+    """The samples through a shuffle buffer that drains at the end, so none is lost and none comes twice."""
+    buffer = list(islice(samples, SHUFFLE_BUFFER))
+    while buffer:
         position = generator.randrange(len(buffer))
         buffer[position], buffer[-1] = buffer[-1], buffer[position]
         yield buffer.pop()
+        buffer.extend(islice(samples, 1))
 
 
 def _decode(sample: dict[str, Any]) -> tuple[Tensor, int]:

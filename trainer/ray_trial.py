@@ -123,7 +123,7 @@ def run_trial(
         train_worker,
         train_loop_config={"trial": trial.to_dict(), "recorder": recorder, "start": start, "extra": extra or {}},
         scaling_config=placement.scaling(),
-        run_config=train.RunConfig(
+        run_config=train.RunConfig(  # type: ignore[call-arg]  # resolved to the class of Train V1
             name=name,
             storage_path=storage,
             callbacks=callbacks or [],

@@ -1,0 +1,99 @@
+"""Training is right under DDP: real gloo processes against one process on the same global batch."""
+
+import functools
+import socket
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+
+from regularizers import REGULARIZERS
+from trainer.data import Batch
+from trainer.distributed import data_parallel
+from trainer.resnet import CifarResNet
+from trainer.step import set_mode, train_step
+
+ONE_OF_EACH_KIND = ["none", "datagrad", "l2", "tv_abs", "mse", "ssim_unfiltered", "psnr_hvs_m"]
+
+
+def global_batch():
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(4, 3, 16, 16, generator=generator, dtype=torch.float64)
+    return Batch(images, torch.randint(4, (4,), generator=generator))
+
+
+def step_twice(name, batch):
+    """Weights after two steps with momentum and the losses seen."""
+    torch.manual_seed(0)
+    model = CifarResNet(8, 4, "softplus").double()
+    set_mode(model, "frozen")
+    wrapped = data_parallel(model, torch.device("cpu"))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, nesterov=True)
+    regularizer = REGULARIZERS[name](weight=0.3)
+    losses = [train_step(wrapped, batch, regularizer, optimizer, clip_norm=1.0).loss for _ in range(2)]
+    return torch.cat([p.detach().flatten() for p in model.parameters()]), torch.stack(losses)
+
+
+def worker(rank, port, name, queue):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    batch = global_batch()
+    weights, losses = step_twice(name, Batch(batch.images[rank::2], batch.labels[rank::2]))
+    dist.all_reduce(losses)
+    if rank == 0:
+        queue.put((weights.numpy(), (losses / 2).numpy()))
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("name", ONE_OF_EACH_KIND)
+def test_two_workers_take_the_step_of_one(name):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    context = mp.get_context("spawn")
+    queue = context.SimpleQueue()
+    mp.spawn(functools.partial(worker), (port, name, queue), nprocs=2)
+    weights, losses = map(torch.from_numpy, queue.get())
+    expected_weights, expected_losses = step_twice(name, global_batch())
+    torch.testing.assert_close(losses, expected_losses, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(weights, expected_weights, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ONE_OF_EACH_KIND)
+def test_same_seed_gives_the_same_losses(name):
+    first, second = step_twice(name, global_batch()), step_twice(name, global_batch())
+    assert torch.equal(first[0], second[0])
+    assert torch.equal(first[1], second[1])
+
+
+def test_weight_multiplies_the_penalty():
+    batch, losses = global_batch(), []
+    for weight in (0.0, 1.0, 2.0):
+        torch.manual_seed(0)
+        model = CifarResNet(8, 4, "softplus").double()
+        set_mode(model, "frozen")
+        result = train_step(model, batch, REGULARIZERS["l2"](weight=weight), torch.optim.SGD(model.parameters(), 0.1))
+        losses.append(result.loss)
+        torch.testing.assert_close(result.loss, result.cross_entropy + weight * result.penalty)
+    assert losses[0] < losses[1] < losses[2]
+
+
+def test_baseline_takes_no_input_gradient(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("an input gradient was taken")
+
+    monkeypatch.setattr(torch.autograd, "grad", refuse)
+    model = nn.Sequential(nn.Flatten(), nn.LazyLinear(4)).double()
+    model(global_batch().images)
+    train_step(model, global_batch(), REGULARIZERS["none"](), torch.optim.SGD(model.parameters(), 0.1))
+
+
+def test_frozen_batch_norm_keeps_its_statistics():
+    model = CifarResNet(8, 4, "relu").double()
+    before = model.bn1.running_mean.clone()
+    for mode, changed in (("frozen", False), ("flow", True)):
+        set_mode(model, mode)
+        train_step(model, global_batch(), REGULARIZERS["l2"](), torch.optim.SGD(model.parameters(), 0.0))
+        assert (not torch.equal(model.bn1.running_mean, before)) == changed
