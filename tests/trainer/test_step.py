@@ -1,5 +1,6 @@
 """Training is right under DDP: real gloo processes against one process on the same global batch."""
 
+import gc
 import socket
 
 import pytest
@@ -43,6 +44,8 @@ def worker(rank, port, name, path):
     dist.all_reduce(losses)
     if rank == 0:
         torch.save((weights, losses / 2), path)
+    gc.collect()  # DDP's cycles hold the group; left to the interpreter's end, gloo's thread aborts the process
+    dist.barrier()
     dist.destroy_process_group()
 
 
