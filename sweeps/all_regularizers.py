@@ -30,9 +30,10 @@ from sweeps.settings import Sweep, create_folder, write_json
 from sweeps.tracking import start_sweep
 from trainer.calibrate import calibrate
 from trainer.config import Trial, UsageError
+from trainer.data import train_loader
 from trainer.digits import write_digits
 from trainer.fit import count_classes, fit, prepare_model
-from trainer.models import load_weights
+from trainer.models import build_model, load_weights
 from trainer.ray_trial import Placement
 from trainer.shards import read_shards
 
@@ -120,8 +121,9 @@ def make_sweep(given: argparse.Namespace) -> Sweep:
         max_concurrent=given.max_concurrent,
         seed=given.seed,
     )
+    build_model(sweep.trial.model, classes=2)  # refuses an unknown name
     if given.data is not None:
-        check_start(sweep.trial)
+        check_start(sweep.trial, sweep.placement.workers)
     create_folder(sweep)
     if given.data is None:
         stage("writing handwritten digits as shards")
@@ -131,8 +133,12 @@ def make_sweep(given: argparse.Namespace) -> Sweep:
     return sweep
 
 
-def check_start(trial: Trial) -> None:
-    """Refuse a model or checkpoint that does not fit before anything is written."""
+def check_start(trial: Trial, workers: int) -> None:
+    """Refuse data, a model or a checkpoint that do not fit before anything is written."""
+    train = read_shards(trial.data, "train")
+    train_loader(
+        train, rank=0, world_size=workers, seed=0, steps=1, batch_size=trial.batch_size, loader_workers=0
+    )  # refuses too few images
     model = prepare_model(dataclasses.replace(trial, checkpoint=None), count_classes(trial.data))
     if trial.checkpoint is not None:
         load_weights(model, trial.checkpoint)

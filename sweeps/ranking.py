@@ -4,6 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 
@@ -66,13 +67,17 @@ def pareto(rows: list[Row]) -> list[str]:
 def table(rows: list[Row], picked: Row | None) -> Table:
     """The ranking for a terminal."""
     front = pareto(rows)
-    out = Table(title="Ranking", caption="→ the pick   * no trial is better in both accuracies   all on the val split")
+    out = Table(
+        title="Ranking",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        caption="→ pick   * no trial beats it in both accuracies   all on val; accuracies in %, SSIM and corr. -1 to 1",
+    )
     for name in ("", "regularizer"):
-        out.add_column(name)
-    for name in ("weight", "strength", "accuracy", "robust accuracy", "heatmap SSIM", "heatmap corr."):
-        out.add_column(name, justify="right")
-    out.add_column("trial")
-    out.add_column("state")
+        out.add_column(name, no_wrap=True)
+    for name in ("weight", "strength", "accuracy", "robust", "SSIM", "corr."):
+        out.add_column(name, justify="right", no_wrap=True)
+    out.add_column("state", no_wrap=True)
     for row in rank(rows):
         mark = "→" if row is picked else "*" if row.trial_id in front else ""
         out.add_row(
@@ -80,11 +85,10 @@ def table(rows: list[Row], picked: Row | None) -> Table:
             row.regularizer,
             f"{row.weight:.3g}" if row.weight else "-",
             f"{row.strength:.3g}" if row.weight else "-",
-            f"{row.accuracy:.3f}",
-            f"{row.robust_accuracy:.3f}",
+            f"{100 * row.accuracy:.1f}",
+            f"{100 * row.robust_accuracy:.1f}",
             f"{row.heatmap_ssim:+.3f}",
             f"{row.heatmap_correlation:+.3f}",
-            row.trial_id,
             row.status,
             style="bold" if row is picked else None,
         )

@@ -8,7 +8,7 @@ import math
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import ray
 import torch
@@ -22,6 +22,7 @@ from trainer.fit import Metrics, State, fit
 STATE_FILE = "state.pt"
 
 
+@runtime_checkable
 class Recorder(Protocol):
     """Where rank 0 puts its points; must be picklable and never raise for a server that is away."""
 

@@ -1,0 +1,63 @@
+"""The ranking, the named rule and the front."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from sweeps.ranking import Row, as_dict, pareto, pick, rank, table
+
+
+def row(name, accuracy, robust, status="finished"):
+    return Row(
+        trial_id=f"id_{name}",
+        regularizer=name,
+        weight=0.0,
+        strength=0.0,
+        seed=0,
+        status=status,
+        accuracy=accuracy,
+        robust_accuracy=robust,
+        heatmap_ssim=0.0,
+        heatmap_correlation=0.0,
+        checkpoint="",
+        run="",
+    )
+
+
+ROWS = [row("none", 0.90, 0.1), row("l2", 0.885, 0.5), row("tv", 0.80, 0.7), row("cor", 0.95, 0.9, "stopped")]
+
+
+def test_pick_is_the_most_robust_within_the_allowed_drop():
+    assert pick(ROWS, 0.02).regularizer == "l2"
+    assert pick(ROWS, 0.2).regularizer == "tv"
+    assert pick(ROWS, 0.001).regularizer == "none"
+
+
+def test_without_a_finished_baseline_nothing_is_picked():
+    assert pick([row("none", 0.9, 0.1, "failed"), row("l2", 0.9, 0.5)], 0.02) is None
+    assert as_dict([], None, 0.02)["pick"] is None
+
+
+def test_unfinished_trials_come_last():
+    assert [r.regularizer for r in rank(ROWS)] == ["tv", "l2", "none", "cor"]
+
+
+def test_front_holds_the_unbeaten():
+    rows = [*ROWS, row("mse", 0.80, 0.6)]
+    assert pareto(rows) == ["id_none", "id_l2", "id_tv"]
+
+
+@pytest.mark.parametrize("twins", [2, 3])
+def test_equal_trials_do_not_beat_each_other(twins):
+    rows = [row(f"r{i}", 0.5, 0.5) for i in range(twins)]
+    assert len(pareto(rows)) == twins
+
+
+def test_table_fits_a_narrow_terminal():
+    console = Console(width=80, file=io.StringIO())
+    console.print(table([row("tv_abs_unscaled", 1.0, 1.0), row("none", 0.9, 0.123, "diverged")], None))
+    text = console.file.getvalue()
+    for figure in ("tv_abs_unscaled", "100.0", "12.3", "+0.000", "diverged", "strength"):
+        assert figure in text
+    assert "…" not in text

@@ -1,0 +1,81 @@
+"""The search space and the durable study, without Ray."""
+
+import math
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from regularizers import REGULARIZERS
+from sweeps.search import METRIC, Space, make_search, weight_of
+from sweeps.settings import Sweep
+from trainer.config import Trial
+
+UNITS = {"l2": 2.0, "ssim": 0.5}
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    trial = Trial(data=str(tmp_path), model="resnet8")
+    sweep = Sweep(
+        name="s",
+        storage=str(tmp_path),
+        tracking_uri="",
+        trial=trial,
+        regularizers=("l2", "ssim"),
+        trials_per_regularizer=2,
+    )
+    sweep.folder.mkdir()
+    return sweep
+
+
+def test_weights_lie_around_their_units():
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    space = Space(("none", "l2", "ssim"), UNITS, 5)
+    for _ in range(30):
+        trial = study.ask()
+        config = space(trial) | trial.params
+        name = config["regularizer"]
+        assert config["seed"] == 5 + trial.number // 3
+        if name == "none":
+            assert weight_of(config) == 0.0
+        else:
+            low, high = REGULARIZERS[name].strengths()
+            assert low <= weight_of(config) / UNITS[name] <= high
+
+
+def test_every_regularizer_gets_the_same_number_of_trials(sweep):
+    search = make_search(sweep, UNITS)
+    asked = [search.suggest(f"t{i}")["regularizer"] for i in range(sweep.total_trials)]
+    assert sorted(asked) == ["l2", "l2", "none", "none", "ssim", "ssim"]
+
+
+def test_the_same_seed_proposes_the_same_weights(sweep, tmp_path):
+    import dataclasses
+
+    other = dataclasses.replace(sweep, name="other")
+    other.folder.mkdir()
+    first, second = make_search(sweep, UNITS), make_search(other, UNITS)
+    assert [first.suggest(f"t{i}") for i in range(6)] == [second.suggest(f"t{i}") for i in range(6)]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, None])
+def test_a_trial_without_a_finite_result_does_not_run_for_ever(sweep, value):
+    search = make_search(sweep, UNITS)
+    search.suggest("t")
+    search.on_trial_complete("t", {METRIC: value, "training_iteration": 1})
+    assert [trial.state for trial in search._study.trials][0] == TrialState.FAIL
+
+
+def test_a_study_newer_than_the_snapshot_is_taken_up(sweep, tmp_path):
+    search = make_search(sweep, UNITS)
+    search.suggest("known")
+    search.save(str(tmp_path / "snapshot"))
+    search.suggest("forgotten")
+    search.on_trial_complete("known", {METRIC: 0.5, "training_iteration": 1})
+    again = make_search(sweep, UNITS)
+    again.restore(str(tmp_path / "snapshot"))
+    again.on_trial_complete("known", {METRIC: 0.5, "training_iteration": 1})
+    states = [trial.state for trial in again._study.trials]
+    assert states[:2] == [TrialState.COMPLETE, TrialState.FAIL]
+    assert TrialState.RUNNING not in states
