@@ -70,8 +70,8 @@ def table(rows: list[Row], picked: Row | None) -> Table:
     out = Table(
         title="Ranking",
         box=SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        caption="→ pick   * no trial beats it in both accuracies   all on val; accuracies in %, SSIM and corr. -1 to 1",
+        padding=(0, 0),
+        caption="→ pick  * unbeaten in both accuracies (in % of val)",
     )
     for name in ("", "regularizer"):
         out.add_column(name, no_wrap=True)
