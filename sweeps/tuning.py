@@ -17,7 +17,6 @@ from typing import Any
 import ray
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
-from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from sweeps.progress import Progress
 from sweeps.ranking import Row
@@ -114,7 +113,11 @@ def drive_trial(config: dict[str, Any]) -> None:
 
 
 class SweepCallback(tune.Callback):
-    """Ends MLflow runs, frees what stopped trials hold, carries the scheduler's state, shows progress."""
+    """Ends MLflow runs, carries the scheduler's state, shows progress.
+
+    It leaves placement groups to Ray Train's cleaner: a group removed while the controller of a stopped trial still
+    lives makes that controller ask for a new group, which nobody then frees.
+    """
 
     def __init__(self, sweep: Sweep, tracking: Tracking, scheduler: FairASHA) -> None:
         self.sweep, self.tracking, self.scheduler = sweep, tracking, scheduler
@@ -148,9 +151,6 @@ class SweepCallback(tune.Callback):
     def _ended(self, trial: Any, status: str) -> None:
         result = trial.last_result or {}
         self.progress.ended(trial.trial_id, status, result)
-        if group := result.get("placement_group"):
-            with contextlib.suppress(Exception):  # already gone with the workers
-                remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(group))))
         try:
             run = result.get("run") or self.tracking.trial_run(trial.trial_id, trial.trial_id, {})
             self.tracking.tag(run, {"state": status, "checkpoint": str(result.get("checkpoint_path", ""))})

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-import ray
 import torch
 from ray import train
 from ray.train.torch import TorchTrainer, get_device
@@ -63,7 +62,6 @@ def train_worker(config: dict[str, Any]) -> None:
     """What each DDP worker runs."""
     trial = Trial(**config["trial"])
     recorder: Recorder = config["recorder"]
-    group = ray.util.get_current_placement_group()
 
     def report(metrics: Metrics, state: State) -> None:
         if rank() == 0:
@@ -76,8 +74,7 @@ def train_worker(config: dict[str, Any]) -> None:
                 checkpoint = train.Checkpoint.from_directory(folder)
             values = {name: value if math.isfinite(value) else 0.0 for name, value in metrics.items()}
             train.report(
-                # Tune frees the placement group of a trial it stops by this id.
-                values | config["extra"] | {"placement_group": group.id.hex() if group else ""},
+                values | config["extra"],
                 checkpoint=checkpoint,
                 checkpoint_dir_name=f"epoch_{int(metrics['epoch']):04d}",
             )
