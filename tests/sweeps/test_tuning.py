@@ -1,0 +1,53 @@
+"""Trials on a real Ray cluster: more wanted than fits, and stopped early."""
+
+import dataclasses
+import time
+
+import pytest
+import ray
+import torch
+
+from sweeps.settings import Sweep
+from sweeps.tracking import start_sweep
+from sweeps.tuning import local_cluster, run_sweep, slots
+from trainer.config import Trial, UsageError
+from trainer.models import build_model
+from trainer.ray_trial import Placement
+
+UNITS = {"l2": 1.0, "tv": 1.0, "mse": 1.0}
+
+
+@pytest.fixture
+def sweep(tmp_path, digits):
+    torch.manual_seed(0)
+    torch.save(build_model("resnet8", 10).state_dict(), tmp_path / "start.pt")
+    trial = Trial(
+        data=str(digits), model="resnet8", checkpoint=str(tmp_path / "start.pt"), epochs=2, images_per_epoch=64,
+        batch_size=16, robust_images=16, pgd_steps=1,
+    )  # fmt: skip
+    sweep = Sweep(
+        name="s", storage=str(tmp_path), tracking_uri=f"sqlite:///{tmp_path}/mlflow.db", trial=trial,
+        regularizers=tuple(UNITS), placement=Placement(workers=2),
+    )  # fmt: skip
+    sweep.folder.mkdir()
+    sweep.save()
+    return sweep
+
+
+@pytest.mark.slow
+def test_trials_that_want_more_cpus_than_there_are_finish_and_free_them(sweep, tmp_path):
+    with local_cluster(num_cpus=4):
+        assert slots(sweep) == 2
+        with pytest.raises(UsageError, match="lower --workers-per-trial"):
+            slots(dataclasses.replace(sweep, placement=Placement(workers=5)))
+        tracking = start_sweep(sweep.tracking_uri, sweep.name, {}, tmp_path / "mlartifacts")
+        rows = run_sweep(sweep, tracking, UNITS)
+        deadline = time.monotonic() + 60
+        while ray.available_resources().get("CPU", 0) < 4 and time.monotonic() < deadline:
+            time.sleep(0.5)
+        assert ray.available_resources()["CPU"] == 4
+        groups = ray.util.placement_group_table().values()
+        assert [group for group in groups if group["state"] != "REMOVED"] == []
+    assert sorted(row.regularizer for row in rows) == ["l2", "mse", "none", "tv"]
+    assert {row.status for row in rows} <= {"finished", "stopped"}
+    assert next(row.status for row in rows if row.regularizer == "none") == "finished"
