@@ -22,7 +22,7 @@ def sweep(tmp_path, digits):
     torch.manual_seed(0)
     torch.save(build_model("resnet8", 10).state_dict(), tmp_path / "start.pt")
     trial = Trial(
-        data=str(digits), model="resnet8", checkpoint=str(tmp_path / "start.pt"), epochs=2, images_per_epoch=64,
+        data=str(digits), model="resnet8", checkpoint=str(tmp_path / "start.pt"), epochs=2, images_per_epoch=80,
         batch_size=16, robust_images=16, pgd_steps=1,
     )  # fmt: skip
     sweep = Sweep(
