@@ -1,5 +1,6 @@
 """The search space and the durable study, without Ray."""
 
+import dataclasses
 import math
 
 import optuna
@@ -50,9 +51,7 @@ def test_every_regularizer_gets_the_same_number_of_trials(sweep):
     assert sorted(asked) == ["l2", "l2", "none", "none", "ssim", "ssim"]
 
 
-def test_the_same_seed_proposes_the_same_weights(sweep, tmp_path):
-    import dataclasses
-
+def test_the_same_seed_proposes_the_same_weights(sweep):
     other = dataclasses.replace(sweep, name="other")
     other.folder.mkdir()
     first, second = make_search(sweep, UNITS), make_search(other, UNITS)
