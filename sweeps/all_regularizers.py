@@ -25,9 +25,9 @@ import torch
 from rich.console import Console
 
 from regularizers import REGULARIZERS
-from sweeps.ranking import Row, as_dict, pick, rule, table
+from sweeps.ranking import Row, as_dict, as_text, pick, rule, table
 from sweeps.settings import Sweep, create_folder, write_json
-from sweeps.tracking import start_sweep
+from sweeps.tracking import check_tracking, start_sweep
 from trainer.calibrate import calibrate
 from trainer.config import Trial, UsageError
 from trainer.data import train_loader
@@ -124,6 +124,8 @@ def make_sweep(given: argparse.Namespace) -> Sweep:
     build_model(sweep.trial.model, classes=2)  # refuses an unknown name
     if given.data is not None:
         check_start(sweep.trial, sweep.placement.workers)
+    if given.tracking_uri:
+        check_tracking(sweep.tracking_uri)
     create_folder(sweep)
     if given.data is None:
         stage("writing handwritten digits as shards")
@@ -182,19 +184,16 @@ def run(sweep: Sweep) -> list[Row]:
     }
     for key in ("regularizer", "weight"):
         params.pop(key)
-    tracking = start_sweep(sweep.tracking_uri, sweep.name, params, Path(sweep.storage) / "mlartifacts")
-    stage("starting Ray")
-    with local_cluster():
-        stage(f"running {sweep.total_trials} trials, {slots(sweep)} at a time")
-        rows = run_sweep(sweep, tracking, units)
-    picked = pick(rows, sweep.max_accuracy_drop)
-    result = as_dict(rows, picked, sweep.max_accuracy_drop)
-    write_json(sweep.folder / "result.json", result)
-    with console.capture() as text:
-        console.print(table(rows, picked))
-    best = {"best/accuracy": picked.accuracy, "best/robust_accuracy": picked.robust_accuracy} if picked else {}
-    tracking.log_result(best, result, text.get())
-    tracking.end(tracking.parent, "FINISHED" if picked else "FAILED")
+    with start_sweep(sweep.tracking_uri, sweep.name, params, Path(sweep.storage) / "mlartifacts") as tracking:
+        stage("starting Ray")
+        with local_cluster():
+            stage(f"running {sweep.total_trials} trials, {slots(sweep)} at a time")
+            rows = run_sweep(sweep, tracking, units)
+        picked = pick(rows, sweep.max_accuracy_drop)
+        result = as_dict(rows, picked, sweep.max_accuracy_drop)
+        write_json(sweep.folder / "result.json", result)
+        best = {"best/accuracy": picked.accuracy, "best/robust_accuracy": picked.robust_accuracy} if picked else {}
+        tracking.log_result(best, result, as_text(rows, picked))
     return rows
 
 
@@ -236,8 +235,9 @@ def main() -> int:
     for name in ("alembic", "mlflow"):
         logging.getLogger(name).setLevel(logging.WARNING)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    given = parse()
     try:
-        sweep = make_sweep(parse())
+        sweep = make_sweep(given)
         if not (sweep.folder / "settings.json").exists():
             sweep.save()
         stage(f"sweep {sweep.name} in {sweep.folder}")
@@ -245,6 +245,9 @@ def main() -> int:
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted; what is done is kept, --name SWEEP --resume continues it", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

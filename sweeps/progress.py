@@ -15,6 +15,7 @@ class Progress:
 
     def __init__(self, total: int) -> None:
         self.total, self.done = total, 0
+        self.done_before = 0  # by an earlier process of the same sweep
         self.names: dict[str, str] = {}
         self.running: dict[str, dict[str, Any]] = {}
         self.best: tuple[float, str] | None = None
@@ -23,8 +24,11 @@ class Progress:
         self._console: Console | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Tune pickles its callbacks; a terminal does not travel."""
-        return self.__dict__ | {"_live": None, "_console": None}
+        """A terminal, a clock and running trials do not travel to the process that resumes the sweep."""
+        return self.__dict__ | {"_live": None, "_console": None, "running": {}, "done_before": self.done}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, started_at=time.monotonic())
 
     @property
     def console(self) -> Console:
@@ -75,7 +79,7 @@ class Progress:
     def _outlook(self) -> str:
         if self.best is None:
             return ""
-        left = (time.monotonic() - self.started_at) / max(self.done, 1) * (self.total - self.done)
+        left = (time.monotonic() - self.started_at) / max(self.done - self.done_before, 1) * (self.total - self.done)
         eta = f" | about {left / 60:.0f} min left" if self.done < self.total else ""
         return f" | best robust so far {self.best[0]:.3f} ({self.best[1]}){eta}"
 

@@ -2,9 +2,11 @@
 
 import dataclasses
 from dataclasses import dataclass
+from io import StringIO
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
+from rich.console import Console
 from rich.table import Table
 
 
@@ -93,6 +95,13 @@ def table(rows: list[Row], picked: Row | None) -> Table:
             style="bold" if row is picked else None,
         )
     return out
+
+
+def as_text(rows: list[Row], picked: Row | None) -> str:
+    """The ranking as plain text, for a file."""
+    console = Console(file=StringIO(), width=100, record=True)
+    console.print(table(rows, picked))
+    return console.export_text()
 
 
 def as_dict(rows: list[Row], picked: Row | None, max_accuracy_drop: float) -> dict[str, Any]:

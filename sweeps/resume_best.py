@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the script runs 
 
 from sweeps.ranking import Row
 from sweeps.settings import Sweep
-from sweeps.tracking import RunRecorder, start_sweep
+from sweeps.tracking import RunRecorder, start_sweep, tolerate_absence
 from trainer.config import UsageError
 from trainer.ray_trial import run_trial
 
@@ -76,20 +76,23 @@ def main() -> int:
     label = f"{trial_name(row.regularizer, row.weight)} resumed"
     run = tracking.trial_run(name, label, trial.to_dict(), {"resumed_from": row.run, "start": row.checkpoint})
     print(f"continuing {label.removesuffix(' resumed')} ({row.trial_id}) to epoch {epochs}")
-    with local_cluster():
-        result = run_trial(
-            trial,
-            placement=sweep.placement,
-            storage=str(sweep.folder / "trials"),
-            name=name,
-            recorder=RunRecorder(tracking.uri, run),
-            start=row.checkpoint,
-        )
+    state, checkpoint = "failed", ""
+    try:
+        with local_cluster():
+            result = run_trial(
+                trial,
+                placement=sweep.placement,
+                storage=str(sweep.folder / "trials"),
+                name=name,
+                recorder=RunRecorder(tracking.uri, run),
+                start=row.checkpoint,
+            )
+        state, checkpoint = "finished", result.checkpoint.path if result.checkpoint else ""
+    finally:
+        with tolerate_absence(f"that {label} {state}"):
+            tracking.end_trial(run, state, checkpoint)
+            tracking.end(tracking.parent, "FINISHED")
     metrics = result.metrics or {}
-    checkpoint = result.checkpoint.path if result.checkpoint else ""
-    tracking.tag(run, {"state": "finished", "checkpoint": checkpoint})
-    tracking.end(run, "FINISHED")
-    tracking.end(tracking.parent, "FINISHED")
     print(f"accuracy {metrics['val/accuracy']:.3f}, robust accuracy {metrics['val/robust_accuracy']:.3f} on val")
     print(f"checkpoint: {checkpoint}")
     return 0

@@ -26,7 +26,8 @@ class Space:
     Args:
         names: regularizers of the sweep.
         units: calibrated unit of each one that has a penalty.
-        seed: of the sweep; the n-th trial of every regularizer gets seed + n, so all see the same data orders.
+        seed: of the sweep; the n-th trial of every regularizer gets seed + n, so all see the same data orders
+            (trials that were lost with their process do not count).
     """
 
     names: tuple[str, ...]
@@ -38,7 +39,9 @@ class Space:
         if name in self.units:
             low, high = REGULARIZERS[name].strengths()
             trial.suggest_float(f"weight_{name}", low * self.units[name], high * self.units[name], log=True)
-        return {"seed": self.seed + trial.number // len(self.names)}
+        earlier = (other for other in trial.study.get_trials(deepcopy=False) if other.number < trial.number)
+        counts = (other.params.get("regularizer") == name and other.state != TrialState.FAIL for other in earlier)
+        return {"seed": self.seed + sum(counts)}
 
 
 def weight_of(config: dict[str, Any]) -> float:
@@ -80,6 +83,7 @@ class DurableOptunaSearch(OptunaSearch):
         for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             if trial.number not in known:
                 self._study.tell(trial.number, state=TrialState.FAIL)
+                self._study.enqueue_trial(trial.params)  # else its regularizer would be one trial short
 
 
 def make_search(sweep: Sweep, units: dict[str, float]) -> DurableOptunaSearch:

@@ -1,13 +1,20 @@
 """MLflow: one parent run per sweep, one child per trial, found again by tag after any restart."""
 
+import contextlib
 import os
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+
+from trainer.config import UsageError
+
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # the default of 7 blocks for four minutes
 
 SWEEP_TAG = "heatmap_sweeps.sweep"
 TRIAL_TAG = "heatmap_sweeps.trial"
@@ -44,13 +51,56 @@ class Tracking:
         """End a run as FINISHED, FAILED or KILLED."""
         self.client.set_terminated(run, status)
 
+    def end_trial(self, run: str, state: str, checkpoint: str) -> None:
+        """End a trial's run with its state (finished, stopped, diverged, failed); one that ended so stays as it is."""
+        known = self.client.get_run(run)
+        if known.info.status == "RUNNING" or known.data.tags.get("state") != state:
+            self.tag(run, {"checkpoint": checkpoint})
+            self.end(run, {"finished": "FINISHED", "failed": "FAILED"}.get(state, "KILLED"))
+            self.tag(run, {"state": state})  # last: it says that all the rest was said
+
+    def __enter__(self) -> "Tracking":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        """End the parent run, and as KILLED every trial's run whose process went without a word."""
+        with tolerate_absence("how the sweep ended"):
+            query = f"tags.`{PARENT_TAG}` = '{self.parent}' and attributes.status = 'RUNNING'"
+            for run in self.client.search_runs([self.experiment_id], query, max_results=BATCH):
+                self.end(run.info.run_id, "KILLED")
+            self.end(self.parent, "FINISHED" if kind is None else "FAILED" if issubclass(kind, Exception) else "KILLED")
+
     def log_result(self, metrics: dict[str, float], result: dict[str, Any], table: str) -> None:
         """Put the ranking on the parent run."""
-        recorder = RunRecorder(self.uri, self.parent)
-        recorder.record(metrics, 0)
-        recorder.flush()
-        self.client.log_dict(self.parent, result, "result.json")
-        self.client.log_text(self.parent, table, "ranking.txt")
+        with tolerate_absence("the ranking"):
+            self.client.log_batch(self.parent, metrics=_points(metrics, 0))
+            self.client.log_dict(self.parent, result, "result.json")
+            self.client.log_text(self.parent, table, "ranking.txt")
+
+
+@contextlib.contextmanager
+def tolerate_absence(what: str, say: Callable[[str], None] = print) -> Iterator[None]:
+    """A server that is away must not end a sweep; `say` is told what it did not hear."""
+    try:
+        yield
+    except Exception as error:
+        say(f"MLflow was not told {what}: {error}")
+
+
+def check_tracking(uri: str) -> None:
+    """Ask the server, or the database, for a sign of life.
+
+    Raises:
+        UsageError: if there is none.
+    """
+    try:
+        MlflowClient(uri).search_experiments(max_results=1)
+    except Exception as error:
+        reason = str(error).partition("\n")[0] if isinstance(error, MlflowException) else type(error).__name__
+        raise UsageError(
+            f"--tracking-uri {uri}: no MLflow answers there; give http://HOST:PORT of a running server or "
+            f"sqlite:///PATH ({reason[:120]})"
+        ) from None
 
 
 def start_sweep(uri: str, name: str, params: dict[str, Any], artifacts: Path) -> Tracking:
@@ -79,12 +129,10 @@ class RunRecorder:
 
     def record(self, metrics: dict[str, float], step: int) -> None:
         """Take the metrics of one step."""
-        now = int(time.time() * 1000)
-        self.buffer += [Metric(name, float(value), now, step) for name, value in metrics.items()]
+        self.buffer += _points(metrics, step)
 
     def flush(self) -> None:
         """Send what was taken; what cannot be sent stays for the next time."""
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # the default of 7 blocks for four minutes
         client = MlflowClient(self.uri)
         while self.buffer:
             try:
@@ -93,6 +141,11 @@ class RunRecorder:
                 print(f"MLflow at {self.uri} did not take {len(self.buffer)} points, keeping them: {error}")
                 return
             del self.buffer[:BATCH]
+
+
+def _points(metrics: dict[str, float], step: int) -> list[Metric]:
+    now = int(time.time() * 1000)
+    return [Metric(name, float(value), now, step) for name, value in metrics.items()]
 
 
 def _find_or_create(

@@ -22,7 +22,7 @@ from sweeps.progress import Progress
 from sweeps.ranking import Row
 from sweeps.search import METRIC, FairASHA, make_scheduler, make_search, weight_of
 from sweeps.settings import Sweep
-from sweeps.tracking import RunRecorder, Tracking
+from sweeps.tracking import RunRecorder, Tracking, tolerate_absence
 from trainer.config import UsageError
 from trainer.ray_trial import run_trial
 
@@ -89,13 +89,12 @@ def _folder_name(trial: Any) -> str:
     return trial.trial_id
 
 
-def drive_trial(config: dict[str, Any]) -> None:
+def drive_trial(config: dict[str, Any], sweep: Sweep, tracking: Tracking, units: dict[str, float]) -> None:
     """The Tune trial: find or create its MLflow run, then let Ray Train work."""
-    sweep, tracking = Sweep.load(config["storage"], config["sweep"]), Tracking(**config["tracking"])
     trial_id = tune.get_context().get_trial_id()
     regularizer, weight = config["regularizer"], weight_of(config)
     trial = dataclasses.replace(sweep.trial, regularizer=regularizer, weight=weight, seed=config["seed"])
-    strength = weight / config["units"][regularizer] if weight else 0.0
+    strength = weight / units[regularizer] if weight else 0.0
     run = tracking.trial_run(
         trial_id,
         trial_name(regularizer, weight),
@@ -113,7 +112,7 @@ def drive_trial(config: dict[str, Any]) -> None:
 
 
 class SweepCallback(tune.Callback):
-    """Ends MLflow runs, carries the scheduler's state, shows progress.
+    """Ends MLflow runs, carries the scheduler's state over a restart, shows progress.
 
     It leaves placement groups to Ray Train's cleaner: a group removed while the controller of a stopped trial still
     lives makes that controller ask for a new group, which nobody then frees.
@@ -124,11 +123,12 @@ class SweepCallback(tune.Callback):
         self.progress = Progress(sweep.total_trials)
 
     def get_state(self) -> dict[str, bytes]:
-        """Tune restores searcher and callbacks, but not the scheduler's rungs."""
-        return {"scheduler": pickle.dumps(self.scheduler.__dict__)}
+        """Tune restores the searcher, but not the scheduler's rungs nor what callbacks know."""
+        return {"scheduler": pickle.dumps(self.scheduler.__dict__), "progress": pickle.dumps(self.progress)}
 
     def set_state(self, state: dict[str, bytes]) -> None:
         self.scheduler.__dict__.update(pickle.loads(state["scheduler"]))
+        self.progress = pickle.loads(state["progress"])
 
     def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         self.progress.started(trial.trial_id, trial_name(trial.config["regularizer"], weight_of(trial.config)))
@@ -150,13 +150,10 @@ class SweepCallback(tune.Callback):
 
     def _ended(self, trial: Any, status: str) -> None:
         result = trial.last_result or {}
-        self.progress.ended(trial.trial_id, status, result)
-        try:
+        with tolerate_absence(f"that {trial.trial_id} {status}", self.progress.say):
             run = result.get("run") or self.tracking.trial_run(trial.trial_id, trial.trial_id, {})
-            self.tracking.tag(run, {"state": status, "checkpoint": str(result.get("checkpoint_path", ""))})
-            self.tracking.end(run, {"finished": "FINISHED", "failed": "FAILED"}.get(status, "KILLED"))
-        except Exception as error:  # a server that is away must not end the sweep
-            self.progress.say(f"MLflow was not told that {trial.trial_id} {status}: {error}")
+            self.tracking.end_trial(run, status, str(result.get("checkpoint_path", "")))
+        self.progress.ended(trial.trial_id, status, result)
 
 
 def status_of(sweep: Sweep, result: dict[str, Any]) -> str:
@@ -169,21 +166,22 @@ def status_of(sweep: Sweep, result: dict[str, Any]) -> str:
 
 
 def run_sweep(sweep: Sweep, tracking: Tracking, units: dict[str, float]) -> list[Row]:
-    """Run or continue all trials and return them as they ended."""
+    """Run or continue all trials and return them as they ended.
+
+    Raises:
+        KeyboardInterrupt: if Tune was interrupted before all of them ended.
+    """
     path = sweep.folder / "tune"
-    trainable = tune.with_resources(drive_trial, {"node:__internal_head__": 0.001})
+    trainable = tune.with_resources(
+        tune.with_parameters(drive_trial, sweep=sweep, tracking=tracking, units=units),
+        {"node:__internal_head__": 0.001},
+    )
     if tune.Tuner.can_restore(str(path)):
         tuner = tune.Tuner.restore(str(path), trainable, resume_unfinished=True, resume_errored=True)
     else:
         scheduler = make_scheduler(sweep)
         tuner = tune.Tuner(
             trainable,
-            param_space={
-                "storage": sweep.storage,
-                "sweep": sweep.name,
-                "tracking": dataclasses.asdict(tracking),
-                "units": units,
-            },
             tune_config=tune.TuneConfig(
                 num_samples=sweep.total_trials,
                 max_concurrent_trials=slots(sweep),
@@ -200,6 +198,8 @@ def run_sweep(sweep: Sweep, tracking: Tracking, units: dict[str, float]) -> list
             ),
         )
     results = tuner.fit()
+    if results.num_terminated + results.num_errors < sweep.total_trials:
+        raise KeyboardInterrupt
     rows = []
     for result in map(results.__getitem__, range(len(results))):
         config, metrics = result.config or {}, result.metrics or {}
@@ -223,4 +223,7 @@ def run_sweep(sweep: Sweep, tracking: Tracking, units: dict[str, float]) -> list
                 run=str(metrics.get("run", "")),
             )
         )
+        if rows[-1].run:  # a process that was killed may not have told MLflow how its last trials ended
+            with tolerate_absence(f"that {rows[-1].trial_id} {status}"):
+                tracking.end_trial(rows[-1].run, status, rows[-1].checkpoint)
     return rows

@@ -28,7 +28,7 @@ class Trial:
         epochs: passes of `images_per_epoch`.
         images_per_epoch: images over all workers in one epoch; rounded down to whole global batches.
         batch_size: images per worker and step.
-        learning_rate: peak rate of SGD with Nesterov momentum; warm-up over the first tenth, then cosine to 0.
+        learning_rate: of SGD with Nesterov momentum, constant.
         momentum: of SGD.
         weight_decay: of SGD, on weights of two and more dimensions.
         label_smoothing: of the cross-entropy in the training loss.

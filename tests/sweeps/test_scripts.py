@@ -1,10 +1,12 @@
 """The shipped scripts as a user runs them: bad input, and a whole small sweep with its resumption."""
 
+import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
+import time
+import uuid
 from pathlib import Path
 
 import psutil
@@ -17,22 +19,38 @@ from sweeps.tracking import SWEEP_TAG, TRIAL_TAG
 ROOT = Path(__file__).parents[2]
 
 
-def script(name, *arguments, timeout=60):
-    """Run a script in a session of its own and end whatever it leaves."""
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "sweeps" / name), *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"COLUMNS": "80"},
-        start_new_session=True,
-    )
-    try:
+@pytest.fixture
+def start():
+    """Start a script in a session of its own; every process it leaves is ended after the test."""
+    mark = f"test-{uuid.uuid4()}"
+
+    def _start(name, *arguments):
+        return subprocess.Popen(
+            [sys.executable, str(ROOT / "sweeps" / name), *map(str, arguments)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"COLUMNS": "80", "STARTED_BY": mark},
+            start_new_session=True,
+        )
+
+    yield _start
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get("STARTED_BY") == mark:
+                process.kill()
+
+
+@pytest.fixture
+def script(start):
+    """Run a script to its end: exit status, output, errors."""
+
+    def _script(name, *arguments, timeout=60):
+        process = start(name, *arguments)
         out, err = process.communicate(timeout=timeout)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        raise
-    return process.returncode, out, err
+        return process.returncode, out, err
+
+    return _script
 
 
 @pytest.fixture
@@ -44,7 +62,7 @@ def weights_of_another_shape(tmp_path):
     return path
 
 
-def test_bad_input_is_one_line_before_anything_starts(tmp_path, digits, weights_of_another_shape):
+def test_bad_input_is_one_line_before_anything_starts(script, tmp_path, digits, weights_of_another_shape):
     empty, file, garbage = tmp_path / "empty", tmp_path / "file", tmp_path / "garbage.pt"
     empty.mkdir()
     file.write_text("")
@@ -62,6 +80,8 @@ def test_bad_input_is_one_line_before_anything_starts(tmp_path, digits, weights_
         ([*own, "--storage", file], "cannot be written"),
         (["--resume", "--name", "nothing"], "no sweep 'nothing'"),
         (["--trials-per-regularizer", "0"], "at least 1"),
+        (["--tracking-uri", "http://127.0.0.1:9"], "no MLflow answers"),
+        (["--tracking-uri", "htp:/typo"], "no MLflow answers"),
     ]
     for arguments, message in cases:
         storage = [] if "--storage" in arguments else ["--storage", tmp_path / "runs"]
@@ -74,7 +94,7 @@ def test_bad_input_is_one_line_before_anything_starts(tmp_path, digits, weights_
     assert not list((tmp_path / "runs").glob("*/tune"))
 
 
-def test_help_names_every_flag():
+def test_help_names_every_flag(script):
     status, out, _ = script("all_regularizers.py", "--help")
     assert status == 0
     for flag in ("data", "model", "checkpoint", "regularizers", "trials-per-regularizer", "epochs", "images-per-epoch",
@@ -90,7 +110,7 @@ def ray_processes():
 
 
 @pytest.mark.slow
-def test_a_small_sweep_end_to_end_and_its_pick_resumed(tmp_path):
+def test_a_small_sweep_end_to_end_and_its_pick_resumed(script, tmp_path):
     before = ray_processes()
     status, out, err = script(
         "all_regularizers.py", "--regularizers", "l2", "--images-per-epoch", 256, "--workers-per-trial", 2,
@@ -137,3 +157,54 @@ def test_a_small_sweep_end_to_end_and_its_pick_resumed(tmp_path):
     state = torch.load(Path(resumed[0].data.tags["checkpoint"]) / "state.pt", weights_only=True)
     assert state["epoch"] == torch.load(Path(picked["checkpoint"]) / "state.pt", weights_only=True)["epoch"] + 1
     assert not ray_processes() - before
+
+
+def terminated(folder):
+    """Ids of the trials that Tune's last snapshot knows as ended."""
+    for snapshot in sorted(folder.glob("experiment_state*.json"))[-1:]:
+        trials = [json.loads(data) for data, _ in json.loads(snapshot.read_text())["trial_data"]]
+        return {trial["trial_id"] for trial in trials if trial["status"] == "TERMINATED"}
+    return set()
+
+
+@pytest.mark.slow
+def test_a_sweep_whose_driver_was_killed_is_resumed(start, script, tmp_path):
+    arguments = ["--regularizers", "l2", "--trials-per-regularizer", 2, "--images-per-epoch", 256,
+                 "--storage", tmp_path, "--name", "killed"]  # fmt: skip
+    driver = start("all_regularizers.py", *arguments)
+    line = next(line for line in driver.stdout if line.startswith("[1/4]"))
+    while not terminated(tmp_path / "killed/tune"):
+        time.sleep(0.1)  # Tune keeps its state every few seconds; what ended since then is taken up again
+    driver.kill()
+    driver.wait()
+    known = terminated(tmp_path / "killed/tune")
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    experiment = client.get_experiment_by_name("heatmap-sweeps").experiment_id
+    children = f"tags.`{TRIAL_TAG}` != ''"
+    ended = {
+        run.info.run_id: run.info.end_time
+        for run in client.search_runs([experiment], children)
+        if run.data.tags[TRIAL_TAG] in known
+    }
+    assert len(ended) == len(known)
+    assert all(ended.values()), line
+
+    status, out, err = script("all_regularizers.py", *arguments, timeout=60)
+    assert status == 2
+    assert "--resume" in err
+    status, out, err = script(
+        "all_regularizers.py", "--name", "killed", "--storage", tmp_path, "--resume", timeout=500
+    )  # fmt: skip
+    assert status == 0, (out, err)
+    assert "[4/4]" in out
+    assert f"[{len(known)}/4]" not in out
+    result = json.loads((tmp_path / "killed" / "result.json").read_text())
+    assert sorted(row["regularizer"] for row in result["trials"]) == ["l2", "l2", "none", "none"]
+    assert sorted(row["seed"] for row in result["trials"]) == [0, 0, 1, 1]
+    runs = {run.info.run_id: run for run in client.search_runs([experiment], children)}
+    assert set(ended) < {row["run"] for row in result["trials"]} <= set(runs)
+    assert all(runs[run].info.end_time == end for run, end in ended.items()), "an ended trial was done again"
+    assert {run.info.status for run in runs.values()} <= {"FINISHED", "KILLED"}
+    for row in result["trials"]:
+        last = max(point.step for point in client.get_metric_history(row["run"], "step/loss"))
+        assert torch.load(Path(row["checkpoint"]) / "state.pt", weights_only=True)["step"] == last

@@ -6,6 +6,7 @@ import math
 import optuna
 import pytest
 from optuna.trial import TrialState
+from ray import cloudpickle
 
 from regularizers import REGULARIZERS
 from sweeps.search import METRIC, Space, make_search, weight_of
@@ -33,16 +34,18 @@ def sweep(tmp_path):
 def test_weights_lie_around_their_units():
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     space = Space(("none", "l2", "ssim"), UNITS, 5)
+    seeds = {"none": [], "l2": [], "ssim": []}
     for _ in range(30):
         trial = study.ask()
         config = space(trial) | trial.params
         name = config["regularizer"]
-        assert config["seed"] == 5 + trial.number // 3
+        seeds[name].append(config["seed"])
         if name == "none":
             assert weight_of(config) == 0.0
         else:
             low, high = REGULARIZERS[name].strengths()
             assert low <= weight_of(config) / UNITS[name] <= high
+    assert all(given == list(range(5, 5 + len(given))) for given in seeds.values())
 
 
 def test_every_regularizer_gets_the_same_number_of_trials(sweep):
@@ -68,13 +71,18 @@ def test_a_trial_without_a_finite_result_does_not_run_for_ever(sweep, value):
 
 def test_a_study_newer_than_the_snapshot_is_taken_up(sweep, tmp_path):
     search = make_search(sweep, UNITS)
+    pickled = cloudpickle.dumps(search)  # as Tune keeps it for a restart
     search.suggest("known")
     search.save(str(tmp_path / "snapshot"))
     search.suggest("forgotten")
     search.on_trial_complete("known", {METRIC: 0.5, "training_iteration": 1})
-    again = make_search(sweep, UNITS)
+    again = cloudpickle.loads(pickled)
     again.restore(str(tmp_path / "snapshot"))
     again.on_trial_complete("known", {METRIC: 0.5, "training_iteration": 1})
     states = [trial.state for trial in again._study.trials]
     assert states[:2] == [TrialState.COMPLETE, TrialState.FAIL]
     assert TrialState.RUNNING not in states
+    configs = [again.suggest(f"t{i}") for i in range(sweep.total_trials - 1)]
+    asked = again._study.get_trials(states=(TrialState.RUNNING, TrialState.COMPLETE))
+    assert sorted(trial.params["regularizer"] for trial in asked) == 2 * ["l2"] + 2 * ["none"] + 2 * ["ssim"]
+    assert sorted(c["seed"] for c in configs if c["regularizer"] == "ssim") == [0, 1]

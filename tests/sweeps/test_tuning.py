@@ -2,11 +2,15 @@
 
 import dataclasses
 import time
+from pathlib import Path
 
+import psutil
 import pytest
 import ray
 import torch
+from ray.tune.schedulers import TrialScheduler
 
+from sweeps.search import FairASHA, make_scheduler
 from sweeps.settings import Sweep
 from sweeps.tracking import start_sweep
 from sweeps.tuning import local_cluster, run_sweep, slots
@@ -34,8 +38,23 @@ def sweep(tmp_path, digits):
     return sweep
 
 
+class StopsL2(FairASHA):
+    """Stops `l2` at its first result, so that one trial is stopped for sure."""
+
+    def on_trial_result(self, tune_controller, trial, result):
+        if trial.config["regularizer"] == "l2":
+            return TrialScheduler.STOP
+        return super().on_trial_result(tune_controller, trial, result)
+
+
 @pytest.mark.slow
-def test_trials_that_want_more_cpus_than_there_are_finish_and_free_them(sweep, tmp_path):
+def test_trials_that_want_more_cpus_than_there_are_finish_and_free_them(sweep, tmp_path, monkeypatch):
+    def stopping(sweep):
+        scheduler = make_scheduler(sweep)
+        scheduler.__class__ = StopsL2
+        return scheduler
+
+    monkeypatch.setattr("sweeps.tuning.make_scheduler", stopping)
     with local_cluster(num_cpus=4):
         assert slots(sweep) == 2
         with pytest.raises(UsageError, match="lower --workers-per-trial"):
@@ -48,6 +67,13 @@ def test_trials_that_want_more_cpus_than_there_are_finish_and_free_them(sweep, t
         assert ray.available_resources()["CPU"] == 4
         groups = ray.util.placement_group_table().values()
         assert [group for group in groups if group["state"] != "REMOVED"] == []
+        workers = [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())]
+        assert workers == []
     assert sorted(row.regularizer for row in rows) == ["l2", "mse", "none", "tv"]
     assert {row.status for row in rows} <= {"finished", "stopped"}
-    assert next(row.status for row in rows if row.regularizer == "none") == "finished"
+    by_name = {row.regularizer: row for row in rows}
+    assert by_name["none"].status == "finished"
+    assert by_name["l2"].status == "stopped"
+    run = tracking.client.get_run(by_name["l2"].run)
+    assert (run.info.status, run.data.tags["state"]) == ("KILLED", "stopped")
+    assert Path(by_name["l2"].checkpoint, "state.pt").exists()
