@@ -33,6 +33,7 @@ from trainer.config import Trial, UsageError
 from trainer.data import train_loader
 from trainer.digits import write_digits
 from trainer.fit import count_classes, fit, prepare_model
+from trainer.locations import absolute
 from trainer.models import build_model, load_weights
 from trainer.ray_trial import Placement
 from trainer.shards import read_shards
@@ -57,7 +58,7 @@ def parse() -> argparse.Namespace:
         epilog="Without --data the embedded default runs: handwritten digits and a small network pretrained on them.",
     )  # fmt: skip
     what = parser.add_argument_group("what to train")
-    what.add_argument("--data", metavar="FOLDER", help="shards: train-*.tar, val-*.tar and meta.json or classes.json")
+    what.add_argument("--data", metavar="WHERE", help="shards: folder or URL (http, s3, gs; braces expand)")
     what.add_argument("--model", help="such as resnet20, resnet50 or timm:NAME (default: resnet8, for the digits)")
     what.add_argument("--checkpoint", metavar="FILE", help="weights to finetune: .pt, .pth or .safetensors")
     what.add_argument("--epochs", type=int, help="per trial (default 2)")
@@ -105,10 +106,10 @@ def make_sweep(given: argparse.Namespace) -> Sweep:
     else:
         if given.model is None:
             raise UsageError("--data needs --model: which architecture is to be finetuned?")
-        data = str(Path(given.data).expanduser().resolve())
+        data = absolute(given.data)
         defaults: dict[str, Any] = {"epochs": 2, "batch_size": 64, "images_per_epoch": read_shards(data, "train").total}
         read_shards(data, "val")
-        checkpoint = str(Path(given.checkpoint).expanduser().resolve()) if given.checkpoint else None
+        checkpoint = absolute(given.checkpoint) if given.checkpoint else None
         settings = defaults | asked | {"data": data, "checkpoint": checkpoint}
     sweep = Sweep(
         name=given.name or time.strftime("sweep-%Y%m%d-%H%M%S"),

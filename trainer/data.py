@@ -18,8 +18,10 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from webdataset.gopen import gopen_schemes
 
 from trainer.config import UsageError
+from trainer.locations import SCHEMES, open_file
 from trainer.shards import IMAGE_SUFFIXES, Shards
 
 MEAN = (0.485, 0.456, 0.406)  # ImageNet's channel means and deviations, pixel fractions of 1
@@ -44,6 +46,10 @@ def standardise(pixels: Float[Tensor, "*b 3 h w"]) -> Float[Tensor, "*b 3 h w"]:
     """Pixel fractions in [0, 1] to model input."""
     mean, std = pixels.new_tensor(MEAN), pixels.new_tensor(STD)
     return (pixels - mean[:, None, None]) / std[:, None, None]
+
+
+# webdataset runs curl for web addresses, whose death may go unseen, and cannot read object stores.
+gopen_schemes.update({scheme: lambda url, *mode, **options: open_file(url) for scheme in SCHEMES})
 
 
 class _Stream(IterableDataset):

@@ -6,6 +6,7 @@ CLASS_FOLDERS holds one folder of images per class; the sorted folder names are 
 """
 
 import argparse
+import fnmatch
 import io
 import json
 import os
@@ -19,9 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import webdataset as wds
+from braceexpand import braceexpand
 from PIL import Image
 
 from trainer.config import UsageError
+from trainer.locations import is_url, list_folder, open_file
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
@@ -37,7 +40,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Shards:
-    """The shards of one split: local paths in order and the number of samples in each."""
+    """The shards of one split: paths or URLs in order and the number of samples in each."""
 
     split: str
     paths: tuple[str, ...]
@@ -93,7 +96,7 @@ def write_shards(
         written[name] = {"samples": len(group), "sha256": checksum}
     if not written:
         raise UsageError(f"no image to write for split {split!r} from {source}")
-    meta = _read_meta(folder) or {"splits": {}}
+    meta = _read_json(str(folder / "meta.json")) or {"splits": {}}
     meta["classes"] = list(classes)
     meta["splits"][split] = {"source": source, "shards": written}
     partial = folder / ".meta.json.partial"
@@ -102,31 +105,52 @@ def write_shards(
     return read_shards(folder, split)
 
 
-def read_shards(folder: str | Path, split: str) -> Shards:
-    """Find the shards of a split; without meta.json the samples are counted from the tar indices.
+def read_shards(location: str | Path, split: str) -> Shards:
+    """Find the shards of a split.
+
+    Args:
+        location: a folder, the URL of one (http(s)://, s3://, gs://), or the shards of all splits in braces, such as
+            `https://host/imagenet/{train-{000000..001281},val-{000000..000049}}.tar`. meta.json beside the shards
+            says how many samples each has; without it local shards are counted, others refused.
+        split: train, val or test.
 
     Raises:
-        UsageError: if the folder, the split or all its samples are missing.
+        UsageError: if the folder, a shard, the split or all its samples are missing.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise UsageError(f"--data {folder}: no such folder; give a folder that holds {split}-000000.tar …")
-    found = sorted(path for path in folder.glob(f"{split}-*.tar"))
-    if not found:
-        raise UsageError(f"--data {folder}: no {split}-*.tar in it; `python -m trainer.shards --help` makes shards")
-    meta = _read_meta(folder) or {}
+    given = str(location).rstrip("/")
+    folder, asked = _folder_and_names(given)
+    try:
+        listed = list_folder(folder)
+        meta = _read_json(f"{folder}/meta.json") or {}
+        classes = meta.get("classes") or _read_json(f"{folder}/classes.json") or ()
+    except FileNotFoundError:
+        raise UsageError(f"--data {given}: no such folder; give one that holds {split}-000000.tar …") from None
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--data {given}: cannot be read ({error})") from None
     known = meta.get("splits", {}).get(split, {}).get("shards", {})
-    if known and set(known) != {path.name for path in found}:
-        missing = sorted(set(known) - {path.name for path in found})
-        extra = sorted({path.name for path in found} - set(known))
-        raise UsageError(f"--data {folder}: shards differ from meta.json (missing {missing}, unknown {extra})")
-    counts = tuple(known[path.name]["samples"] if known else _count(path) for path in found)
+    if not known and is_url(folder):
+        raise UsageError(f"--data {given}: no meta.json there counts the {split} images; put it beside the shards")
+    available = set(known) if listed is None else listed
+    found = sorted(fnmatch.filter(available if asked is None else asked, f"{split}-*.tar"))
+    if not found:
+        raise UsageError(f"--data {given}: no {split}-*.tar in it; `python -m trainer.shards --help` makes shards")
+    missing = sorted({*found, *(known if asked is None else ())} - available)
+    unknown = sorted(set(found) - set(known)) if known else []
+    if missing or unknown:
+        raise UsageError(f"--data {given}: shards differ from meta.json (missing {missing}, unknown {unknown})")
+    counts = tuple(known[name]["samples"] if known else _count(Path(folder, name)) for name in found)
     if not sum(counts):
-        raise UsageError(f"--data {folder}: the {split} shards hold no image with a class")
-    classes = meta.get("classes")
-    if classes is None and (folder / "classes.json").exists():
-        classes = json.loads((folder / "classes.json").read_text())
-    return Shards(split, tuple(str(path) for path in found), counts, tuple(classes or ()))
+        raise UsageError(f"--data {given}: the {split} shards hold no image with a class")
+    return Shards(split, tuple(f"{folder}/{name}" for name in found), counts, tuple(classes))
+
+
+def _folder_and_names(location: str) -> tuple[str, set[str] | None]:
+    """The folder of a location and the names its braces ask for, None where it has no braces."""
+    paths = list(braceexpand(location)) if "{" in location else []
+    folders = {path.rpartition("/")[0] for path in paths}
+    if len(folders) > 1:
+        raise UsageError(f"--data {location}: names {len(folders)} folders; give shards of one, with their meta.json")
+    return (folders.pop(), {path.rpartition("/")[2] for path in paths}) if paths else (location, None)
 
 
 def class_folders(folder: Path, seed: int) -> tuple[Iterator[Sample], list[str]]:
@@ -171,9 +195,13 @@ def _count(path: Path) -> int:
         raise UsageError(f"{path}: not a readable tar file ({error})") from None
 
 
-def _read_meta(folder: Path) -> dict[str, Any] | None:
-    path = folder / "meta.json"
-    return json.loads(path.read_text()) if path.exists() else None
+def _read_json(location: str) -> Any:
+    """The content of a JSON file, None where there is none."""
+    try:
+        with open_file(location) as stream:
+            return json.load(stream)
+    except FileNotFoundError:
+        return None
 
 
 def main() -> None:

@@ -1,0 +1,97 @@
+"""Shards behind a web server and in an object store, both real servers on loopback."""
+
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import boto3
+import pytest
+from moto.server import ThreadedMotoServer
+
+from trainer.config import UsageError
+from trainer.data import eval_loader
+from trainer.locations import absolute, open_file
+from trainer.shards import read_shards
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture
+def web(digits):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(QuietHandler, directory=digits))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(scope="module")
+def bucket(digits):
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    endpoint = "http://{}:{}".format(*server.get_host_and_port())
+    settings = {
+        "AWS_ENDPOINT_URL": endpoint, "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true",
+    }  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in settings.items():
+            patch.setenv(name, value)
+        client = boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1")
+        client.create_bucket(Bucket="images")
+        for path in digits.iterdir():
+            client.upload_file(str(path), "images", f"digits/{path.name}")
+        yield "s3://images/digits"
+    server.stop()
+
+
+def labels(shards):
+    loader = eval_loader(shards, rank=0, world_size=1, batch_size=100, loader_workers=0)
+    return [int(label) for batch in loader.epoch() for label in batch.labels]
+
+
+def test_a_web_folder_streams_what_the_local_one_does(web, digits):
+    shards = read_shards(web, "val")
+    assert shards.paths[0] == f"{web}/val-000000.tar"
+    assert shards.total == 359
+    assert labels(shards) == labels(read_shards(digits, "val"))
+
+
+def test_a_bucket_streams_what_the_local_folder_does(bucket, digits):
+    shards = read_shards(bucket, "val")
+    assert shards.paths[0] == f"{bucket}/val-000000.tar"
+    assert labels(shards) == labels(read_shards(digits, "val"))
+
+
+@pytest.mark.parametrize("pattern", ["{train-{000000..000012},val-000001}.tar", "{train,val}-{000001..000001}.tar"])
+def test_braces_choose_shards(web, digits, pattern):
+    for folder in (web, str(digits)):
+        shards = read_shards(f"{folder}/{pattern}", "val")
+        assert shards.paths == (f"{folder}/val-000001.tar",)
+        assert shards.counts == (100,)
+
+
+def test_what_is_not_there_is_named(web, bucket, digits, tmp_path):
+    for location, message in [
+        (f"{web}/nowhere", "no meta.json there"),
+        (f"{bucket}/nowhere", "no such folder"),
+        ("s3://nobucket/digits", "cannot be read"),
+        ("http://127.0.0.1:9/digits", "cannot be read"),
+        ("ftp://host/digits", "give a folder or a URL"),
+        (f"{digits}/{{val-000003,val-000004}}.tar", r"missing \['val-000004.tar'\]"),
+        (f"{web}/val-{{000003..000004}}.tar", r"missing \['val-000004.tar'\]"),
+        ("{/a,/b}/val-000000.tar", "names 2 folders"),
+    ]:
+        with pytest.raises(UsageError, match=message):
+            read_shards(location, "val")
+    with pytest.raises(FileNotFoundError):
+        open_file(f"{web}/val-999999.tar")
+
+
+def test_a_path_becomes_absolute_and_a_url_stays():
+    assert absolute("runs") == str(Path.cwd() / "runs")
+    assert absolute("s3://images/digits") == "s3://images/digits"
