@@ -54,29 +54,44 @@ PRETRAINING: dict[str, Any] = {"epochs": 3, "images_per_epoch": 3840, "learning_
 def parse() -> argparse.Namespace:
     """Command line; every default is shown by --help."""
     parser = argparse.ArgumentParser(
-        description=__doc__.partition("\n\n")[0], formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=__doc__.partition("\n\n")[0],
+        usage="%(prog)s [options]",
         epilog="Without --data the embedded default runs: handwritten digits and a small network pretrained on them.",
-    )  # fmt: skip
+    )
     what = parser.add_argument_group("what to train")
     what.add_argument("--data", metavar="WHERE", help="shards: folder or URL (http, s3, gs; braces expand)")
     what.add_argument("--model", help="such as resnet20, resnet50 or timm:NAME (default: resnet8, for the digits)")
     what.add_argument("--checkpoint", metavar="FILE", help="weights to finetune: .pt, .pth or .safetensors")
-    what.add_argument("--epochs", type=int, help="per trial (default 2)")
-    what.add_argument("--images-per-epoch", type=int, help="over all workers (default: the training split, once)")
-    what.add_argument("--batch-size", type=int, help="images per worker and step (default 64; digits 32)")
-    what.add_argument("--learning-rate", type=float, help="of SGD (default 0.003)")
-    what.add_argument("--pgd-eps", type=float, help="attack radius in pixel values of 255 (default 2; digits 8)")
+    what.add_argument("--epochs", type=int, metavar="N", help="per trial (default 2)")
+    what.add_argument(
+        "--images-per-epoch", type=int, metavar="N", help="over all workers (default: the training split, once)"
+    )
+    what.add_argument("--batch-size", type=int, metavar="N", help="images per worker and step (default 64; digits 32)")
+    what.add_argument("--learning-rate", type=float, metavar="X", help="of SGD (default 0.003)")
+    what.add_argument(
+        "--pgd-eps", type=float, metavar="X", help="attack radius in pixel values of 255 (default 2; digits 8)"
+    )
     search = parser.add_argument_group("what to compare")
-    search.add_argument("--regularizers", metavar="A,B", help=f"default all: {','.join(sorted(REGULARIZERS))}")
-    search.add_argument("--trials-per-regularizer", type=int, default=1, help="weights tried for each (default 1)")
-    search.add_argument("--seed", type=int, default=0, help="of search, data order and attacks (default 0)")
+    search.add_argument("--regularizers", metavar="A,B", help=f"of {', '.join(sorted(REGULARIZERS))} (default all)")
+    search.add_argument(
+        "--trials-per-regularizer", type=int, metavar="N", default=1, help="weights tried for each (default 1)"
+    )
+    search.add_argument(
+        "--seed", type=int, metavar="N", default=0, help="of search, data order and attacks (default 0)"
+    )
     where = parser.add_argument_group("where it runs")
-    where.add_argument("--workers-per-trial", type=int, default=1, help="DDP processes of each trial (default 1)")
-    where.add_argument("--gpus-per-worker", type=float, help="default 1 where there are GPUs, else 0 (gloo on CPU)")
-    where.add_argument("--max-concurrent", type=int, help="trials at once (default: as many as fit)")
+    where.add_argument(
+        "--workers-per-trial", type=int, metavar="N", default=1, help="DDP processes of each trial (default 1)"
+    )
+    where.add_argument(
+        "--gpus-per-worker", type=float, metavar="X", help="default 1 where there are GPUs, else 0 (gloo on CPU)"
+    )
+    where.add_argument("--max-concurrent", type=int, metavar="N", help="trials at once (default: as many as fit)")
     kept = parser.add_argument_group("where it is kept")
-    kept.add_argument("--storage", default="runs", help="folder for everything that is written (default ./runs)")
-    kept.add_argument("--tracking-uri", help="of MLflow (default: an SQLite file in the storage folder)")
+    kept.add_argument(
+        "--storage", metavar="FOLDER", default="runs", help="folder for everything that is written (default ./runs)"
+    )
+    kept.add_argument("--tracking-uri", metavar="URI", help="of MLflow (default: an SQLite file in the storage folder)")
     kept.add_argument("--name", help="of the sweep (default: the date and time)")
     kept.add_argument("--resume", action="store_true", help="continue the sweep --name with its own settings")
     return parser.parse_args()

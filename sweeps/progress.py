@@ -13,8 +13,8 @@ ACCURACY, ROBUST = "val/accuracy", "val/robust_accuracy"
 class Progress:
     """Trials done and running, the best so far and the time left."""
 
-    def __init__(self, total: int) -> None:
-        self.total, self.done = total, 0
+    def __init__(self, total: int, epochs: int) -> None:
+        self.total, self.epochs, self.done = total, epochs, 0
         self.done_before = 0  # by an earlier process of the same sweep
         self.names: dict[str, str] = {}
         self.running: dict[str, dict[str, Any]] = {}
@@ -51,15 +51,16 @@ class Progress:
         self.running[trial_id] = result
         if ROBUST in result and (self.best is None or result[ROBUST] > self.best[0]):
             self.best = (result[ROBUST], self.names.get(trial_id, trial_id))
+        if not self.console.is_terminal and result.get("epoch", self.epochs) < self.epochs:
+            name = self.names.get(trial_id, trial_id)
+            self.say(f"  {name}: epoch {result['epoch']:.0f}/{self.epochs}, {_figures(result)}")
 
     def ended(self, trial_id: str, status: str, result: dict[str, Any]) -> None:
         """A trial is over."""
         self.running.pop(trial_id, None)
         self.done += 1
-        figures = f"accuracy {result[ACCURACY]:.3f}, robust {result[ROBUST]:.3f}" if ROBUST in result else "no result"
-        self.say(
-            f"[{self.done}/{self.total}] {self.names.get(trial_id, trial_id)}: {status}, {figures}{self._outlook()}"
-        )
+        name = self.names.get(trial_id, trial_id)
+        self.say(f"[{self.done}/{self.total}] {name}: {status}, {_figures(result)}{self._outlook()}")
 
     def tick(self) -> None:
         """Refresh the live table, where there is a terminal."""
@@ -91,9 +92,13 @@ class Progress:
             table.add_row(
                 trial_id,
                 self.names.get(trial_id, ""),
-                f"{result['epoch']:.0f}" if "epoch" in result else "starting",
+                f"{result['epoch']:.0f}/{self.epochs}" if "epoch" in result else "starting",
                 f"{result['train/images_per_second']:.0f}" if "train/images_per_second" in result else "",
                 f"{result[ACCURACY]:.3f}" if ACCURACY in result else "",
                 f"{result[ROBUST]:.3f}" if ROBUST in result else "",
             )
         return table
+
+
+def _figures(result: dict[str, Any]) -> str:
+    return f"accuracy {result[ACCURACY]:.3f}, robust {result[ROBUST]:.3f}" if ROBUST in result else "no result"

@@ -120,7 +120,7 @@ class SweepCallback(tune.Callback):
 
     def __init__(self, sweep: Sweep, tracking: Tracking, scheduler: FairASHA) -> None:
         self.sweep, self.tracking, self.scheduler = sweep, tracking, scheduler
-        self.progress = Progress(sweep.total_trials)
+        self.progress = Progress(sweep.total_trials, sweep.trial.epochs)
 
     def get_state(self) -> dict[str, bytes]:
         """Tune restores the searcher, but not the scheduler's rungs nor what callbacks know."""
