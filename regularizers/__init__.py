@@ -15,9 +15,9 @@ that defines one subclass of `Regularizer` is found by its file name; nothing el
 import importlib
 import pkgutil
 
-from regularizers.base import Forward, HeatmapRegularizer, Regularizer
+from regularizers.base import Forward, Regularizer
 
-__all__ = ["REGULARIZERS", "Forward", "HeatmapRegularizer", "Regularizer"]
+__all__ = ["REGULARIZERS", "Forward", "Regularizer"]
 
 
 def _discover() -> dict[str, type[Regularizer]]:

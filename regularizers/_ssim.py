@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -26,10 +27,13 @@ def structural_similarity(
         Wang, Bovik, Sheikh, Simoncelli: Image Quality Assessment: From Error Visibility to Structural
         Similarity. IEEE Transactions on Image Processing 13(4), 2004, equation 13.
     """
-    mean_x, mean_y = average(x), average(y)
-    luminance = (2 * mean_x * mean_y + C1) / (mean_x.square() + mean_y.square() + C1)
     # The second moments do not see a common shift; around mid grey E[x²] - E[x]² cancels far less in float32.
-    x, y, mean_x, mean_y = x - 0.5, y - 0.5, mean_x - 0.5, mean_y - 0.5
-    covariance = 2 * (average(x * y) - mean_x * mean_y)
-    variances = average(x.square() + y.square()) - mean_x.square() - mean_y.square()
+    x, y = x - 0.5, y - 0.5
+    # Apart, since only one side carries a gradient; each in one call.
+    mean_x, square_x, product = average(torch.cat([x, x.square(), x * y], dim=1)).chunk(3, dim=1)
+    mean_y, square_y = average(torch.cat([y, y.square()], dim=1)).chunk(2, dim=1)
+    covariance = 2 * (product - mean_x * mean_y)
+    variances = square_x - mean_x.square() + square_y - mean_y.square()
+    mean_x, mean_y = mean_x + 0.5, mean_y + 0.5
+    luminance = (2 * mean_x * mean_y + C1) / (mean_x.square() + mean_y.square() + C1)
     return (luminance * (covariance + c2) / (variances + c2)).mean(dim=(1, 2, 3))

@@ -1,12 +1,14 @@
-"""What every regularizer shares: the forward pass it reads and the two kinds of penalty."""
+"""What every regularizer shares: the forward pass it reads, the heatmap and the guard against bad examples."""
 
 import dataclasses
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -32,12 +34,15 @@ class Forward:
         labels: class indices `(b,)`.
         logits: model output `(b, k)`.
         generator: source of randomness for penalties that draw (spectreg); None is torch's global one.
+        while_heatmap: entered while the heatmap is taken; a training loop that treats parts of the network
+            differently in that pass (batch statistics as constants, say) gives its switch here.
     """
 
     images: Float[Tensor, "b c h w"]
     labels: Int[Tensor, " b"]
     logits: Float[Tensor, "b k"]
     generator: torch.Generator | None = None
+    while_heatmap: Callable[[], AbstractContextManager[Any]] = nullcontext
 
     @property
     def losses(self) -> Float[Tensor, " b"]:
@@ -49,6 +54,15 @@ class Forward:
         """The logit of each example's true class."""
         return _at_least_float32(self.logits).gather(1, self.labels[:, None])[:, 0]
 
+    @property
+    def random_logits(self) -> Float[Tensor, " b"]:
+        """Each example's logits times standard normal numbers of its own, summed."""
+        logits, generator = _at_least_float32(self.logits), self.generator
+        # A CPU generator gives the same draws on every device; a device's own generator needs its device.
+        device = logits.device if generator is None else generator.device
+        projection = torch.randn(logits.shape, generator=generator, dtype=logits.dtype, device=device)
+        return (logits * projection.to(logits)).sum(dim=1)
+
     def heatmap(self, score: Float[Tensor, " b"]) -> Float[Tensor, "b c h w"]:
         """d(Σ score)/d images, itself differentiable with respect to the weights.
 
@@ -57,13 +71,18 @@ class Forward:
         """
         if not self.images.requires_grad:
             raise ValueError("images do not require grad; call images.requires_grad_() before the model")
-        (gradient,) = torch.autograd.grad(score.sum(), self.images, create_graph=True)
+        with self.while_heatmap():
+            (gradient,) = torch.autograd.grad(score.sum(), self.images, create_graph=True)
         return _at_least_float32(gradient)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Regularizer:
-    """A penalty on the input gradient. Subclasses define `penalty` and their own `weight` field."""
+    """A penalty on the input gradient of a score.
+
+    Subclasses define their own `weight` field, `formula` and, where the score is not the true class's logit,
+    `score`.
+    """
 
     name: ClassVar[str]
     needs_heatmap: ClassVar[bool] = True
@@ -75,6 +94,29 @@ class Regularizer:
 
     def penalty(self, forward: Forward) -> Float[Tensor, " b"]:
         """Penalty of each example; the training step takes the mean and multiplies by `weight`."""
+        return self.distance(forward.heatmap(self.score(forward)), forward.images.detach())
+
+    def score(self, forward: Forward) -> Float[Tensor, " b"]:
+        """What the heatmap is the gradient of: the logit of the true class."""
+        return forward.class_logits
+
+    def distance(self, heatmap: Float[Tensor, "b c h w"], images: Float[Tensor, "b c h w"]) -> Float[Tensor, " b"]:
+        """The penalty as a pure function of heatmap and image, computed in float32 or better.
+
+        An example with a NaN or an infinity in either, or whose value the data type cannot hold, counts 0 and has no
+        gradient; the others do not see it.
+
+        Raises:
+            ValueError: if the images are smaller than the penalty's window; the message names the smallest size.
+        """
+        heatmap, images = _at_least_float32(heatmap), _at_least_float32(images)
+        finite = finite_examples(heatmap) & finite_examples(images)
+        kept = finite[:, None, None, None]
+        values = self.formula(torch.where(kept, heatmap, 0.0), torch.where(kept, images, 0.0))
+        return torch.where(finite & values.isfinite(), values, 0.0)
+
+    def formula(self, heatmap: Float[Tensor, "b c h w"], images: Float[Tensor, "b c h w"]) -> Float[Tensor, " b"]:
+        """`distance` of finite examples, as the docstring of the class says it."""
         raise NotImplementedError
 
     @classmethod
@@ -84,17 +126,10 @@ class Regularizer:
         return weight.metadata["low"], weight.metadata["high"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class HeatmapRegularizer(Regularizer):
-    """A penalty on the heatmap of the true class's logit, perhaps against the image."""
-
-    def distance(self, heatmap: Float[Tensor, "b c h w"], images: Float[Tensor, "b c h w"]) -> Float[Tensor, " b"]:
-        """The penalty as a pure function of heatmap and image."""
-        raise NotImplementedError
-
-    def penalty(self, forward: Forward) -> Float[Tensor, " b"]:
-        heatmap = forward.heatmap(forward.class_logits)
-        return self.distance(heatmap, forward.images.detach().to(heatmap.dtype))
+def finite_examples(values: Float[Tensor, "b ..."]) -> Bool[Tensor, " b"]:
+    """Which examples hold neither NaN nor infinity."""
+    low, high = values.detach().flatten(1).aminmax(dim=1)  # NaN wins in both; one pass over the values
+    return low.isfinite() & high.isfinite()
 
 
 def _at_least_float32(values: Tensor) -> Tensor:

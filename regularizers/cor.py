@@ -7,16 +7,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from regularizers._images import Images
-from regularizers.base import HeatmapRegularizer, tunable
+from regularizers.base import Regularizer, tunable
 
 
 @dataclass(frozen=True, kw_only=True)
-class Correlation(HeatmapRegularizer):
+class Correlation(Regularizer):
     """One minus the squared Pearson correlation of heatmap and image.
 
     distance = 1 - mean over c of r², r over rows and columns with population moments. Squared as in the
     original code, so a negative image scores as well as the image. A constant channel on either side counts
-    as uncorrelated (r² = 0).
+    as uncorrelated (r² = 0). Pulls the heatmap towards the image or its negative, at any contrast.
 
     References:
         google-research/optimizing_interpretability, "maximizing the correlation coefficient".
@@ -24,7 +24,7 @@ class Correlation(HeatmapRegularizer):
 
     weight: float = tunable(0.5, 0.1, 1000.0)
 
-    def distance(self, heatmap: Images, images: Images) -> Float[Tensor, " b"]:
+    def formula(self, heatmap: Images, images: Images) -> Float[Tensor, " b"]:
         x, y = _centred(heatmap), _centred(images)
         covariance = (x * y).mean(dim=(2, 3))
         variances = x.square().mean(dim=(2, 3)) * y.square().mean(dim=(2, 3))

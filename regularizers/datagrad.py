@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
+from regularizers._images import Images
 from regularizers.base import Forward, Regularizer, tunable
 
 
@@ -12,7 +13,7 @@ from regularizers.base import Forward, Regularizer, tunable
 class DataGrad(Regularizer):
     """Mean square of the input gradient of the cross-entropy.
 
-    penalty_n = mean over c, h, w of (d Σ_m CE_m / d x_n)². The cross-entropy is summed over the batch
+    distance = mean over c, h, w of heatmap², heatmap_n = d Σ_m CE_m / d x_n. The cross-entropy is summed over the batch
     before it is differentiated and has no label smoothing. Pulls the loss towards being flat around each image.
 
     References:
@@ -22,5 +23,8 @@ class DataGrad(Regularizer):
 
     weight: float = tunable(0.5, 0.1, 1000.0)
 
-    def penalty(self, forward: Forward) -> Float[Tensor, " b"]:
-        return forward.heatmap(forward.losses).square().mean(dim=(1, 2, 3))
+    def score(self, forward: Forward) -> Float[Tensor, " b"]:
+        return forward.losses
+
+    def formula(self, heatmap: Images, images: Images) -> Float[Tensor, " b"]:
+        return heatmap.square().mean(dim=(1, 2, 3))

@@ -6,15 +6,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from regularizers._images import Images, differences, normalize, safe_sqrt
-from regularizers.base import HeatmapRegularizer, tunable
+from regularizers.base import Regularizer, tunable
 
 
 @dataclass(frozen=True, kw_only=True)
-class GradientDifference(HeatmapRegularizer):
+class GradientDifference(Regularizer):
     """Euclidean distance of the forward differences of heatmap and image, each scaled to [0, 1].
 
     distance = sqrt(Σ (Δ_rows d)² + Σ (Δ_columns d)²), d = norm(heatmap) - norm(image). The original's text says
-    squared, its code takes the root of the sum of each example; this follows the code.
+    squared, its code takes the root of the sum of each example; this follows the code. Pulls the heatmap's
+    local contrasts towards the image's.
 
     References:
         google-research/optimizing_interpretability, "gradient difference".
@@ -22,6 +23,6 @@ class GradientDifference(HeatmapRegularizer):
 
     weight: float = tunable(0.5, 0.1, 1000.0)
 
-    def distance(self, heatmap: Images, images: Images) -> Float[Tensor, " b"]:
+    def formula(self, heatmap: Images, images: Images) -> Float[Tensor, " b"]:
         down, along = differences(normalize(heatmap) - normalize(images))
         return safe_sqrt(down.square().sum(dim=(1, 2, 3)) + along.square().sum(dim=(1, 2, 3)))

@@ -6,11 +6,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from regularizers._images import Images
-from regularizers.base import HeatmapRegularizer, tunable
+from regularizers.base import Regularizer, tunable
 
 
 @dataclass(frozen=True, kw_only=True)
-class L2(HeatmapRegularizer):
+class L2(Regularizer):
     """Mean square of the heatmap (no root).
 
     distance = mean over c, h, w of heatmap². Pulls the heatmap towards zero. This is double
@@ -22,5 +22,5 @@ class L2(HeatmapRegularizer):
 
     weight: float = tunable(0.5, 0.1, 1000.0)
 
-    def distance(self, heatmap: Images, images: Images) -> Float[Tensor, " b"]:
+    def formula(self, heatmap: Images, images: Images) -> Float[Tensor, " b"]:
         return heatmap.square().mean(dim=(1, 2, 3))

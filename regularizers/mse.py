@@ -6,11 +6,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from regularizers._images import Images, normalize
-from regularizers.base import HeatmapRegularizer, tunable
+from regularizers.base import Regularizer, tunable
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeanSquaredError(HeatmapRegularizer):
+class MeanSquaredError(Regularizer):
     """Mean squared difference of heatmap and image, each scaled to [0, 1].
 
     distance = mean over c, h, w of (norm(heatmap) - norm(image))². The scaling uses minimum and maximum over
@@ -22,5 +22,5 @@ class MeanSquaredError(HeatmapRegularizer):
 
     weight: float = tunable(0.5, 0.1, 1000.0)
 
-    def distance(self, heatmap: Images, images: Images) -> Float[Tensor, " b"]:
+    def formula(self, heatmap: Images, images: Images) -> Float[Tensor, " b"]:
         return (normalize(heatmap) - normalize(images)).square().mean(dim=(1, 2, 3))

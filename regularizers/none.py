@@ -6,12 +6,19 @@ from typing import ClassVar
 from jaxtyping import Float
 from torch import Tensor
 
+from regularizers._images import Images
 from regularizers.base import Forward, Regularizer, tunable
 
 
 @dataclass(frozen=True, kw_only=True)
 class Baseline(Regularizer):
-    """Plain finetuning. The penalty is zero, and no input gradient is taken."""
+    """Plain finetuning.
+
+    distance = 0, and no input gradient is taken. Pulls the heatmap nowhere.
+
+    References:
+        The baseline of google-research/optimizing_interpretability.
+    """
 
     weight: float = tunable(0.0, 0.0, 0.0)
 
@@ -19,3 +26,6 @@ class Baseline(Regularizer):
 
     def penalty(self, forward: Forward) -> Float[Tensor, " b"]:
         return forward.losses.new_zeros(forward.losses.shape)
+
+    def formula(self, heatmap: Images, images: Images) -> Float[Tensor, " b"]:
+        return heatmap.new_zeros(len(heatmap))

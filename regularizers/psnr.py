@@ -7,11 +7,11 @@ from torch import Tensor
 
 from regularizers._decibel import reciprocal_psnr
 from regularizers._images import Images, normalize
-from regularizers.base import HeatmapRegularizer, tunable
+from regularizers.base import Regularizer, tunable
 
 
 @dataclass(frozen=True, kw_only=True)
-class PeakSignalToNoise(HeatmapRegularizer):
+class PeakSignalToNoise(Regularizer):
     """1 / PSNR of heatmap and image, each scaled to [0, 1].
 
     distance = 1 / (10·log10(1/MSE)) in 1/dB, MSE as in `mse`. Pulls the heatmap towards the image. An equal
@@ -23,5 +23,5 @@ class PeakSignalToNoise(HeatmapRegularizer):
 
     weight: float = tunable(0.5, 0.1, 1000.0)
 
-    def distance(self, heatmap: Images, images: Images) -> Float[Tensor, " b"]:
+    def formula(self, heatmap: Images, images: Images) -> Float[Tensor, " b"]:
         return reciprocal_psnr((normalize(heatmap) - normalize(images)).square().mean(dim=(1, 2, 3)))

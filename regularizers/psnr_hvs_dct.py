@@ -8,15 +8,16 @@ from torch import Tensor
 from regularizers._dct import blocks, dct, luma, visibility
 from regularizers._decibel import reciprocal_psnr
 from regularizers._images import Images, normalize
-from regularizers.base import HeatmapRegularizer, tunable
+from regularizers.base import Regularizer, tunable
 
 
 @dataclass(frozen=True, kw_only=True)
-class VisualPeakSignalToNoise(HeatmapRegularizer):
+class VisualPeakSignalToNoise(Regularizer):
     """1 / PSNR-HVS of the luminance of heatmap and image, each scaled to [0, 1].
 
     distance = 1 / (10·log10(1/D)), D = mean over 8x8 blocks and coefficients of (visibility·(X - Y))², X and Y
-    orthonormal DCTs. Images that are not RGB are averaged over their planes.
+    orthonormal DCTs. Images that are not RGB are averaged over their planes. Pulls the heatmap towards the image, most
+    where the eye sees a difference.
 
     References:
         Egiazarian, Astola, Ponomarenko, Lukin, Battisti, Carli: New full-reference quality metrics based on
@@ -25,7 +26,7 @@ class VisualPeakSignalToNoise(HeatmapRegularizer):
 
     weight: float = tunable(0.5, 0.1, 1000.0)
 
-    def distance(self, heatmap: Images, images: Images) -> Float[Tensor, " b"]:
+    def formula(self, heatmap: Images, images: Images) -> Float[Tensor, " b"]:
         x, y = luma(normalize(heatmap)), luma(normalize(images))
         return reciprocal_psnr(visible_error(x, y).mean(dim=1))
 

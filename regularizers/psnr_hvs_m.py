@@ -9,15 +9,16 @@ from torch import Tensor
 from regularizers._dct import BLOCK, blocks, dct, luma, masking, visibility
 from regularizers._decibel import reciprocal_psnr
 from regularizers._images import Images, normalize, safe_sqrt
-from regularizers.base import HeatmapRegularizer, tunable
+from regularizers.base import Regularizer, tunable
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaskedVisualPeakSignalToNoise(HeatmapRegularizer):
+class MaskedVisualPeakSignalToNoise(Regularizer):
     """1 / PSNR-HVS-M: PSNR-HVS with differences hidden by the block's own contrast taken out.
 
-    As `psnr_hvs_dct`, but every coefficient difference except the block mean's is first reduced by the
-    masking threshold of the block, t / mask, and only what exceeds it counts.
+    distance = as in `psnr_hvs_dct`, but every coefficient difference except the block mean's is first reduced
+    by the masking threshold of the block, t / mask, and only what exceeds it counts. Pulls the heatmap towards the
+    image where a difference would not be hidden by texture.
 
     References:
         Ponomarenko, Silvestri, Egiazarian, Carli, Astola, Lukin: On between-coefficient contrast masking of
@@ -26,7 +27,7 @@ class MaskedVisualPeakSignalToNoise(HeatmapRegularizer):
 
     weight: float = tunable(0.5, 0.1, 1000.0)
 
-    def distance(self, heatmap: Images, images: Images) -> Float[Tensor, " b"]:
+    def formula(self, heatmap: Images, images: Images) -> Float[Tensor, " b"]:
         x, y = luma(normalize(heatmap)), luma(normalize(images))
         return reciprocal_psnr(masked_error(x, y).mean(dim=1))
 
@@ -34,19 +35,24 @@ class MaskedVisualPeakSignalToNoise(HeatmapRegularizer):
 def masked_error(x: Images, y: Images) -> Float[Tensor, "b p"]:
     """Mean squared visible and unmasked error of each plane; -10·log10 of it is the PSNR-HVS-M in dB."""
     a, b = blocks(x), blocks(y)
-    threshold = torch.maximum(_masking_threshold(a), _masking_threshold(b))[..., None, None]
+    transformed_a, transformed_b = dct(a), dct(b)
+    threshold = torch.maximum(_masking_threshold(a, transformed_a), _masking_threshold(b, transformed_b))[
+        ..., None, None
+    ]
     mask = masking(x)
     mask[0, 0] = 1
-    difference = (dct(a) - dct(b)).abs()
+    difference = (transformed_a - transformed_b).abs()
     hidden = threshold / mask
     # The mean of a block is never masked.
     hidden = hidden * (torch.arange(BLOCK**2, device=x.device).reshape(BLOCK, BLOCK) > 0)
     return (visibility(x) * (difference - hidden).clamp(min=0)).square().mean(dim=(2, 3, 4))
 
 
-def _masking_threshold(block: Float[Tensor, "b p n 8 8"]) -> Float[Tensor, "b p n"]:
+def _masking_threshold(
+    block: Float[Tensor, "b p n 8 8"], transformed: Float[Tensor, "b p n 8 8"]
+) -> Float[Tensor, "b p n"]:
     """sqrt(energy of the masking coefficients × (Σ variation of the quarters / variation of the block)) / 32."""
-    energy = (masking(block) * dct(block).square()).sum(dim=(3, 4))
+    energy = (masking(block) * transformed.square()).sum(dim=(3, 4))
     whole = _variation(block.flatten(3))
     quarters = block.unflatten(4, (2, BLOCK // 2)).unflatten(3, (2, BLOCK // 2)).transpose(4, 5).flatten(5)
     parts = _variation(quarters).sum(dim=(3, 4))

@@ -6,15 +6,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from regularizers._images import Images, normalize, sobel
-from regularizers.base import HeatmapRegularizer, tunable
+from regularizers.base import Regularizer, tunable
 
 
 @dataclass(frozen=True, kw_only=True)
-class SobelEdges(HeatmapRegularizer):
+class SobelEdges(Regularizer):
     """Summed squared difference of the Sobel edges of heatmap and image, each scaled to [0, 1].
 
     distance = Σ over c, h, w and both kernels of (Sobel norm(heatmap) - Sobel norm(image))²; kernels ±1, ±2,
-    ±1 unscaled, borders mirrored. A sum, so it grows with the image size.
+    ±1 unscaled, borders mirrored. A sum, so it grows with the image size. Pulls the
+    heatmap's edges towards the image's.
 
     References:
         google-research/optimizing_interpretability, "Sobel edge loss".
@@ -22,7 +23,7 @@ class SobelEdges(HeatmapRegularizer):
 
     weight: float = tunable(0.5, 0.1, 1000.0)
 
-    def distance(self, heatmap: Images, images: Images) -> Float[Tensor, " b"]:
+    def formula(self, heatmap: Images, images: Images) -> Float[Tensor, " b"]:
         # Sobel is linear: the difference of the edges is the edges of the difference.
         down, along = sobel(normalize(heatmap) - normalize(images))
         return (down.square() + along.square()).sum(dim=(1, 2, 3))

@@ -9,18 +9,19 @@ from torch import Tensor
 
 from regularizers._images import Images, normalize, require_size
 from regularizers._ssim import structural_similarity
-from regularizers.base import HeatmapRegularizer, tunable
+from regularizers.base import Regularizer, tunable
 
 WINDOW = 11
 DEVIATION = 1.5
 
 
 @dataclass(frozen=True, kw_only=True)
-class StructuralSimilarity(HeatmapRegularizer):
+class StructuralSimilarity(Regularizer):
     """Minus the SSIM of heatmap and image, each scaled to [0, 1]; in [-1, 1].
 
     distance = -SSIM on 11x11 Gaussian windows of deviation 1.5 at stride 1 inside the image, per channel.
-    Promised by the original's text and absent from its code.
+    Promised by the original's text and absent from its code. Pulls the heatmap's local brightness, contrast and
+    structure towards the image's.
 
     References:
         Wang et al. 2004, as in `regularizers._ssim`.
@@ -28,7 +29,7 @@ class StructuralSimilarity(HeatmapRegularizer):
 
     weight: float = tunable(0.5, 0.1, 1000.0)
 
-    def distance(self, heatmap: Images, images: Images) -> Float[Tensor, " b"]:
+    def formula(self, heatmap: Images, images: Images) -> Float[Tensor, " b"]:
         require_size(heatmap, WINDOW, "ssim")
         return -structural_similarity(normalize(heatmap), normalize(images), _gaussian_average)
 
@@ -37,6 +38,9 @@ def _gaussian_average(images: Images) -> Float[Tensor, "b c h-10 w-10"]:
     """Gaussian-weighted mean over each window, one axis after the other."""
     offset = torch.arange(WINDOW, dtype=images.dtype, device=images.device) - WINDOW // 2
     kernel = torch.softmax(-offset.square() / (2 * DEVIATION**2), dim=0)
-    planes = images.flatten(0, 1)[:, None]
-    planes = F.conv2d(F.conv2d(planes, kernel[None, None, :, None]), kernel[None, None, None, :])
-    return planes[:, 0].unflatten(0, images.shape[:2])
+    # Every plane a channel and a group of its own: CPUs take a tenth of the time that single-channel images cost.
+    planes = images.flatten(0, 1)[None]
+    groups = planes.shape[1]
+    planes = F.conv2d(planes, kernel.expand(groups, 1, WINDOW)[..., None], groups=groups)
+    planes = F.conv2d(planes, kernel.expand(groups, 1, 1, WINDOW), groups=groups)
+    return planes[0].unflatten(0, images.shape[:2])

@@ -6,11 +6,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from regularizers._images import Images, total_variation
-from regularizers.base import HeatmapRegularizer, tunable
+from regularizers.base import Regularizer, tunable
 
 
 @dataclass(frozen=True, kw_only=True)
-class TotalVariation(HeatmapRegularizer):
+class TotalVariation(Regularizer):
     """Sum of absolute forward differences of the heatmap.
 
     distance = Σ over c, h, w of |Δ_rows heatmap| + |Δ_columns heatmap|, no padding. A sum, so it grows with
@@ -23,5 +23,5 @@ class TotalVariation(HeatmapRegularizer):
 
     weight: float = tunable(0.5, 0.1, 1000.0)
 
-    def distance(self, heatmap: Images, images: Images) -> Float[Tensor, " b"]:
+    def formula(self, heatmap: Images, images: Images) -> Float[Tensor, " b"]:
         return total_variation(heatmap)

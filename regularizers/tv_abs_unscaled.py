@@ -6,11 +6,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from regularizers._images import Images, total_variation
-from regularizers.base import HeatmapRegularizer, tunable
+from regularizers.base import Regularizer, tunable
 
 
 @dataclass(frozen=True, kw_only=True)
-class AbsoluteTotalVariation(HeatmapRegularizer):
+class AbsoluteTotalVariation(Regularizer):
     """Total variation of the one-channel magnitude Σ_c |heatmap|.
 
     distance = Σ over h, w of |Δ_rows m| + |Δ_columns m| with m = Σ_c |heatmap|. Pulls the magnitude, as
@@ -22,5 +22,5 @@ class AbsoluteTotalVariation(HeatmapRegularizer):
 
     weight: float = tunable(0.5, 0.1, 1000.0)
 
-    def distance(self, heatmap: Images, images: Images) -> Float[Tensor, " b"]:
+    def formula(self, heatmap: Images, images: Images) -> Float[Tensor, " b"]:
         return total_variation(heatmap.abs().sum(dim=1, keepdim=True))

@@ -7,14 +7,12 @@ Prints a ranked table (regularizer, weight, accuracy, robust accuracy, heatmap s
 commands to open the MLflow UI and to train the pick further.
 """
 
-import argparse
 import dataclasses
 import json
 import logging
 import os
 import shlex
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +22,7 @@ import optuna
 import torch
 from rich.console import Console
 
-from regularizers import REGULARIZERS
+from sweeps.options import parse, sweep_of
 from sweeps.ranking import Row, as_dict, as_text, pick, rule, table
 from sweeps.settings import Sweep, create_folder, write_json
 from sweeps.tracking import check_tracking, start_sweep
@@ -33,117 +31,29 @@ from trainer.config import Trial, UsageError
 from trainer.data import train_loader
 from trainer.digits import write_digits
 from trainer.fit import count_classes, fit, prepare_model
-from trainer.locations import absolute
 from trainer.models import build_model, load_weights
-from trainer.ray_trial import Placement
 from trainer.shards import read_shards
 
 console = Console()
 
-# Two grey levels of 255 are nothing to thick strokes on black; eight separate good heatmaps from bad ones.
-DIGITS: dict[str, Any] = {
-    "model": "resnet8",
-    "epochs": 2,
-    "images_per_epoch": 1024,
-    "batch_size": 32,
-    "pgd_eps": 8 / 255,
+PRETRAINING: dict[str, Any] = {
+    "epochs": 3,
+    "images_per_epoch": 3840,
+    "learning_rate": 0.05,
+    "batch_norm": "flow",
+    "compile": False,
 }
-PRETRAINING: dict[str, Any] = {"epochs": 3, "images_per_epoch": 3840, "learning_rate": 0.05, "batch_norm": "flow"}
 
 
-def parse() -> argparse.Namespace:
-    """Command line; every default is shown by --help."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.partition("\n\n")[0],
-        usage="%(prog)s [options]",
-        epilog="Without --data the embedded default runs: handwritten digits and a small network pretrained on them.",
-    )
-    what = parser.add_argument_group("what to train")
-    what.add_argument("--data", metavar="WHERE", help="shards: folder or URL (http, s3, gs; braces expand)")
-    what.add_argument("--model", help="such as resnet20, resnet50 or timm:NAME (default: resnet8, for the digits)")
-    what.add_argument("--checkpoint", metavar="FILE", help="weights to finetune: .pt, .pth or .safetensors")
-    what.add_argument("--epochs", type=int, metavar="N", help="per trial (default 2)")
-    what.add_argument(
-        "--images-per-epoch", type=int, metavar="N", help="over all workers (default: the training split, once)"
-    )
-    what.add_argument("--batch-size", type=int, metavar="N", help="images per worker and step (default 64; digits 32)")
-    what.add_argument("--learning-rate", type=float, metavar="X", help="of SGD (default 0.003)")
-    what.add_argument(
-        "--pgd-eps", type=float, metavar="X", help="attack radius in pixel values of 255 (default 2; digits 8)"
-    )
-    search = parser.add_argument_group("what to compare")
-    search.add_argument("--regularizers", metavar="A,B", help=f"of {', '.join(sorted(REGULARIZERS))} (default all)")
-    search.add_argument(
-        "--trials-per-regularizer", type=int, metavar="N", default=1, help="weights tried for each (default 1)"
-    )
-    search.add_argument(
-        "--seed", type=int, metavar="N", default=0, help="of search, data order and attacks (default 0)"
-    )
-    where = parser.add_argument_group("where it runs")
-    where.add_argument(
-        "--workers-per-trial", type=int, metavar="N", default=1, help="DDP processes of each trial (default 1)"
-    )
-    where.add_argument(
-        "--gpus-per-worker", type=float, metavar="X", help="default 1 where there are GPUs, else 0 (gloo on CPU)"
-    )
-    where.add_argument("--max-concurrent", type=int, metavar="N", help="trials at once (default: as many as fit)")
-    kept = parser.add_argument_group("where it is kept")
-    kept.add_argument(
-        "--storage", metavar="FOLDER", default="runs", help="folder for everything that is written (default ./runs)"
-    )
-    kept.add_argument("--tracking-uri", metavar="URI", help="of MLflow (default: an SQLite file in the storage folder)")
-    kept.add_argument("--name", help="of the sweep (default: the date and time)")
-    kept.add_argument("--resume", action="store_true", help="continue the sweep --name with its own settings")
-    return parser.parse_args()
-
-
-def make_sweep(given: argparse.Namespace) -> Sweep:
-    """The sweep the command line asks for, its folder made, its data and checkpoint ready."""
-    storage = str(Path(given.storage).expanduser().resolve())
-    if given.resume:
-        if not given.name:
-            raise UsageError("--resume needs --name: which sweep shall go on?")
-        return Sweep.load(storage, given.name)
-    gpus = given.gpus_per_worker
-    if gpus is None:
-        gpus = 1.0 if torch.cuda.is_available() else 0.0
-    asked = {
-        key: getattr(given, key)
-        for key in ("model", "epochs", "images_per_epoch", "batch_size", "learning_rate")
-        if getattr(given, key) is not None
-    }
-    if given.pgd_eps is not None:
-        asked["pgd_eps"] = given.pgd_eps / 255
-    if given.data is None:
-        if given.checkpoint:
-            raise UsageError("--checkpoint needs --data: the embedded digits pretrain a checkpoint of their own")
-        settings = DIGITS | asked | {"data": str(Path(storage) / "digits")}
-    else:
-        if given.model is None:
-            raise UsageError("--data needs --model: which architecture is to be finetuned?")
-        data = absolute(given.data)
-        defaults: dict[str, Any] = {"epochs": 2, "batch_size": 64, "images_per_epoch": read_shards(data, "train").total}
-        read_shards(data, "val")
-        checkpoint = absolute(given.checkpoint) if given.checkpoint else None
-        settings = defaults | asked | {"data": data, "checkpoint": checkpoint}
-    sweep = Sweep(
-        name=given.name or time.strftime("sweep-%Y%m%d-%H%M%S"),
-        storage=storage,
-        tracking_uri=given.tracking_uri or f"sqlite:///{storage}/mlflow.db",
-        trial=Trial(seed=given.seed, **settings),
-        regularizers=tuple(given.regularizers.split(",")) if given.regularizers else tuple(sorted(REGULARIZERS)),
-        trials_per_regularizer=given.trials_per_regularizer,
-        placement=Placement(workers=given.workers_per_trial, gpus_per_worker=gpus),
-        max_concurrent=given.max_concurrent,
-        seed=given.seed,
-    )
+def prepare(sweep: Sweep, embedded: bool) -> Sweep:
+    """Refuse what cannot work, then make the sweep's folder and, for the embedded default, data and checkpoint."""
     build_model(sweep.trial.model, classes=2)  # refuses an unknown name
-    if given.data is not None:
+    if not embedded:
         check_start(sweep.trial, sweep.placement.workers)
-    if given.tracking_uri:
+    if not sweep.tracking_uri.startswith("sqlite:///" + sweep.storage):
         check_tracking(sweep.tracking_uri)
     create_folder(sweep)
-    if given.data is None:
+    if embedded:
         stage("writing handwritten digits as shards")
         write_digits(Path(sweep.trial.data))
         stage(f"pretraining {sweep.trial.model} on them")
@@ -187,8 +97,8 @@ def units_of(sweep: Sweep) -> dict[str, float]:
     return units
 
 
-def run(sweep: Sweep) -> list[Row]:
-    """All trials of the sweep, recorded; returns them as they ended."""
+def run(sweep: Sweep) -> tuple[list[Row], str]:
+    """All trials of the sweep, recorded; returns them as they ended and the address of their page in MLflow."""
     from sweeps.tuning import local_cluster, run_sweep, slots
 
     units = units_of(sweep)
@@ -210,10 +120,10 @@ def run(sweep: Sweep) -> list[Row]:
         write_json(sweep.folder / "result.json", result)
         best = {"best/accuracy": picked.accuracy, "best/robust_accuracy": picked.robust_accuracy} if picked else {}
         tracking.log_result(best, result, as_text(rows, picked))
-    return rows
+    return rows, tracking.page()
 
 
-def conclude(sweep: Sweep, rows: list[Row]) -> int:
+def conclude(sweep: Sweep, rows: list[Row], page: str) -> int:
     """Print the table, the pick and what to do next; the exit status."""
     picked = pick(rows, sweep.max_accuracy_drop)
     console.print(table(rows, picked))
@@ -225,11 +135,10 @@ def conclude(sweep: Sweep, rows: list[Row]) -> int:
         console.print(f"Pick: {picked.regularizer}, trial {picked.trial_id}: {reason}.", highlight=False)
     python = shlex.quote(os.path.relpath(sys.executable) if sys.prefix != sys.base_prefix else "python")
     storage = "" if Path(sweep.storage) == Path("runs").resolve() else f" --storage {shlex.quote(sweep.storage)}"
-    ui = f"{python} -m mlflow ui --backend-store-uri {shlex.quote(sweep.tracking_uri)}"
     if not sweep.tracking_uri.startswith("http"):
-        console.print(f"Look at it:  {ui}", soft_wrap=True, highlight=False)
-    else:
-        console.print(f"Look at it:  {sweep.tracking_uri}", soft_wrap=True, highlight=False)
+        ui = f"{python} -m mlflow ui --backend-store-uri {shlex.quote(sweep.tracking_uri)}"
+        console.print(f"Start MLflow:  {ui}", soft_wrap=True, highlight=False)
+    console.print(f"Look at it:  {page}", soft_wrap=True, highlight=False)
     if picked is not None:
         console.print(
             f"Train the pick further:  {python} sweeps/resume_best.py --name {shlex.quote(sweep.name)}{storage}",
@@ -251,13 +160,14 @@ def main() -> int:
     for name in ("alembic", "mlflow"):
         logging.getLogger(name).setLevel(logging.WARNING)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    given = parse()
+    given = parse(__doc__.partition("\n\n")[0])
     try:
-        sweep = make_sweep(given)
-        if not (sweep.folder / "settings.json").exists():
+        sweep = sweep_of(given)
+        if not given.resume:
+            sweep = prepare(sweep, embedded=given.data is None)
             sweep.save()
         stage(f"sweep {sweep.name} in {sweep.folder}")
-        return conclude(sweep, run(sweep))
+        return conclude(sweep, *run(sweep))
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

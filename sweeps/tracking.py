@@ -35,6 +35,11 @@ class Tracking:
         """A client of its own for the calling process."""
         return MlflowClient(self.uri)
 
+    def page(self) -> str:
+        """Address of the runs in the UI, which otherwise opens on its pages for language models."""
+        server = self.uri.rstrip("/") if self.uri.startswith("http") else "http://127.0.0.1:5000"
+        return f"{server}/#/experiments/{self.experiment_id}/runs?workflowType=machine_learning"
+
     def trial_run(self, trial_id: str, name: str, params: dict[str, Any], tags: dict[str, str] | None = None) -> str:
         """Id of the trial's run, the one of an earlier start if there was one."""
         all_tags = {TRIAL_TAG: trial_id, PARENT_TAG: self.parent, **(tags or {})}

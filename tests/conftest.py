@@ -1,9 +1,19 @@
 """Shape annotations are checked while tests run; the embedded data set is written once."""
 
 import pytest
+import torch
 from jaxtyping import install_import_hook
 
 install_import_hook(["regularizers", "trainer"], "beartype.beartype")
+
+try:
+    import torchvision  # noqa: F401  # timm imports it
+except (
+    RuntimeError
+):  # its wheel is made for CUDA: beside a CPU torch its compiled box operators, unused here, are missing
+    _operators = torch.library.Library("torchvision", "DEF")
+    for _name in ("nms", "qnms"):
+        _operators.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
 
 @pytest.fixture(scope="session")

@@ -4,19 +4,20 @@ unit = ‖∇θ CE‖ / ‖∇θ penalty‖ at the start checkpoint over a few f
 fits every penalty, model and image size.
 """
 
+import dataclasses
 import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from regularizers import REGULARIZERS
 from trainer.config import Trial, UsageError
 from trainer.data import train_loader
-from trainer.fit import count_classes, prepare_model
+from trainer.double_backprop import name_missing_derivative
+from trainer.fit import count_classes, make_loss, prepare_model
 from trainer.shards import read_shards
-from trainer.step import forward_pass, set_mode
+from trainer.step import RegularizedLoss, set_mode
 
 BATCHES = 4
 
@@ -25,7 +26,8 @@ def calibrate(trial: Trial, names: Sequence[str], device: torch.device) -> dict[
     """Unit of every named regularizer but those without a penalty (`none`).
 
     Raises:
-        UsageError: if a penalty has no gradient at this model, or an infinite one.
+        UsageError: if a penalty has no gradient at this model, or an infinite one, or if the model holds an operation
+            that cannot be differentiated twice. As the first thing a sweep computes it shows that before any trial.
     """
     model = prepare_model(trial, count_classes(trial.data)).to(device)
     set_mode(model, trial.batch_norm)
@@ -34,19 +36,21 @@ def calibrate(trial: Trial, names: Sequence[str], device: torch.device) -> dict[
         shards, rank=0, world_size=1, seed=trial.seed, steps=BATCHES, batch_size=trial.batch_size, loader_workers=0
     )
     batches = [batch.to(device) for batch in loader.epoch(0)]
-    cross_entropy = 0.0
-    for batch in batches:
-        logits = model(batch.images)
-        cross_entropy += _norm(F.cross_entropy(logits, batch.labels), model)
+    cross_entropy = sum(
+        _norm(RegularizedLoss(model, REGULARIZERS["none"]())(batch.images, batch.labels).loss, model)
+        for batch in batches
+    )
     units = {}
     for name in names:
         regularizer = REGULARIZERS[name]()
         if not regularizer.needs_heatmap:
             continue
-        size = 0.0
+        loss, size = make_loss(model, dataclasses.replace(trial, regularizer=name)), 0.0
         for batch in batches:
             generator = torch.Generator().manual_seed(trial.seed)
-            size += _norm(regularizer.penalty(forward_pass(model, batch, regularizer, generator)).mean(), model)
+            with name_missing_derivative(trial.model):
+                forward = loss.forward_pass(batch.images, batch.labels, generator)
+                size += _norm(regularizer.penalty(forward).mean(), model)
         unit = cross_entropy / size if size > 0 else math.inf
         if not (math.isfinite(unit) and unit > 0):
             raise UsageError(

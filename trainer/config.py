@@ -8,7 +8,8 @@ from typing import Any
 
 from regularizers import REGULARIZERS, Regularizer
 
-BATCH_NORM_MODES = ("frozen", "flow")
+BATCH_NORM_MODES = ("frozen", "stop", "flow")
+PRECISIONS = ("float32", "bfloat16")
 
 
 class UsageError(ValueError):
@@ -33,7 +34,10 @@ class Trial:
         weight_decay: of SGD, on weights of two and more dimensions.
         label_smoothing: of the cross-entropy in the training loss.
         clip_norm: largest norm of the gradient of all weights; penalties have heavy tails.
-        batch_norm: `frozen` (running statistics) or `flow` (batch statistics, differentiated).
+        batch_norm: `frozen` (running statistics: no example touches another), `stop` (batch statistics, constants of
+            the heatmap) or `flow` (batch statistics, differentiated like everything else).
+        precision: `float32`, or `bfloat16` for the model under autocast (loss and penalty stay in float32).
+        compile: whether torch.compile translates the whole loss, input gradient included; needs `frozen`.
         activation: non-linearity of our own models.
         robust_images: validation images attacked and explained in each evaluation.
         pgd_eps: radius of the ℓ∞ attack in pixel fractions of 1 (2/255 is two grey levels).
@@ -56,6 +60,8 @@ class Trial:
     label_smoothing: float = 0.0
     clip_norm: float = 2.0
     batch_norm: str = "frozen"
+    precision: str = "float32"
+    compile: bool = False
     activation: str = "relu"
     robust_images: int = 256
     pgd_eps: float = 2 / 255
@@ -68,8 +74,11 @@ class Trial:
             raise UsageError(
                 f"regularizer {self.regularizer!r} is unknown; choose from {', '.join(sorted(REGULARIZERS))}"
             )
-        if self.batch_norm not in BATCH_NORM_MODES:
-            raise UsageError(f"batch_norm {self.batch_norm!r} is unknown; choose from {', '.join(BATCH_NORM_MODES)}")
+        for name, known in (("batch_norm", BATCH_NORM_MODES), ("precision", PRECISIONS)):
+            if getattr(self, name) not in known:
+                raise UsageError(f"{name} {getattr(self, name)!r} is unknown; choose from {', '.join(known)}")
+        if self.compile and self.batch_norm != "frozen":
+            raise UsageError(f"compile needs batch_norm 'frozen', not {self.batch_norm!r}: drop --compile or change it")
         for name in ("epochs", "images_per_epoch", "batch_size", "pgd_steps"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name}={getattr(self, name)}: give a whole number of at least 1")

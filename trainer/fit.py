@@ -16,10 +16,11 @@ from torch import nn
 from trainer.config import Trial, UsageError
 from trainer.data import train_loader
 from trainer.distributed import data_parallel, rank, sum_over_workers, world_size
+from trainer.double_backprop import name_missing_derivative
 from trainer.evaluate import evaluate
 from trainer.models import build_model, load_weights
 from trainer.shards import read_shards
-from trainer.step import set_mode, train_step
+from trainer.step import CompiledLoss, RegularizedLoss, set_mode, train_step
 
 Metrics = dict[str, float]
 State = dict[str, Any]
@@ -34,6 +35,17 @@ def prepare_model(trial: Trial, classes: int) -> nn.Module:
     if trial.checkpoint is not None:
         load_weights(model, trial.checkpoint)
     return model
+
+
+def make_loss(model: nn.Module, trial: Trial) -> RegularizedLoss:
+    """The trial's loss around its model."""
+    return (CompiledLoss if trial.compile else RegularizedLoss)(
+        model,
+        trial.penalty(),
+        label_smoothing=trial.label_smoothing,
+        batch_norm=trial.batch_norm,
+        precision=trial.precision,
+    )
 
 
 def make_optimizer(model: nn.Module, trial: Trial) -> torch.optim.SGD:
@@ -75,14 +87,17 @@ def fit(
     """
     device = device or torch.device("cpu")
     train, val = read_shards(trial.data, "train"), read_shards(trial.data, "val")
+    # Channels last is what a GPU's convolutions want; on a CPU the regularized step takes 1.2 times as long with it.
+    layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
     model = prepare_model(trial, count_classes(trial.data)).to(device)
+    model = model.to(memory_format=layout)  # type: ignore[call-overload]  # missing in its stubs
     optimizer = make_optimizer(model, trial)
     epoch, step = 0, 0
     if state is not None:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         epoch, step = state["epoch"], state["step"]
-    wrapped = data_parallel(model, device)
+    loss = data_parallel(make_loss(model, trial), device)
     steps = trial.steps_per_epoch(world_size())
     loader = train_loader(
         train,
@@ -93,38 +108,29 @@ def fit(
         batch_size=trial.batch_size,
         loader_workers=trial.loader_workers,
     )
-    regularizer = trial.penalty()
     while epoch < trial.epochs:
         started = time.monotonic()
-        set_mode(wrapped, trial.batch_norm)
+        set_mode(model, trial.batch_norm)
         results = []
         for batch in loader.epoch(epoch):
             # Seeded per step, so a resumed run draws what an uninterrupted one would.
             generator = torch.Generator().manual_seed(hash((trial.seed, step, rank())) % 2**63)
-            result = train_step(
-                wrapped,
-                batch.to(device),
-                regularizer,
-                optimizer,
-                label_smoothing=trial.label_smoothing,
-                clip_norm=trial.clip_norm,
-                generator=generator,
-            )
-            results.append(torch.stack([result.loss, result.penalty, result.cross_entropy]))
+            with name_missing_derivative(trial.model):
+                result = train_step(loss, batch.to(device), optimizer, clip_norm=trial.clip_norm, generator=generator)
+            results.append(torch.stack([result.loss.detach(), result.penalty, result.cross_entropy, result.nonfinite]))
             step += 1
         epoch += 1
         # One transfer an epoch: reading every step's loss would make the device wait for the host.
         points = torch.stack(results).double().cpu()
         seconds = time.monotonic() - started
-        means = sum_over_workers(
-            dict(zip(("loss", "penalty", "cross_entropy"), points.mean(0).tolist(), strict=True)), device
-        )
-        metrics = {f"train/{name}": value / world_size() for name, value in means.items()}
+        names = ("loss", "penalty", "cross_entropy", "nonfinite_examples")
+        sums = sum_over_workers(dict(zip(names, points.sum(0).tolist(), strict=True)), device)
+        metrics = {f"train/{name}": sums[name] / (steps * world_size()) for name in names[:3]}
+        metrics["train/nonfinite_examples"] = sums["nonfinite_examples"]
         metrics["train/images_per_second"] = steps * trial.batch_size * world_size() / seconds
         if rank() == 0:
-            for offset, (loss, penalty, cross_entropy) in enumerate(points.tolist()):
-                values = {"step/loss": loss, "step/penalty": penalty, "step/cross_entropy": cross_entropy}
-                record(values, step - len(points) + offset + 1)
+            for number, values in enumerate(points[:, :3].tolist(), start=step - steps + 1):
+                record({f"step/{name}": value for name, value in zip(names, values, strict=False)}, number)
         diverged = not math.isfinite(metrics["train/loss"])
         if diverged:
             metrics |= {"val/accuracy": 0.0, "val/robust_accuracy": 0.0, "val/heatmap_ssim": -1.0}

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from regularizers import REGULARIZERS, Forward, HeatmapRegularizer
+from regularizers import REGULARIZERS, Forward
 from regularizers._images import normalize
 
 
@@ -23,7 +23,6 @@ def similarity(heatmaps: Float[Tensor, "b 3 h w"], images: Float[Tensor, "b 3 h 
     """
     small = min(images.shape[-2:]) < 11
     regularizer = REGULARIZERS["ssim_unfiltered" if small else "ssim"]()
-    assert isinstance(regularizer, HeatmapRegularizer)
     flat = torch.stack([normalize(heatmaps).flatten(1), normalize(images).flatten(1)])
     centred = flat - flat.mean(dim=2, keepdim=True)
     norms = centred.norm(dim=2).clamp(min=torch.finfo(flat.dtype).tiny)

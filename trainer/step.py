@@ -1,22 +1,134 @@
 """One training step: cross-entropy plus weighted penalty, one backward pass."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from regularizers import Forward, Regularizer
+from regularizers.base import finite_examples
 from trainer.data import Batch
+from trainer.double_backprop import DoubleBackprop
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """Scalars of one step over this worker's batch, detached."""
+    """Scalars of one step over this worker's batch; only `loss` carries a gradient.
+
+    Examples with a NaN or an infinity among their pixels are left out of loss and penalty and counted in `nonfinite`.
+    """
 
     loss: Tensor
     penalty: Tensor
     cross_entropy: Tensor
+    nonfinite: Tensor
+
+
+class RegularizedLoss(nn.Module):
+    """Mean cross-entropy + weight × mean penalty of a batch, as a module that DDP and torch.compile can wrap.
+
+    Args:
+        model: the classifier, its modes set by `set_mode`.
+        regularizer: the penalty and its weight.
+        label_smoothing: of the cross-entropy (the penalty's score has none).
+        batch_norm: `frozen`, `stop` or `flow`.
+        precision: `bfloat16` applies the model under autocast; loss, heatmap and penalty stay in float32.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        regularizer: Regularizer,
+        *,
+        label_smoothing: float = 0.0,
+        batch_norm: str = "frozen",
+        precision: str = "float32",
+    ) -> None:
+        super().__init__()
+        self.model, self.regularizer = model, regularizer
+        self.label_smoothing, self.batch_norm, self.precision = label_smoothing, batch_norm, precision
+
+    def forward(
+        self, images: Float[Tensor, "b c h w"], labels: Int[Tensor, " b"], generator: torch.Generator | None = None
+    ) -> StepResult:
+        finite = finite_examples(images)
+        images = torch.where(finite[:, None, None, None], images, 0.0)
+        penalties, logits = self.penalties(images, labels, generator)
+        logits = logits.float() if logits.dtype.itemsize < 4 else logits
+        losses = F.cross_entropy(logits, labels, reduction="none", label_smoothing=self.label_smoothing)
+        # Divided by all examples: leaving one out does not change what the others weigh.
+        cross_entropy, penalty = (losses * finite).mean(), (penalties * finite).mean()
+        loss = cross_entropy + self.regularizer.weight * penalty
+        return StepResult(loss, penalty.detach(), cross_entropy.detach(), (~finite).sum())
+
+    def penalties(
+        self, images: Float[Tensor, "b c h w"], labels: Int[Tensor, " b"], generator: torch.Generator | None
+    ) -> tuple[Float[Tensor, " b"], Float[Tensor, "b k"]]:
+        """Penalty and logits of each example."""
+        forward = self.forward_pass(images, labels, generator)
+        return self.regularizer.penalty(forward), forward.logits
+
+    def forward_pass(
+        self, images: Float[Tensor, "b c h w"], labels: Int[Tensor, " b"], generator: torch.Generator | None = None
+    ) -> Forward:
+        """Apply the model; the images carry a gradient only where the regularizer looks at it."""
+        if not self.regularizer.needs_heatmap:
+            return Forward(images, labels, self._logits(images))
+        images = images.detach().requires_grad_()
+        functions = DoubleBackprop(self.batch_norm)
+        # Fused attention has no second derivative.
+        with functions, sdpa_kernel(SDPBackend.MATH):
+            logits = self._logits(images)
+        return Forward(images, labels, logits, generator, while_heatmap=functions.taking_heatmap)
+
+    def _logits(self, images: Tensor) -> Tensor:
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+            return self.model(images)
+
+
+class CompiledLoss(RegularizedLoss):
+    """The same loss translated by torch.compile, input gradient included; for frozen batch norm.
+
+    Compiled code cannot be differentiated twice. Here the first gradient is taken inside it by `torch.func.grad`, so
+    that only one is left to take outside.
+
+    Args:
+        model: the classifier; its statistics must not change.
+        regularizer: the penalty and its weight.
+        backend: of torch.compile.
+        **options: of `RegularizedLoss`.
+    """
+
+    def __init__(
+        self, model: nn.Module, regularizer: Regularizer, *, backend: str = "inductor", **options: Any
+    ) -> None:
+        super().__init__(model, regularizer, **options)
+        self._compiled = torch.compile(super().forward, backend=backend, fullgraph=True)
+
+    def forward(
+        self, images: Float[Tensor, "b c h w"], labels: Int[Tensor, " b"], generator: torch.Generator | None = None
+    ) -> StepResult:
+        if generator is not None:  # compiled code draws from torch's own
+            torch.manual_seed(generator.initial_seed())
+        return self._compiled(images, labels)
+
+    def penalties(
+        self, images: Float[Tensor, "b c h w"], labels: Int[Tensor, " b"], generator: torch.Generator | None
+    ) -> tuple[Float[Tensor, " b"], Float[Tensor, "b k"]]:
+        if not self.regularizer.needs_heatmap:
+            return super().penalties(images, labels, None)
+
+        def score(images: Tensor) -> tuple[Tensor, Tensor]:
+            logits = self._logits(images)
+            return self.regularizer.score(Forward(images, labels, logits)).sum(), logits
+
+        with sdpa_kernel(SDPBackend.MATH):
+            heatmap, logits = torch.func.grad(score, has_aux=True)(images)
+        return self.regularizer.distance(heatmap, images), logits
 
 
 def set_mode(model: nn.Module, batch_norm: str) -> None:
@@ -27,32 +139,28 @@ def set_mode(model: nn.Module, batch_norm: str) -> None:
             module.train(batch_norm != "frozen")
 
 
-def forward_pass(
-    model: nn.Module, batch: Batch, regularizer: Regularizer, generator: torch.Generator | None = None
-) -> Forward:
-    """Apply the model; the images carry a gradient only where the regularizer looks at it."""
-    images = batch.images.detach().requires_grad_(regularizer.needs_heatmap)
-    return Forward(images, batch.labels, model(images), generator)
-
-
 def train_step(
-    model: nn.Module,
+    loss: nn.Module,
     batch: Batch,
-    regularizer: Regularizer,
     optimizer: torch.optim.Optimizer,
     *,
-    label_smoothing: float = 0.0,
     clip_norm: float | None = None,
     generator: torch.Generator | None = None,
 ) -> StepResult:
-    """Loss = mean cross-entropy + weight × mean penalty; under DDP the gradient is the mean over workers."""
-    forward = forward_pass(model, batch, regularizer, generator)
-    cross_entropy = F.cross_entropy(forward.logits, forward.labels, label_smoothing=label_smoothing)
-    penalty = regularizer.penalty(forward).mean()
-    loss = cross_entropy + regularizer.weight * penalty
+    """One step of the weights down the gradient of `loss`, a `RegularizedLoss`; under DDP the mean over workers.
+
+    Args:
+        loss: called with images, labels and generator.
+        batch: of this worker.
+        optimizer: holds the weights.
+        clip_norm: largest norm of the gradient of all weights; None leaves it as it is.
+        generator: of the penalty's random draws.
+    """
+    result = loss(batch.images, batch.labels, generator)
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
     optimizer.zero_grad()
-    loss.backward()
+    result.loss.backward(inputs=parameters)  # the images are leaves too, and nobody wants their gradient again
     if clip_norm is not None:
-        nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
+        nn.utils.clip_grad_norm_(parameters, clip_norm)
     optimizer.step()
-    return StepResult(loss.detach(), penalty.detach(), cross_entropy.detach())
+    return result

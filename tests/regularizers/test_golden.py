@@ -7,8 +7,13 @@ import pytest
 import torch
 
 from regularizers import REGULARIZERS
+from regularizers._dct import luma
+from regularizers._images import normalize
+from regularizers.psnr_hvs_dct import visible_error
+from regularizers.psnr_hvs_m import masked_error
 
-MAIN = np.load(Path(__file__).parents[1] / "golden" / "metric_main.npz")
+FOLDER = Path(__file__).parents[1] / "golden"
+MAIN, EDGE, HVS = (np.load(FOLDER / f"{name}.npz") for name in ("metric_main", "metric_edge", "psnr_hvs"))
 NAMES = [str(name) for name in MAIN["reg_names"]]
 TOLERANCE = {"f64": 1e-10, "f32": 1e-6}
 
@@ -17,9 +22,9 @@ def tolerance(name, precision):
     return 5e-5 if precision == "f32" and name.startswith("ssim") else TOLERANCE[precision]
 
 
-def load(subset, precision):
+def load(source, subset, precision):
     dtype = {"f64": torch.float64, "f32": torch.float32}[precision]
-    pair = (torch.from_numpy(MAIN[f"{subset}/{key}"]).to(dtype).permute(0, 3, 1, 2) for key in ("heatmaps", "images"))
+    pair = (torch.from_numpy(source[f"{subset}/{key}"]).to(dtype).permute(0, 3, 1, 2) for key in ("heatmaps", "images"))
     heatmaps, images = (tensor.contiguous() for tensor in pair)
     return heatmaps.requires_grad_(), images
 
@@ -28,7 +33,7 @@ def load(subset, precision):
 @pytest.mark.parametrize("subset", ["main", "small"])
 @pytest.mark.parametrize("name", NAMES)
 def test_value_and_gradient_equal_the_original(name, subset, precision):
-    heatmaps, images = load(subset, precision)
+    heatmaps, images = load(MAIN, subset, precision)
     losses = REGULARIZERS[name]().distance(heatmaps, images)
     row, rtol = NAMES.index(name), tolerance(name, precision)
     # One example of upstream's float32 `cor` is 5e-6 off its own float64; per example the truth is the reference.
@@ -42,3 +47,55 @@ def test_value_and_gradient_equal_the_original(name, subset, precision):
     if subset == "small":
         golden = MAIN[f"small/{precision}/grad_heat"][row]
         np.testing.assert_allclose(gradient, golden, rtol=0, atol=norm * (rtol if precision == "f64" else 1e-4))
+
+
+CASES = [str(name) for name in EDGE["case_names"]]
+EDGE_NAMES = [str(name) for name in EDGE["reg_names"]]
+# Equal pairs after scaling, but for the rounding: the true value is 0 and the original returns its rounding noise.
+NOISE = {("heat_affine_of_image", name) for name in ("mse", "grad_diff", "sobel_edges", "psnr")}
+
+
+@pytest.mark.parametrize("precision", ["f64", "f32"])
+@pytest.mark.parametrize("name", EDGE_NAMES)
+@pytest.mark.parametrize("case", CASES)
+def test_edge_case_equals_the_original_or_is_finite_where_that_breaks(case, name, precision):
+    """Where value and gradient of the original are finite, ours are the same; else ours are finite, or refused."""
+    heatmaps, images = load(EDGE, f"in/{case}", precision)
+    row, column = CASES.index(case), EDGE_NAMES.index(name)
+    broken = EDGE[f"{precision}/grad_nonfinite"][row, column]
+    if broken < 0:  # the original raises: the images are smaller than its window
+        with pytest.raises(ValueError, match=r"needs images of at least (\d+)x\1 pixels"):
+            REGULARIZERS[name]().distance(heatmaps, images)
+        return
+    losses = REGULARIZERS[name]().distance(heatmaps, images)
+    (gradient,) = torch.autograd.grad(losses.mean(), heatmaps)
+    assert losses.isfinite().all()
+    assert gradient.isfinite().all()
+    if precision == "f32" or (case, name) in NOISE:
+        return
+    golden = EDGE["f64/per_example"][row, column, : len(losses)]
+    usable = np.isfinite(golden)
+    np.testing.assert_allclose(losses.detach().numpy()[usable], golden[usable], rtol=1e-10, atol=1e-14)
+    if not broken and usable.all():
+        norm = EDGE["f64/grad_norm"][row, column]
+        np.testing.assert_allclose(gradient.norm().item(), norm, rtol=1e-9, atol=1e-14)
+        flat = gradient.permute(0, 2, 3, 1).flatten()
+        dot = (flat * torch.cos(0.7 * torch.arange(len(flat), dtype=torch.float64) + 0.3)).sum().item()
+        np.testing.assert_allclose(dot, EDGE["f64/grad_dot"][row, column], rtol=1e-9, atol=1e-10 * norm + 1e-14)
+
+
+@pytest.mark.parametrize("pair", [str(pair) for pair in HVS["pairs"]])
+def test_psnr_hvs_and_psnr_hvs_m_equal_the_reference_package(pair):
+    source, subset = (EDGE, pair.replace("edge/", "in/")) if pair.startswith("edge/") else (MAIN, pair)
+    heatmaps, images = (normalize(values.detach()) for values in load(source, subset, "f64"))
+    for column, error in ((0, visible_error), (1, masked_error)):
+        ours = error(images, heatmaps)  # per plane
+        assert_equal_where_finite(ours, HVS[f"{pair}/per_channel"][:, :, column])
+        if f"{pair}/luma" in HVS:  # of RGB images
+            assert_equal_where_finite(error(luma(images), luma(heatmaps))[:, 0], HVS[f"{pair}/luma"][:, column])
+
+
+def assert_equal_where_finite(ours, golden):
+    """To 1e-9 dB; the package returns NaN for constant images and passes NaN on."""
+    usable = np.isfinite(golden)
+    np.testing.assert_allclose(ours.numpy()[usable], golden[usable], rtol=2e-10, atol=1e-18)

@@ -1,0 +1,123 @@
+"""The command line of a sweep, and the sweep it asks for."""
+
+import argparse
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from regularizers import REGULARIZERS
+from sweeps.settings import Sweep
+from trainer.config import BATCH_NORM_MODES, PRECISIONS, Trial, UsageError
+from trainer.locations import absolute
+from trainer.ray_trial import Placement
+from trainer.shards import read_shards
+
+# Two grey levels of 255 are nothing to thick strokes on black; eight separate good heatmaps from bad ones.
+DIGITS: dict[str, Any] = {
+    "model": "resnet8",
+    "epochs": 2,
+    "images_per_epoch": 1024,
+    "batch_size": 32,
+    "pgd_eps": 8 / 255,
+}
+
+
+def parse(description: str) -> argparse.Namespace:
+    """Read the command line; --help shows every default."""
+    parser = argparse.ArgumentParser(
+        description=description,
+        usage="%(prog)s [options]",
+        epilog="Without --data the embedded default runs: handwritten digits and a small network pretrained on them.",
+    )
+    what = parser.add_argument_group("what to train")
+    what.add_argument("--data", metavar="WHERE", help="shards: folder or URL (http, s3, gs; braces expand)")
+    what.add_argument("--model", help="such as resnet20, resnet50 or timm:NAME (default: resnet8, for the digits)")
+    what.add_argument("--checkpoint", metavar="FILE", help="weights to finetune: .pt, .pth or .safetensors")
+    what.add_argument("--epochs", type=int, metavar="N", help="per trial (default 2)")
+    what.add_argument(
+        "--images-per-epoch", type=int, metavar="N", help="over all workers (default: the training split, once)"
+    )
+    what.add_argument("--batch-size", type=int, metavar="N", help="images per worker and step (default 64; digits 32)")
+    what.add_argument("--learning-rate", type=float, metavar="X", help="of SGD (default 0.003)")
+    what.add_argument(
+        "--pgd-eps", type=float, metavar="X", help="attack radius in pixel values of 255 (default 2; digits 8)"
+    )
+    how = parser.add_argument_group("how it is computed")
+    how.add_argument(
+        "--batch-norm",
+        choices=BATCH_NORM_MODES,
+        default="frozen",
+        help="statistics: running (frozen, default), or the batch's, constant for the heatmap (stop) or not (flow)",
+    )
+    how.add_argument("--precision", choices=PRECISIONS, default="float32", help="of the model (default float32)")
+    how.add_argument("--compile", action="store_true", help="translate the loss with torch.compile; minutes per trial")
+    search = parser.add_argument_group("what to compare")
+    search.add_argument("--regularizers", metavar="A,B", help=f"of {', '.join(sorted(REGULARIZERS))} (default all)")
+    search.add_argument(
+        "--trials-per-regularizer", type=int, metavar="N", default=1, help="weights tried for each (default 1)"
+    )
+    search.add_argument(
+        "--seed", type=int, metavar="N", default=0, help="of search, data order and attacks (default 0)"
+    )
+    where = parser.add_argument_group("where it runs")
+    where.add_argument(
+        "--workers-per-trial", type=int, metavar="N", default=1, help="DDP processes of each trial (default 1)"
+    )
+    where.add_argument(
+        "--gpus-per-worker", type=float, metavar="X", help="default 1 where there are GPUs, else 0 (gloo on CPU)"
+    )
+    where.add_argument("--max-concurrent", type=int, metavar="N", help="trials at once (default: as many as fit)")
+    kept = parser.add_argument_group("where it is kept")
+    kept.add_argument(
+        "--storage", metavar="FOLDER", default="runs", help="folder for everything that is written (default ./runs)"
+    )
+    kept.add_argument("--tracking-uri", metavar="URI", help="of MLflow (default: an SQLite file in the storage folder)")
+    kept.add_argument("--name", help="of the sweep (default: the date and time)")
+    kept.add_argument("--resume", action="store_true", help="continue the sweep --name with its own settings")
+    return parser.parse_args()
+
+
+def sweep_of(given: argparse.Namespace) -> Sweep:
+    """The sweep the command line asks for: an earlier one (--resume), of own data, or of the embedded digits.
+
+    Raises:
+        UsageError: if flags contradict each other or the data cannot be found.
+    """
+    storage = str(Path(given.storage).expanduser().resolve())
+    if given.resume:
+        if not given.name:
+            raise UsageError("--resume needs --name: which sweep shall go on?")
+        return Sweep.load(storage, given.name)
+    gpus = given.gpus_per_worker
+    if gpus is None:
+        gpus = 1.0 if torch.cuda.is_available() else 0.0
+    names = {field.name for field in dataclasses.fields(Trial)} - {"data", "checkpoint", "pgd_eps", "seed"}
+    asked = {name: value for name, value in vars(given).items() if name in names and value is not None}
+    if given.pgd_eps is not None:
+        asked["pgd_eps"] = given.pgd_eps / 255
+    if given.data is None:
+        if given.checkpoint:
+            raise UsageError("--checkpoint needs --data: the embedded digits pretrain a checkpoint of their own")
+        settings = DIGITS | asked | {"data": str(Path(storage) / "digits")}
+    else:
+        if given.model is None:
+            raise UsageError("--data needs --model: which architecture is to be finetuned?")
+        data = absolute(given.data)
+        defaults: dict[str, Any] = {"epochs": 2, "batch_size": 64, "images_per_epoch": read_shards(data, "train").total}
+        read_shards(data, "val")
+        checkpoint = absolute(given.checkpoint) if given.checkpoint else None
+        settings = defaults | asked | {"data": data, "checkpoint": checkpoint}
+    return Sweep(
+        name=given.name or time.strftime("sweep-%Y%m%d-%H%M%S"),
+        storage=storage,
+        tracking_uri=given.tracking_uri or f"sqlite:///{storage}/mlflow.db",
+        trial=Trial(seed=given.seed, **settings),
+        regularizers=tuple(given.regularizers.split(",")) if given.regularizers else tuple(sorted(REGULARIZERS)),
+        trials_per_regularizer=given.trials_per_regularizer,
+        placement=Placement(workers=given.workers_per_trial, gpus_per_worker=gpus),
+        max_concurrent=given.max_concurrent,
+        seed=given.seed,
+    )
