@@ -35,26 +35,35 @@ def step_twice(name, batch):
     return torch.cat([p.detach().flatten() for p in model.parameters()]), torch.stack(losses)
 
 
-def worker(rank, port, name, path):
+def worker(rank, port, path):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     batch = global_batch()
-    weights, losses = step_twice(name, Batch(batch.images[rank::2], batch.labels[rank::2]))
-    dist.all_reduce(losses)
+    results = {}
+    for name in ONE_OF_EACH_KIND:
+        weights, losses = step_twice(name, Batch(batch.images[rank::2], batch.labels[rank::2]))
+        dist.all_reduce(losses)
+        results[name] = weights, losses / 2
     if rank == 0:
-        torch.save((weights, losses / 2), path)
+        torch.save(results, path)
     gc.collect()  # DDP's cycles hold the group; left to the interpreter's end, gloo's thread aborts the process
     dist.barrier()
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("name", ONE_OF_EACH_KIND)
-def test_two_workers_take_the_step_of_one(name, tmp_path):
+@pytest.fixture(scope="module")
+def of_two_workers(tmp_path_factory):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    mp.spawn(worker, (port, name, tmp_path / "result.pt"), nprocs=2)
-    weights, losses = torch.load(tmp_path / "result.pt")
+    path = tmp_path_factory.mktemp("workers") / "result.pt"
+    mp.spawn(worker, (port, path), nprocs=2)
+    return torch.load(path)
+
+
+@pytest.mark.parametrize("name", ONE_OF_EACH_KIND)
+def test_two_workers_take_the_step_of_one(name, of_two_workers):
+    weights, losses = of_two_workers[name]
     expected_weights, expected_losses = step_twice(name, global_batch())
     torch.testing.assert_close(losses, expected_losses, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(weights, expected_weights, rtol=1e-9, atol=1e-12)
