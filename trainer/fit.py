@@ -87,7 +87,7 @@ def fit(
     """
     device = device or torch.device("cpu")
     train, val = read_shards(trial.data, "train"), read_shards(trial.data, "val")
-    # Channels last is what a GPU's convolutions want; on a CPU the regularized step takes 1.2 times as long with it.
+    # GPUs want the channels last; on a CPU a regularized step takes a little longer with it (docs/performance.md).
     layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
     model = prepare_model(trial, count_classes(trial.data)).to(device)
     model = model.to(memory_format=layout)  # type: ignore[call-overload]  # missing in its stubs
