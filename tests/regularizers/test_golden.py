@@ -46,7 +46,7 @@ def test_value_and_gradient_equal_the_original(name, subset, precision):
     np.testing.assert_allclose(np.linalg.norm(gradient.astype(np.float64)), norm, rtol=max(rtol, 1e-10) * 5)
     if subset == "small":
         golden = MAIN[f"small/{precision}/grad_heat"][row]
-        np.testing.assert_allclose(gradient, golden, rtol=0, atol=norm * (rtol if precision == "f64" else 1e-4))
+        np.testing.assert_allclose(gradient, golden, rtol=0, atol=np.abs(golden).max() * rtol)
 
 
 CASES = [str(name) for name in EDGE["case_names"]]
@@ -71,11 +71,17 @@ def test_edge_case_equals_the_original_or_is_finite_where_that_breaks(case, name
     (gradient,) = torch.autograd.grad(losses.mean(), heatmaps)
     assert losses.isfinite().all()
     assert gradient.isfinite().all()
-    if precision == "f32" or (case, name) in NOISE:
+    if (case, name) in NOISE:
         return
-    golden = EDGE["f64/per_example"][row, column, : len(losses)]
-    usable = np.isfinite(golden)
-    np.testing.assert_allclose(losses.detach().numpy()[usable], golden[usable], rtol=1e-10, atol=1e-14)
+    golden, rounded = (EDGE[f"{kind}/per_example"][row, column, : len(losses)] for kind in ("f64", "f32"))
+    ours, usable = losses.detach().numpy(), np.isfinite(golden)
+    if precision == "f32":  # as near to the truth as the original, or within the tolerance
+        usable &= np.isfinite(rounded)
+        ours, golden, rounded = ours[usable], golden[usable], rounded[usable]
+        allowed = tolerance(name, precision) * np.abs(golden) + np.abs(rounded - golden).max(initial=0) + 1e-7
+        assert (np.abs(ours - golden) <= allowed).all()
+        return
+    np.testing.assert_allclose(ours[usable], golden[usable], rtol=1e-10, atol=1e-14)
     if not broken and usable.all():
         norm = EDGE["f64/grad_norm"][row, column]
         np.testing.assert_allclose(gradient.norm().item(), norm, rtol=1e-9, atol=1e-14)
