@@ -26,8 +26,8 @@ def calibrate(trial: Trial, names: Sequence[str], device: torch.device) -> dict[
     """Unit of every named regularizer but those without a penalty (`none`).
 
     Raises:
-        UsageError: if a penalty has no gradient at this model, or an infinite one, or if the model holds an operation
-            that cannot be differentiated twice. As the first thing a sweep computes it shows that before any trial.
+        UsageError: if a penalty has no gradient at this model, or an infinite one, or if the model cannot be
+            differentiated twice or compiled. A sweep calibrates first, so this shows before any trial.
     """
     model = prepare_model(trial, count_classes(trial.data)).to(device)
     set_mode(model, trial.batch_norm)
@@ -58,6 +58,8 @@ def calibrate(trial: Trial, names: Sequence[str], device: torch.device) -> dict[
                 f"{cross_entropy:g}, of the penalty {size:g}; leave it out of --regularizers"
             )
         units[name] = unit
+    if trial.compile:
+        make_loss(model, dataclasses.replace(trial, regularizer=names[-1]))(batches[0].images, batches[0].labels)
     return units
 
 

@@ -7,10 +7,12 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch._dynamo.exc import TorchDynamoException
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from regularizers import Forward, Regularizer
 from regularizers.base import finite_examples
+from trainer.config import UsageError
 from trainer.data import Batch
 from trainer.double_backprop import DoubleBackprop
 
@@ -101,6 +103,9 @@ class CompiledLoss(RegularizedLoss):
         regularizer: the penalty and its weight.
         backend: of torch.compile.
         **options: of `RegularizedLoss`.
+
+    Raises:
+        UsageError: by its first call, if the model cannot be compiled.
     """
 
     def __init__(
@@ -114,7 +119,11 @@ class CompiledLoss(RegularizedLoss):
     ) -> StepResult:
         if generator is not None:  # compiled code draws from torch's own
             torch.manual_seed(generator.initial_seed())
-        return self._compiled(images, labels)
+        try:
+            return self._compiled(images, labels)
+        except TorchDynamoException as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise UsageError(f"torch.compile cannot translate this model ({reason}); drop --compile") from error
 
     def penalties(
         self, images: Float[Tensor, "b c h w"], labels: Int[Tensor, " b"], generator: torch.Generator | None
