@@ -36,6 +36,7 @@ from trainer.shards import read_shards
 
 console = Console()
 
+CALIBRATION = "calibration.json"
 PRETRAINING: dict[str, Any] = {
     "epochs": 3,
     "images_per_epoch": 3840,
@@ -85,23 +86,19 @@ def pretrain(sweep: Sweep) -> str:
     return str(path)
 
 
-def units_of(sweep: Sweep) -> dict[str, float]:
-    """Calibrated unit of every weight, computed once per sweep."""
-    path = sweep.folder / "calibration.json"
-    if path.exists():
-        return json.loads(path.read_text())
+def measure_units(sweep: Sweep) -> dict[str, float]:
+    """Calibrate every weight and keep the result in the sweep's folder."""
     stage("calibrating the weight of each regularizer")
     device = torch.device("cuda" if sweep.placement.gpus_per_worker and torch.cuda.is_available() else "cpu")
     units = calibrate(sweep.trial, sweep.names, device)
-    write_json(path, units)
+    write_json(sweep.folder / CALIBRATION, units)
     return units
 
 
-def run(sweep: Sweep) -> tuple[list[Row], str]:
+def run(sweep: Sweep, units: dict[str, float]) -> tuple[list[Row], str]:
     """All trials of the sweep, recorded; returns them as they ended and the address of their page in MLflow."""
     from sweeps.tuning import local_cluster, run_sweep, slots
 
-    units = units_of(sweep)
     params = sweep.trial.to_dict() | {
         "regularizers": ",".join(sweep.names),
         "trials_per_regularizer": sweep.trials_per_regularizer,
@@ -163,11 +160,14 @@ def main() -> int:
     given = parse(__doc__.partition("\n\n")[0])
     try:
         sweep = sweep_of(given)
-        if not given.resume:
+        if given.resume:
+            units = json.loads((sweep.folder / CALIBRATION).read_text())
+        else:
             sweep = prepare(sweep, embedded=given.data is None)
-            sweep.save()
+            units = measure_units(sweep)
+            sweep.save()  # last: from here on the sweep exists and can be resumed
         stage(f"sweep {sweep.name} in {sweep.folder}")
-        return conclude(sweep, *run(sweep))
+        return conclude(sweep, *run(sweep, units))
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

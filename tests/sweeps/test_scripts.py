@@ -16,6 +16,7 @@ from mlflow import MlflowClient
 
 from sweeps import all_regularizers
 from sweeps.tracking import SWEEP_TAG, TRIAL_TAG
+from trainer.config import UsageError
 
 ROOT = Path(__file__).parents[2]
 
@@ -100,6 +101,18 @@ def test_bad_input_is_one_line_before_anything_starts(
         assert err.count("\n") == 1, arguments
     assert not list((tmp_path / "runs").glob("*/settings.json"))
     assert not list((tmp_path / "runs").glob("*/tune"))
+
+
+def test_a_sweep_that_cannot_be_calibrated_leaves_its_name_free(tmp_path, digits, monkeypatch, capsys):
+    def refuse(trial, names, device):
+        raise UsageError("cannot be calibrated")
+
+    monkeypatch.setattr(all_regularizers, "calibrate", refuse)
+    arguments = ["--data", digits, "--model", "resnet8", "--storage", tmp_path, "--name", "mine"]
+    monkeypatch.setattr(sys, "argv", ["all_regularizers.py", *map(str, arguments)])
+    for _ in range(2):
+        assert all_regularizers.main() == 2
+        assert capsys.readouterr().err == "error: cannot be calibrated\n"
 
 
 def test_help_names_every_flag(script):
