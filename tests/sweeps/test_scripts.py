@@ -125,9 +125,18 @@ def test_help_names_every_flag(script):
 
 
 def ray_processes():
+    names = ("ray::", "raylet", "gcs_server")
     return {
-        p.pid for p in psutil.process_iter(["name"]) if p.info["name"].startswith(("ray::", "raylet", "gcs_server"))
+        process
+        for process in psutil.process_iter(["name", "status"])
+        if process.info["name"].startswith(names) and process.info["status"] != psutil.STATUS_ZOMBIE
     }
+
+
+def assert_gone(processes):
+    """Ray's helpers notice the end of their node a moment later."""
+    _, left = psutil.wait_procs(processes, timeout=60)
+    assert not left
 
 
 @pytest.mark.slow
@@ -177,7 +186,7 @@ def test_a_small_sweep_end_to_end_and_its_pick_resumed(script, tmp_path):
     assert resumed[0].info.status == "FINISHED"
     state = torch.load(Path(resumed[0].data.tags["checkpoint"]) / "state.pt", weights_only=True)
     assert state["epoch"] == torch.load(Path(picked["checkpoint"]) / "state.pt", weights_only=True)["epoch"] + 1
-    assert not ray_processes() - before
+    assert_gone(ray_processes() - before)
 
 
 def terminated(folder):
