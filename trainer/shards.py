@@ -40,11 +40,12 @@ class Sample:
 
 @dataclass(frozen=True)
 class Shards:
-    """The shards of one split: paths or URLs in order and the number of samples in each."""
+    """The shards of one split: paths or URLs in order, the number of samples in each and its sha256."""
 
     split: str
     paths: tuple[str, ...]
     counts: tuple[int, ...]
+    checksums: tuple[str | None, ...]
     classes: tuple[str, ...]
 
     @property
@@ -141,7 +142,8 @@ def read_shards(location: str | Path, split: str) -> Shards:
     counts = tuple(known[name]["samples"] if known else _count(Path(folder, name)) for name in found)
     if not sum(counts):
         raise UsageError(f"--data {given}: the {split} shards hold no image with a class")
-    return Shards(split, tuple(f"{folder}/{name}" for name in found), counts, tuple(classes))
+    checksums = tuple(known.get(name, {}).get("sha256") for name in found)
+    return Shards(split, tuple(f"{folder}/{name}" for name in found), counts, checksums, tuple(classes))
 
 
 def _folder_and_names(location: str) -> tuple[str, set[str] | None]:

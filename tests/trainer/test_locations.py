@@ -9,9 +9,11 @@ import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
+from trainer.cache import ShardCache
 from trainer.config import UsageError
 from trainer.data import eval_loader
 from trainer.locations import absolute, open_file
+from trainer.preprocess import Transform
 from trainer.shards import read_shards
 
 
@@ -49,22 +51,22 @@ def bucket(digits):
     server.stop()
 
 
-def labels(shards):
-    loader = eval_loader(shards, rank=0, world_size=1, batch_size=100, loader_workers=0)
+def labels(shards, folder):
+    loader = eval_loader(shards, Transform(), rank=0, world_size=1, batch_size=100, cache=ShardCache(str(folder)))
     return [int(label) for batch in loader.epoch() for label in batch.labels]
 
 
-def test_a_web_folder_streams_what_the_local_one_does(web, digits):
+def test_a_web_folder_streams_what_the_local_one_does(web, digits, tmp_path):
     shards = read_shards(web, "val")
     assert shards.paths[0] == f"{web}/val-000000.tar"
     assert shards.total == 359
-    assert labels(shards) == labels(read_shards(digits, "val"))
+    assert labels(shards, tmp_path) == labels(read_shards(digits, "val"), tmp_path)
 
 
-def test_a_bucket_streams_what_the_local_folder_does(bucket, digits):
+def test_a_bucket_streams_what_the_local_folder_does(bucket, digits, tmp_path):
     shards = read_shards(bucket, "val")
     assert shards.paths[0] == f"{bucket}/val-000000.tar"
-    assert labels(shards) == labels(read_shards(digits, "val"))
+    assert labels(shards, tmp_path) == labels(read_shards(digits, "val"), tmp_path)
 
 
 @pytest.mark.parametrize("pattern", ["{train-{000000..000012},val-000001}.tar", "{train,val}-{000001..000001}.tar"])
