@@ -83,8 +83,8 @@ class _Stream(IterableDataset):
                 pixels, decoded = torch.zeros(size or (3, 1, 1), dtype=torch.uint8), False
             if size is not None and size != pixels.shape:
                 raise UsageError(
-                    f"{sample['__url__']}: image {sample['__key__']} is {pixels.shape[2]}x{pixels.shape[1]} pixels, others "
-                    f"are {size[2]}x{size[1]}; give the side they shall have with --image-size"
+                    f"{sample['__url__']}: image {sample['__key__']} is {pixels.shape[2]}x{pixels.shape[1]} pixels, "
+                    f"others are {size[2]}x{size[1]}; give the side they shall have with --image-size"
                 )
             size = pixels.shape
             yield pixels, int(sample["cls"]), index, decoded

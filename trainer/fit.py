@@ -147,8 +147,8 @@ def fit(
             sums = sum_over_workers(dict(zip(names, table.sum(0).tolist(), strict=True)), device)
             if sums["nonfinite_examples"] > MAX_BROKEN * images:
                 raise UsageError(
-                    f"{sums['nonfinite_examples']:.0f} of {images} images of epoch {epoch} could not be decoded, more than "
-                    f"{MAX_BROKEN:.1%}; `python -m trainer.shards verify` lists those under {trial.data}"
+                    f"{sums['nonfinite_examples']:.0f} of {images} images of epoch {epoch} could not be decoded, more "
+                    f"than {MAX_BROKEN:.1%}; `python -m trainer.shards verify` lists those under {trial.data}"
                 )
             metrics = {f"train/{name}": sums[name] / (steps * world_size()) for name in names[:3]}
             metrics["train/nonfinite_examples"] = sums["nonfinite_examples"]
