@@ -66,7 +66,7 @@ def prepare(sweep: Sweep, embedded: bool) -> Sweep:
 def check_start(trial: Trial, workers: int) -> None:
     """Refuse data, a model or a checkpoint that do not fit before anything is written."""
     train = read_shards(trial.data, "train")
-    transform = Transform(trial.image_size)
+    transform = Transform(trial.image_size, train=False)
     train_loader(  # refuses too few images
         train, transform, rank=0, world_size=workers, seed=0, steps=1, batch_size=trial.batch_size
     )

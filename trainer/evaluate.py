@@ -39,7 +39,7 @@ def evaluate(
     sums = dict.fromkeys(names, 0.0)
     loader = eval_loader(
         shards,
-        Transform(trial.image_size),
+        Transform(trial.image_size, train=False),
         rank=rank(),
         world_size=world_size(),
         batch_size=trial.batch_size,

@@ -18,7 +18,7 @@ from trainer.data import eval_loader, spread, train_loader
 from trainer.preprocess import Transform
 from trainer.shards import Sample, encode_jpeg, read_shards, write_shards
 
-AS_IS = Transform()
+AS_IS = Transform(None, train=False)
 
 
 def pairs(batches):

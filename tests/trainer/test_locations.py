@@ -52,7 +52,9 @@ def bucket(digits):
 
 
 def labels(shards, folder):
-    loader = eval_loader(shards, Transform(), rank=0, world_size=1, batch_size=100, cache=ShardCache(str(folder)))
+    loader = eval_loader(
+        shards, Transform(None, train=False), rank=0, world_size=1, batch_size=100, cache=ShardCache(str(folder))
+    )
     return [int(label) for batch in loader.epoch() for label in batch.labels]
 
 
