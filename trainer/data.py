@@ -52,10 +52,11 @@ class Batch:
         return Batch(self.images.to(device), self.labels.to(device), self.indices)
 
 
-def standardise(pixels: Float[Tensor, "*b 3 h w"]) -> Float[Tensor, "*b 3 h w"]:
-    """Pixel fractions in [0, 1] to model input."""
-    mean, std = pixels.new_tensor(MEAN), pixels.new_tensor(STD)
-    return (pixels - mean[:, None, None]) / std[:, None, None]
+def standardise(pixels: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+    """Grey levels to model input: pixel fractions minus the mean, over the deviation."""
+    mean, std = (torch.tensor(values, device=pixels.device)[:, None, None] for values in (MEAN, STD))
+    # In place: a pass over memory saved is a third of the time.
+    return pixels.float().mul_(1 / (255 * std)).sub_(mean / std)
 
 
 class _Stream(IterableDataset):
@@ -192,8 +193,7 @@ class Loader:
         self._stream.position.copy_(torch.tensor([number, first_step]))
         assert self._loader is not None, "the loader is closed"
         for pixels, labels, indices, decoded in self._loader:
-            on_device = pixels.to(self._device, non_blocking=True)
-            images = standardise(on_device.float() / 255)
+            images = standardise(pixels.to(self._device, non_blocking=True))
             if not decoded.all():
                 images[~decoded.to(self._device)] = float("nan")
             yield Batch(images, labels.to(self._device, non_blocking=True), indices if int(indices[0]) >= 0 else None)
