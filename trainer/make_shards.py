@@ -149,8 +149,8 @@ def make_shards(
 
 def _begin(folder: str, split: str, source: Source, identity: dict[str, Any]) -> dict[str, Any]:
     """The shards known from a finished run of the same, after refusing to mix with anything else."""
+    meta = check_classes(folder, source.classes)
     try:
-        meta = check_classes(folder, source.classes)
         begun = read_json(f"{folder}/{plan_name(split)}")
         there = set()
         with suppress(FileNotFoundError):

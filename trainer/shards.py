@@ -125,9 +125,12 @@ def check_classes(folder: str, classes: Sequence[str]) -> dict[str, Any]:
     """The meta.json of a folder or URL, `{"splits": {}}` where there is none.
 
     Raises:
-        UsageError: if splits of other classes are in it: their class indices would mean other things.
+        UsageError: if it cannot be read or has splits of other classes: their class indices would mean other things.
     """
-    meta = read_json(f"{folder}/meta.json") or {"splits": {}}
+    try:
+        meta = read_json(f"{folder}/meta.json") or {"splits": {}}
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot write shards to {folder}: its meta.json cannot be read ({error})") from None
     there = meta.get("classes", list(classes))
     if there != list(classes):
         difference = next(pair for pair in zip_longest(there, classes) if pair[0] != pair[1])

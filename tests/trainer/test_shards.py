@@ -254,3 +254,26 @@ def test_verify_names_what_is_broken(tmp_path, command, capsys):
     assert "train-000009.tar: not in meta.json" in lines
     assert not any(line.startswith(paths[3].name) for line in lines)
     assert command("--verify", tmp_path / "nowhere") == 2
+
+
+def test_a_shard_that_fails_midway_leaves_the_old_one(tmp_path):
+    def failing():
+        yield Sample("a", bytes(100_000), 0)
+        assert contents(tmp_path)["train-000000.tar"] == before
+        raise UsageError("no more")
+
+    write_shards([Sample("b", b"x", 0)], tmp_path, "train", ["a"], "test")
+    everything = contents(tmp_path)
+    before = everything["train-000000.tar"]
+    with pytest.raises(UsageError, match="no more"):
+        write_shards(failing(), tmp_path, "train", ["a"], "test")
+    assert contents(tmp_path) == everything
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", tmp_path / "file" / "deeper"):
+        with pytest.raises(UsageError, match="cannot"):
+            write_shards([Sample("b", b"x", 0)], folder, "train", ["a"], "test")
+        with pytest.raises(UsageError, match="cannot"):
+            make_shards(class_folders(tree(tmp_path / "in" / folder.name)), str(folder), "train", Settings())
