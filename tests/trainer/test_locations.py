@@ -5,9 +5,7 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 
 from trainer.cache import ShardCache
 from trainer.config import UsageError
@@ -32,23 +30,11 @@ def web(digits):
 
 
 @pytest.fixture(scope="module")
-def bucket(digits):
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    endpoint = "http://{}:{}".format(*server.get_host_and_port())
-    settings = {
-        "AWS_ENDPOINT_URL": endpoint, "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true",
-    }  # fmt: skip
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in settings.items():
-            patch.setenv(name, value)
-        client = boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1")
-        client.create_bucket(Bucket="images")
-        for path in digits.iterdir():
-            client.upload_file(str(path), "images", f"digits/{path.name}")
-        yield "s3://images/digits"
-    server.stop()
+def bucket(digits, object_store):
+    object_store.create_bucket(Bucket="images")
+    for path in digits.iterdir():
+        object_store.upload_file(str(path), "images", f"digits/{path.name}")
+    return "s3://images/digits"
 
 
 def labels(shards, folder):
