@@ -79,7 +79,7 @@ class _Stream(IterableDataset):
                 if broken > MAX_BROKEN * self.expected:
                     raise UsageError(
                         f"{sample['__url__']}: image {sample['__key__']} cannot be decoded ({error}), and more than "
-                        f"{MAX_BROKEN:.1%} of the images are so; `python -m trainer.shards verify` lists them"
+                        f"{MAX_BROKEN:.1%} of the images are so; `python -m trainer.shards --verify` lists them"
                     ) from None
                 pixels, decoded = torch.zeros(size or (3, 1, 1), dtype=torch.uint8), False
             if size is not None and size != pixels.shape:

@@ -148,7 +148,7 @@ def fit(
             if sums["nonfinite_examples"] > MAX_BROKEN * images:
                 raise UsageError(
                     f"{sums['nonfinite_examples']:.0f} of {images} images of epoch {epoch} could not be decoded, more "
-                    f"than {MAX_BROKEN:.1%}; `python -m trainer.shards verify` lists those under {trial.data}"
+                    f"than {MAX_BROKEN:.1%}; `python -m trainer.shards --verify {trial.data}` lists them"
                 )
             metrics = {f"train/{name}": sums[name] / (steps * world_size()) for name in names[:3]}
             metrics["train/nonfinite_examples"] = sums["nonfinite_examples"]

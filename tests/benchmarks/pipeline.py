@@ -26,7 +26,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from trainer.data import MEAN, STD, train_loader
+from trainer.cache import ShardCache
+from trainer.data import MEAN, STD, _TrainStream, train_loader
 from trainer.preprocess import Transform, central_window, random_window
 from trainer.shards import Sample, write_shards
 
@@ -87,6 +88,15 @@ def ours(shards, size: int) -> Iterator[int]:
             yield len(batch.labels)
 
 
+def undelivered(shards, size: int) -> Iterator[int]:
+    """What a loader process does; the main process standardises, on the GPU where there is one."""
+    transform = Transform(size, train=True)
+    steps = shards.total // BATCH
+    stream = _TrainStream(shards, transform, 0, 1, ShardCache(), seed=0, steps=steps, batch_size=BATCH)
+    for _, labels, *_ in DataLoader(stream, BATCH):
+        yield len(labels)
+
+
 def main() -> None:
     given = parse()
     torch.set_num_threads(1)
@@ -101,6 +111,7 @@ def main() -> None:
         shards = write_shards(samples, root / "shards", "train", ["class"], "benchmark", per_shard=64)
         ways: dict[str, Callable[[], Iterator[int]]] = {
             "ours": lambda: ours(shards, given.size),
+            "ours, before standardising": lambda: undelivered(shards, given.size),
             "decode and crop alone": lambda: alone(encoded, given.size),
             "DataLoader over a class folder": lambda: folder_loader(root / "images", given.size),
             "webdataset's stock pipeline": lambda: stock(list(shards.paths), given.size),
