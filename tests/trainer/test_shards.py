@@ -1,5 +1,6 @@
 """Shards are whole and the same each time, whatever happens meanwhile."""
 
+import json
 import os
 import re
 import signal
