@@ -144,7 +144,7 @@ def sweep_of(given: argparse.Namespace) -> Sweep:
         placement=Placement(
             workers=given.workers_per_trial,
             gpus_per_worker=gpus,
-            cpus_per_worker=1 + asked["loader_workers"],
+            cpus_per_worker=1.0 + asked["loader_workers"],
             cache=ShardCache(str(Path(given.cache_dir).expanduser().resolve()), int(given.cache_size * 1e9)),
         ),
         max_concurrent=given.max_concurrent,

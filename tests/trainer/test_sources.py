@@ -18,6 +18,7 @@ from trainer.config import UsageError
 from trainer.data import eval_loader
 from trainer.images import as_jpeg
 from trainer.make_shards import Settings, make_shards
+from trainer.preprocess import Transform
 from trainer.shards import encode_jpeg, read_shards
 from trainer.sources import class_folders
 
@@ -30,7 +31,7 @@ def test_class_folders_become_shards_that_stream(tmp_path, command):
     assert shards.classes == WNIDS
     labels = [
         int(y)
-        for b in eval_loader(shards, rank=0, world_size=1, batch_size=4, loader_workers=0).epoch()
+        for b in eval_loader(shards, Transform(None, train=False), rank=0, world_size=1, batch_size=4).epoch()
         for y in b.labels
     ]
     assert sorted(labels) == [0] * 4 + [1] * 4 + [2] * 4
