@@ -32,6 +32,7 @@ from trainer.data import train_loader
 from trainer.digits import write_digits
 from trainer.fit import count_classes, fit, prepare_model
 from trainer.models import build_model, load_weights
+from trainer.preprocess import Transform
 from trainer.shards import read_shards
 
 console = Console()
@@ -65,9 +66,10 @@ def prepare(sweep: Sweep, embedded: bool) -> Sweep:
 def check_start(trial: Trial, workers: int) -> None:
     """Refuse data, a model or a checkpoint that do not fit before anything is written."""
     train = read_shards(trial.data, "train")
-    train_loader(
-        train, rank=0, world_size=workers, seed=0, steps=1, batch_size=trial.batch_size, loader_workers=0
-    )  # refuses too few images
+    transform = Transform(trial.image_size, train=False)
+    train_loader(  # refuses too few images
+        train, transform, rank=0, world_size=workers, seed=0, steps=1, batch_size=trial.batch_size
+    )
     model = prepare_model(dataclasses.replace(trial, checkpoint=None), count_classes(trial.data))
     if trial.checkpoint is not None:
         load_weights(model, trial.checkpoint)
@@ -90,7 +92,7 @@ def measure_units(sweep: Sweep) -> dict[str, float]:
     """Calibrate every weight and keep the result in the sweep's folder."""
     stage("calibrating the weight of each regularizer")
     device = torch.device("cuda" if sweep.placement.gpus_per_worker and torch.cuda.is_available() else "cpu")
-    units = calibrate(sweep.trial, sweep.names, device)
+    units = calibrate(sweep.trial, sweep.names, device, sweep.placement.cache)
     write_json(sweep.folder / CALIBRATION, units)
     return units
 

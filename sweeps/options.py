@@ -10,8 +10,10 @@ import torch
 
 from regularizers import REGULARIZERS
 from sweeps.settings import Sweep
+from trainer.cache import ShardCache
 from trainer.config import BATCH_NORM_MODES, PRECISIONS, Trial, UsageError
 from trainer.locations import absolute
+from trainer.models import default_image_size
 from trainer.ray_trial import Placement
 from trainer.shards import read_shards
 
@@ -22,6 +24,7 @@ DIGITS: dict[str, Any] = {
     "images_per_epoch": 1024,
     "batch_size": 32,
     "pgd_eps": 8 / 255,
+    "augment": False,  # a mirrored digit is another one
 }
 
 
@@ -45,6 +48,11 @@ def parse(description: str) -> argparse.Namespace:
     what.add_argument(
         "--pgd-eps", type=float, metavar="X", help="attack radius in pixel values of 255 (default 2; digits 8)"
     )
+    what.add_argument(
+        "--image-size", type=int, metavar="N", help="side in pixels (default 224; CIFAR's ResNets: the images' own)"
+    )
+    what.add_argument("--no-augment", action="store_true", help="train on centre crops, unflipped (digits: always)")
+    what.add_argument("--no-flip", action="store_true", help="crop at random but never mirror")
     how = parser.add_argument_group("how it is computed")
     how.add_argument(
         "--batch-norm",
@@ -68,6 +76,18 @@ def parse(description: str) -> argparse.Namespace:
     )
     where.add_argument(
         "--gpus-per-worker", type=float, metavar="X", help="default 1 where there are GPUs, else 0 (gloo on CPU)"
+    )
+    where.add_argument(
+        "--loader-workers", type=int, metavar="N", help="processes that decode, per worker (default 0; with GPUs 6)"
+    )
+    where.add_argument(
+        "--cache-dir",
+        metavar="FOLDER",
+        default=ShardCache.folder,
+        help=f"of remote shards (default {ShardCache.folder})",
+    )
+    where.add_argument(
+        "--cache-size", type=float, metavar="GB", default=ShardCache.size / 1e9, help="of that folder (default 50)"
     )
     where.add_argument("--max-concurrent", type=int, metavar="N", help="trials at once (default: as many as fit)")
     kept = parser.add_argument_group("where it is kept")
@@ -96,6 +116,9 @@ def sweep_of(given: argparse.Namespace) -> Sweep:
         gpus = 1.0 if torch.cuda.is_available() else 0.0
     names = {field.name for field in dataclasses.fields(Trial)} - {"data", "checkpoint", "pgd_eps", "seed"}
     asked = {name: value for name, value in vars(given).items() if name in names and value is not None}
+    asked["loader_workers"] = given.loader_workers if given.loader_workers is not None else 6 if gpus else 0
+    asked |= {"augment": False} if given.no_augment else {}
+    asked |= {"flip": False} if given.no_flip else {}
     if given.pgd_eps is not None:
         asked["pgd_eps"] = given.pgd_eps / 255
     if given.data is None:
@@ -109,6 +132,7 @@ def sweep_of(given: argparse.Namespace) -> Sweep:
         defaults: dict[str, Any] = {"epochs": 2, "batch_size": 64, "images_per_epoch": read_shards(data, "train").total}
         read_shards(data, "val")
         checkpoint = absolute(given.checkpoint) if given.checkpoint else None
+        defaults["image_size"] = default_image_size(given.model)
         settings = defaults | asked | {"data": data, "checkpoint": checkpoint}
     return Sweep(
         name=given.name or time.strftime("sweep-%Y%m%d-%H%M%S"),
@@ -117,7 +141,12 @@ def sweep_of(given: argparse.Namespace) -> Sweep:
         trial=Trial(seed=given.seed, **settings),
         regularizers=tuple(given.regularizers.split(",")) if given.regularizers else tuple(sorted(REGULARIZERS)),
         trials_per_regularizer=given.trials_per_regularizer,
-        placement=Placement(workers=given.workers_per_trial, gpus_per_worker=gpus),
+        placement=Placement(
+            workers=given.workers_per_trial,
+            gpus_per_worker=gpus,
+            cpus_per_worker=1.0 + asked["loader_workers"],
+            cache=ShardCache(str(Path(given.cache_dir).expanduser().resolve()), int(given.cache_size * 1e9)),
+        ),
         max_concurrent=given.max_concurrent,
         seed=given.seed,
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from regularizers import REGULARIZERS
+from trainer.cache import ShardCache
 from trainer.config import Trial, UsageError
 from trainer.ray_trial import Placement
 
@@ -92,7 +93,8 @@ class Sweep:
             raise UsageError(f"no sweep {name!r} under {storage}; there is {', '.join(known) or 'none'}")
         given: dict[str, Any] = json.loads(path.read_text())
         given["trial"] = Trial(**given["trial"])
-        given["placement"] = Placement(**given["placement"])
+        cache = ShardCache(**given["placement"].pop("cache"))
+        given["placement"] = Placement(**given["placement"], cache=cache)
         given["regularizers"] = tuple(given["regularizers"])
         return cls(**given)
 

@@ -1,5 +1,9 @@
 """Shape annotations are checked while tests run; the embedded data set is written once."""
 
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"  # threads of several processes on few cores wait for each other
+
 import pytest
 import torch
 from jaxtyping import install_import_hook

@@ -12,17 +12,19 @@ import torch
 from torch import Tensor, nn
 
 from regularizers import REGULARIZERS
+from trainer.cache import ShardCache
 from trainer.config import Trial, UsageError
 from trainer.data import train_loader
 from trainer.double_backprop import name_missing_derivative
 from trainer.fit import count_classes, make_loss, prepare_model
+from trainer.preprocess import Transform
 from trainer.shards import read_shards
 from trainer.step import RegularizedLoss, set_mode
 
 BATCHES = 4
 
 
-def calibrate(trial: Trial, names: Sequence[str], device: torch.device) -> dict[str, float]:
+def calibrate(trial: Trial, names: Sequence[str], device: torch.device, cache: ShardCache) -> dict[str, float]:
     """Unit of every named regularizer but those without a penalty (`none`).
 
     Raises:
@@ -33,9 +35,17 @@ def calibrate(trial: Trial, names: Sequence[str], device: torch.device) -> dict[
     set_mode(model, trial.batch_norm)
     shards = read_shards(trial.data, "train")
     loader = train_loader(
-        shards, rank=0, world_size=1, seed=trial.seed, steps=BATCHES, batch_size=trial.batch_size, loader_workers=0
+        shards,
+        Transform(trial.image_size, trial.augment, trial.flip),
+        rank=0,
+        world_size=1,
+        seed=trial.seed,
+        steps=BATCHES,
+        batch_size=trial.batch_size,
+        device=device,
+        cache=cache,
     )
-    batches = [batch.to(device) for batch in loader.epoch(0)]
+    batches = list(loader.epoch(0))
     cross_entropy = sum(
         _norm(RegularizedLoss(model, REGULARIZERS["none"]())(batch.images, batch.labels).loss, model)
         for batch in batches

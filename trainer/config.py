@@ -39,6 +39,9 @@ class Trial:
         precision: `float32`, or `bfloat16` for the model under autocast (loss and penalty stay in float32).
         compile: whether torch.compile translates the whole loss, input gradient included; needs `frozen`.
         activation: non-linearity of our own models.
+        image_size: side in pixels that images are cropped and scaled to; None keeps their own, which must be equal.
+        augment: whether training crops at random, and flips.
+        flip: whether that flips half the images.
         robust_images: validation images attacked and explained in each evaluation.
         pgd_eps: radius of the ℓ∞ attack in pixel fractions of 1 (2/255 is two grey levels).
         pgd_steps: steps of the attack.
@@ -63,6 +66,9 @@ class Trial:
     precision: str = "float32"
     compile: bool = False
     activation: str = "relu"
+    image_size: int | None = None
+    augment: bool = True
+    flip: bool = True
     robust_images: int = 256
     pgd_eps: float = 2 / 255
     pgd_steps: int = 8

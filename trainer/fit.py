@@ -7,18 +7,20 @@ continued for more epochs equals one that had them from the start.
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from trainer.cache import ShardCache
 from trainer.config import Trial, UsageError
-from trainer.data import train_loader
+from trainer.data import MAX_BROKEN, Batch, train_loader
 from trainer.distributed import data_parallel, rank, sum_over_workers, world_size
 from trainer.double_backprop import name_missing_derivative
 from trainer.evaluate import evaluate
 from trainer.models import build_model, load_weights
+from trainer.preprocess import Transform
 from trainer.shards import read_shards
 from trainer.step import CompiledLoss, RegularizedLoss, set_mode, train_step
 
@@ -74,7 +76,9 @@ def fit(
     record: Record = lambda metrics, step: None,
     state: State | None = None,
     device: torch.device | None = None,
-) -> None:
+    cache: ShardCache | None = None,
+    interrupted: Callable[[], bool] = lambda: False,
+) -> State | None:
     """Train until `trial.epochs` are done.
 
     Args:
@@ -82,8 +86,16 @@ def fit(
         report: called on every worker after each epoch with metrics over all workers and a state to resume from,
             tensors and plain types only.
         record: called on rank 0 with the metrics of every step.
-        state: what an earlier `report` was given, to continue from there.
+        state: what an earlier `report` was given, or `fit` returned, to continue from there as if nothing had been.
         device: where to train; the CPU by default.
+        cache: of remote shards.
+        interrupted: asked after every step, the same answer on all workers; True ends the training at once.
+
+    Returns:
+        The state to resume from if it was interrupted within an epoch, else None.
+
+    Raises:
+        UsageError: if data, model and settings do not fit together, or too many images are broken.
     """
     device = device or torch.device("cpu")
     train, val = read_shards(trial.data, "train"), read_shards(trial.data, "val")
@@ -92,61 +104,93 @@ def fit(
     model = prepare_model(trial, count_classes(trial.data)).to(device)
     model = model.to(memory_format=layout)  # type: ignore[call-overload]  # missing in its stubs
     optimizer = make_optimizer(model, trial)
-    epoch, step = 0, 0
+    epoch, step, points = 0, 0, []  # points: losses of the steps of this epoch
     if state is not None:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-        epoch, step = state["epoch"], state["step"]
+        epoch, step, points = state["epoch"], state["step"], [point.to(device) for point in state["points"]]
     loss = data_parallel(make_loss(model, trial), device)
     steps = trial.steps_per_epoch(world_size())
+    images = steps * trial.batch_size * world_size()
     loader = train_loader(
         train,
+        Transform(trial.image_size, trial.augment, trial.flip),
         rank=rank(),
         world_size=world_size(),
         seed=trial.seed,
         steps=steps,
         batch_size=trial.batch_size,
         loader_workers=trial.loader_workers,
+        device=device,
+        cache=cache,
     )
-    while epoch < trial.epochs:
-        started = time.monotonic()
-        set_mode(model, trial.batch_norm)
-        results = []
-        for batch in loader.epoch(epoch):
-            # Seeded per step, so a resumed run draws what an uninterrupted one would.
-            generator = torch.Generator().manual_seed(hash((trial.seed, step, rank())) % 2**63)
-            with name_missing_derivative(trial.model):
-                result = train_step(loss, batch.to(device), optimizer, clip_norm=trial.clip_norm, generator=generator)
-            results.append(torch.stack([result.loss.detach(), result.penalty, result.cross_entropy, result.nonfinite]))
-            step += 1
-        epoch += 1
-        # One transfer an epoch: reading every step's loss would make the device wait for the host.
-        points = torch.stack(results).double().cpu()
-        seconds = time.monotonic() - started
-        names = ("loss", "penalty", "cross_entropy", "nonfinite_examples")
-        sums = sum_over_workers(dict(zip(names, points.sum(0).tolist(), strict=True)), device)
-        metrics = {f"train/{name}": sums[name] / (steps * world_size()) for name in names[:3]}
-        metrics["train/nonfinite_examples"] = sums["nonfinite_examples"]
-        metrics["train/images_per_second"] = steps * trial.batch_size * world_size() / seconds
-        if rank() == 0:
-            for number, values in enumerate(points[:, :3].tolist(), start=step - steps + 1):
-                record({f"step/{name}": value for name, value in zip(names, values, strict=False)}, number)
-        diverged = not math.isfinite(metrics["train/loss"])
-        if diverged:
-            metrics |= {"val/accuracy": 0.0, "val/robust_accuracy": 0.0, "val/heatmap_ssim": -1.0}
-        else:
-            metrics |= evaluate(model, val, trial, device)
-            if epoch == trial.epochs and _has_test(trial.data):
-                metrics |= evaluate(model, read_shards(trial.data, "test"), trial, device)
-        metrics |= {
-            "epoch": float(epoch),
-            "step": float(step),
-            "images_seen": float(step * trial.batch_size * world_size()),
-            "diverged": float(diverged),
-        }
-        report(metrics, _state(model, optimizer, epoch, step, trial))
-        if diverged:
-            return
+    with loader:
+        while epoch < trial.epochs:
+            set_mode(model, trial.batch_norm)
+            started, batches, before = time.monotonic(), _Timed(loader.epoch(epoch, len(points))), len(points)
+            for batch in batches:
+                # Seeded per step, so a resumed run draws what an uninterrupted one would.
+                generator = torch.Generator().manual_seed(hash((trial.seed, step, rank())) % 2**63)
+                with name_missing_derivative(trial.model):
+                    result = train_step(loss, batch, optimizer, clip_norm=trial.clip_norm, generator=generator)
+                points.append(
+                    torch.stack([result.loss.detach(), result.penalty, result.cross_entropy, result.nonfinite])
+                )
+                step += 1
+                if len(points) < steps and interrupted():
+                    return _state(model, optimizer, epoch, step, points, trial)
+            epoch += 1
+            # One transfer an epoch: reading every step's loss would make the device wait for the host.
+            table = torch.stack(points).double().cpu()
+            seconds = time.monotonic() - started
+            names = ("loss", "penalty", "cross_entropy", "nonfinite_examples")
+            sums = sum_over_workers(dict(zip(names, table.sum(0).tolist(), strict=True)), device)
+            if sums["nonfinite_examples"] > MAX_BROKEN * images:
+                raise UsageError(
+                    f"{sums['nonfinite_examples']:.0f} of {images} images of epoch {epoch} could not be decoded, more "
+                    f"than {MAX_BROKEN:.1%}; `python -m trainer.shards --verify {trial.data}` lists them"
+                )
+            metrics = {f"train/{name}": sums[name] / (steps * world_size()) for name in names[:3]}
+            metrics["train/nonfinite_examples"] = sums["nonfinite_examples"]
+            metrics["train/images_per_second"] = images * (steps - before) / steps / seconds
+            metrics["train/share_waiting_for_data"] = batches.seconds / seconds
+            if rank() == 0:
+                for number, values in enumerate(table[:, :3].tolist(), start=step - steps + 1):
+                    record({f"step/{name}": value for name, value in zip(names, values, strict=False)}, number)
+            points = []
+            diverged = not math.isfinite(metrics["train/loss"])
+            if diverged:
+                metrics |= {"val/accuracy": 0.0, "val/robust_accuracy": 0.0, "val/heatmap_ssim": -1.0}
+            else:
+                metrics |= evaluate(model, val, trial, device, cache)
+                if epoch == trial.epochs and _has_test(trial.data):
+                    metrics |= evaluate(model, read_shards(trial.data, "test"), trial, device, cache)
+            metrics |= {
+                "epoch": float(epoch),
+                "step": float(step),
+                "images_seen": float(step * trial.batch_size * world_size()),
+                "diverged": float(diverged),
+            }
+            report(metrics, _state(model, optimizer, epoch, step, points, trial))
+            if diverged:
+                return None
+    return None
+
+
+class _Timed:
+    """Passes batches on and sums the seconds that were spent waiting for them."""
+
+    def __init__(self, batches: Iterator[Batch]) -> None:
+        self.batches, self.seconds = batches, 0.0
+
+    def __iter__(self) -> Iterator[Batch]:
+        while True:
+            asked = time.monotonic()
+            batch = next(self.batches, None)
+            self.seconds += time.monotonic() - asked
+            if batch is None:
+                return
+            yield batch
 
 
 def _has_test(data: str) -> bool:
@@ -157,11 +201,14 @@ def _has_test(data: str) -> bool:
     return True
 
 
-def _state(model: nn.Module, optimizer: torch.optim.Optimizer, epoch: int, step: int, trial: Trial) -> State:
+def _state(
+    model: nn.Module, optimizer: torch.optim.Optimizer, epoch: int, step: int, points: list[Tensor], trial: Trial
+) -> State:
     return {
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
         "epoch": epoch,
         "step": step,
+        "points": points,
         "trial": trial.to_dict(),
     }

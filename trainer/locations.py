@@ -1,18 +1,25 @@
-"""Read files by path or URL: local folders, file://, http(s)://, s3:// and gs://.
+"""Files by path or URL: local folders, file://, s3:// and gs:// to read and write, http(s):// to read.
 
 Credentials and endpoints of object stores come from their usual environment (AWS_PROFILE, AWS_ENDPOINT_URL,
 GOOGLE_APPLICATION_CREDENTIALS, …).
 """
 
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from io import BufferedIOBase
 from pathlib import Path
+from typing import Any, BinaryIO
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 from pyarrow import ArrowInvalid, NativeFile
-from pyarrow.fs import FileSelector, FileSystem, LocalFileSystem
+from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
 
 from trainer.config import UsageError
 
@@ -43,6 +50,81 @@ def open_file(location: str) -> BufferedIOBase | NativeFile:
             raise (FileNotFoundError if error.code == 404 else OSError)(f"{location}: {error}") from None
     system, path = _file_system(location)
     return system.open_input_stream(path)
+
+
+def read_json(location: str) -> Any:
+    """The content of a JSON file, None where there is none."""
+    try:
+        with open_file(location) as stream:
+            return json.load(stream)
+    except FileNotFoundError:
+        return None
+
+
+@contextmanager
+def whole_file(location: str) -> Iterator[BinaryIO]:
+    """Write a file that appears under its name only when it is whole and, locally, safe on disk.
+
+    Raises:
+        UsageError: if it cannot be written.
+    """
+    if urlsplit(location).scheme in ("http", "https"):
+        raise UsageError(f"{location}: a web server cannot be written to; give a folder, s3:// or gs:// URL")
+    system, target = _file_system(location)
+    try:
+        with (_renamed if isinstance(system, LocalFileSystem) else _uploaded)(system, target) as stream:
+            yield stream
+    except OSError as error:
+        raise UsageError(f"cannot write {location}: {error.strerror or error}") from None
+
+
+@contextmanager
+def _renamed(_: FileSystem, target: str) -> Iterator[BinaryIO]:
+    folder, name = os.path.split(target)
+    os.makedirs(folder, exist_ok=True)
+    # Named by process, so two commands on one folder cannot write into each other's file.
+    partial = Path(folder, f".{name.removeprefix('.')}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)  # else the rename may not outlast a power failure
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _uploaded(system: FileSystem, target: str) -> Iterator[BinaryIO]:
+    with tempfile.TemporaryFile() as stream:
+        yield stream
+        size = stream.tell()
+        stream.seek(0)
+        with system.open_output_stream(target) as out:
+            shutil.copyfileobj(stream, out, 8 << 20)
+        # Closing the stream completes the object even after a failure on our side.
+        if system.get_file_info(target).size != size:
+            system.delete_file(target)
+            raise OSError("the upload is incomplete")
+
+
+def file_size(location: str) -> int | None:
+    """Bytes of a file in a folder or an object store, None where there is none."""
+    system, path = _file_system(location)
+    info = system.get_file_info(path)
+    return info.size if info.type == FileType.File else None
+
+
+def remove_file(location: str) -> None:
+    """Remove a file; it may be gone already."""
+    system, path = _file_system(location)
+    if system.get_file_info(path).type == FileType.File:
+        system.delete_file(path)
 
 
 def list_folder(location: str) -> set[str] | None:

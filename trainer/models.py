@@ -24,6 +24,11 @@ MODELS: dict[str, Callable[[int, str], nn.Module]] = {
 }
 
 
+def default_image_size(name: str) -> int | None:
+    """Side in pixels that a model is made for; None (the images' own) for CIFAR's ResNets."""
+    return None if name in ("resnet8", "resnet20", "resnet32", "resnet44", "resnet56") else 224
+
+
 def build_model(name: str, classes: int, activation: str = "relu") -> nn.Module:
     """A model with fresh weights.
 

@@ -14,6 +14,7 @@ import torch
 from ray import train
 from ray.train.torch import TorchTrainer, get_device
 
+from trainer.cache import ShardCache
 from trainer.config import Trial
 from trainer.distributed import rank
 from trainer.fit import Metrics, State, fit
@@ -42,11 +43,13 @@ class Placement:
         workers: DDP processes.
         gpus_per_worker: GPUs of each, 0 for CPU and gloo.
         cpus_per_worker: CPUs of each.
+        cache: of remote shards, on every node.
     """
 
     workers: int = 1
     gpus_per_worker: float = 0
     cpus_per_worker: float = 1
+    cache: ShardCache = ShardCache()
 
     def scaling(self) -> train.ScalingConfig:
         """The same in Ray's words."""
@@ -86,7 +89,7 @@ def train_worker(config: dict[str, Any]) -> None:
             state = load_state(Path(folder))
     elif config["start"] is not None:
         state = load_state(Path(config["start"]))
-    fit(trial, report, recorder.record, state, get_device())
+    fit(trial, report, recorder.record, state, get_device(), config["cache"])
 
 
 def load_state(folder: Path) -> State:
@@ -119,7 +122,13 @@ def run_trial(
     """
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config={"trial": trial.to_dict(), "recorder": recorder, "start": start, "extra": extra or {}},
+        train_loop_config={
+            "trial": trial.to_dict(),
+            "recorder": recorder,
+            "start": start,
+            "extra": extra or {},
+            "cache": placement.cache,
+        },
         scaling_config=placement.scaling(),
         run_config=train.RunConfig(  # type: ignore[call-arg]  # resolved to the class of Train V1
             name=name,

@@ -15,7 +15,7 @@ def pgd(
     *,
     eps: float,
     steps: int,
-    generator: torch.Generator,
+    start: Float[Tensor, "b 3 h w"],
 ) -> Float[Tensor, "b 3 h w"]:
     """ℓ∞ attack with random start and step size 2.5·eps/steps.
 
@@ -25,7 +25,7 @@ def pgd(
         labels: true classes.
         eps: radius in pixel fractions of 1, before standardisation.
         steps: gradient steps.
-        generator: CPU source of the random start.
+        start: uniform numbers in [0, 1): where in the box around each image the attack begins.
 
     References:
         Madry, Makelov, Schmidt, Tsipras, Vladu: Towards Deep Learning Models Resistant to Adversarial
@@ -35,7 +35,6 @@ def pgd(
     std = images.new_tensor(STD)[:, None, None]
     radius, low, high = eps / std, -mean / std, (1 - mean) / std
     lower, upper = (images - radius).maximum(low), (images + radius).minimum(high)
-    start = torch.rand(images.shape, generator=generator).to(images)
     adversarial = (images + radius * (2 * start - 1)).clamp(lower, upper)
     for _ in range(steps):
         adversarial.requires_grad_()

@@ -1,32 +1,27 @@
 """Write and describe webdataset shards: `{split}-%06d.tar` of `key.jpg` + `key.cls`, and meta.json.
 
-    python -m trainer.shards --images CLASS_FOLDERS --split train --out SHARDS
-
-CLASS_FOLDERS holds one folder of images per class; the sorted folder names are the class order.
+python -m trainer.shards --images CLASS_FOLDERS --split train --out SHARDS    # --help shows the other sources
 """
 
-import argparse
 import fnmatch
 import io
 import json
-import os
-import random
-import sys
 import tarfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import chain, islice, zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import webdataset as wds
 from braceexpand import braceexpand
 from PIL import Image
 
 from trainer.config import UsageError
-from trainer.locations import is_url, list_folder, open_file
+from trainer.locations import is_url, list_folder, read_json, whole_file
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+IMAGE_SUFFIXES: tuple[str, ...] = (".jpg", ".jpeg", ".png")
 
 
 @dataclass(frozen=True)
@@ -40,11 +35,12 @@ class Sample:
 
 @dataclass(frozen=True)
 class Shards:
-    """The shards of one split: paths or URLs in order and the number of samples in each."""
+    """The shards of one split: paths or URLs in order, the number of samples in each and its sha256."""
 
     split: str
     paths: tuple[str, ...]
     counts: tuple[int, ...]
+    checksums: tuple[str | None, ...]
     classes: tuple[str, ...]
 
     @property
@@ -66,7 +62,7 @@ def write_shards(
     """Write one split; every file appears under its name only when it is whole.
 
     Args:
-        samples: in the order to be written (shuffle before: neighbours land in one shard).
+        samples: in the order to be written (shuffle before: neighbours land in one shard); read one by one.
         folder: created if missing; other splits already there are kept.
         split: train, val or test.
         classes: name of each class index.
@@ -74,35 +70,85 @@ def write_shards(
         per_shard: samples in each shard but the last.
 
     Raises:
-        UsageError: if there is no sample or the folder cannot be written.
+        UsageError: if there is no sample, the folder cannot be written or holds splits of other classes.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"cannot write shards to {folder}: {error.strerror}") from None
+    check_classes(str(folder), classes)
     written: dict[str, dict[str, Any]] = {}
-    for index, group in enumerate(_grouped(samples, per_shard)):
-        name = f"{split}-{index:06d}.tar"
-        partial = folder / f".{name}.partial"
-        with partial.open("wb") as stream:
-            writer = wds.TarWriter(stream, mtime=0)
-            for sample in group:
-                writer.write({"__key__": sample.key, "jpg": sample.jpeg, "cls": str(sample.label)})
-            writer.close()
-            stream.flush()
-            os.fsync(stream.fileno())
-        checksum = sha256(partial.read_bytes()).hexdigest()
-        partial.replace(folder / name)
-        written[name] = {"samples": len(group), "sha256": checksum}
+    remaining = iter(samples)
+    while (first := next(remaining, None)) is not None:
+        name = shard_name(split, len(written))
+        written[name] = write_shard(chain([first], islice(remaining, per_shard - 1)), f"{folder}/{name}")
     if not written:
         raise UsageError(f"no image to write for split {split!r} from {source}")
-    meta = _read_json(str(folder / "meta.json")) or {"splits": {}}
-    meta["classes"] = list(classes)
-    meta["splits"][split] = {"source": source, "shards": written}
-    partial = folder / ".meta.json.partial"
-    partial.write_text(json.dumps(meta, indent=1))
-    partial.replace(folder / "meta.json")
+    write_meta(str(folder), split, classes, {"source": source, "shards": written})
     return read_shards(folder, split)
+
+
+def plan_name(split: str) -> str:
+    """File that lies beside the shards of a split for as long as they are being made."""
+    return f".{split}.json"
+
+
+def shard_name(split: str, index: int) -> str:
+    """File name of a shard."""
+    return f"{split}-{index:06d}.tar"
+
+
+def write_shard(samples: Iterable[Sample], location: str) -> dict[str, Any]:
+    """Write one shard to a path or URL; the same samples give the same bytes.
+
+    Returns:
+        Its entry in meta.json: number of samples, sha256 and size in bytes.
+    """
+    count = 0
+    with whole_file(location) as stream:
+        hashed = _Hashed(stream)
+        with wds.TarWriter(hashed, mtime=0) as writer:
+            for sample in samples:
+                writer.write({"__key__": sample.key, "jpg": sample.jpeg, "cls": str(sample.label)})
+                count += 1
+    return {"samples": count, "sha256": hashed.digest.hexdigest(), "bytes": hashed.size}
+
+
+class _Hashed:
+    """Takes the checksum of what passes, so no shard is held in memory or read again."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.stream, self.digest, self.size = stream, sha256(), 0
+
+    def write(self, data: bytes) -> int:
+        self.digest.update(data)
+        self.size += len(data)
+        return self.stream.write(data)
+
+
+def check_classes(folder: str, classes: Sequence[str]) -> dict[str, Any]:
+    """The meta.json of a folder or URL, `{"splits": {}}` where there is none.
+
+    Raises:
+        UsageError: if it cannot be read or has splits of other classes: their class indices would mean other things.
+    """
+    try:
+        meta = read_json(f"{folder}/meta.json") or {"splits": {}}
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot write shards to {folder}: its meta.json cannot be read ({error})") from None
+    there = meta.get("classes", list(classes))
+    if there != list(classes):
+        difference = next(pair for pair in zip_longest(there, classes) if pair[0] != pair[1])
+        raise UsageError(
+            f"{folder} holds {', '.join(meta['splits'])} of {len(there)} classes, these images are of {len(classes)} "
+            f"(first difference: {difference[0]} there, {difference[1]} here); give another folder"
+        )
+    return meta
+
+
+def write_meta(folder: str, split: str, classes: Sequence[str], entry: dict[str, Any]) -> None:
+    """Enter a finished split into meta.json; other splits stay."""
+    meta = check_classes(folder, classes)
+    meta["classes"] = list(classes)
+    meta["splits"][split] = entry
+    with whole_file(f"{folder}/meta.json") as stream:
+        stream.write(json.dumps(meta, indent=1).encode())
 
 
 def read_shards(location: str | Path, split: str) -> Shards:
@@ -121,13 +167,15 @@ def read_shards(location: str | Path, split: str) -> Shards:
     folder, asked = _folder_and_names(given)
     try:
         listed = list_folder(folder)
-        meta = _read_json(f"{folder}/meta.json") or {}
-        classes = meta.get("classes") or _read_json(f"{folder}/classes.json") or ()
+        meta = read_json(f"{folder}/meta.json") or {}
+        classes = meta.get("classes") or read_json(f"{folder}/classes.json") or ()
     except FileNotFoundError:
         raise UsageError(f"--data {given}: no such folder; give one that holds {split}-000000.tar …") from None
     except (OSError, ValueError) as error:
         raise UsageError(f"--data {given}: cannot be read ({error})") from None
     known = meta.get("splits", {}).get(split, {}).get("shards", {})
+    if not known and plan_name(split) in (listed or ()):
+        raise UsageError(f"--data {given}: its {split} shards are unfinished; run the command that makes them again")
     if not known and is_url(folder):
         raise UsageError(f"--data {given}: no meta.json there counts the {split} images; put it beside the shards")
     available = set(known) if listed is None else listed
@@ -141,7 +189,8 @@ def read_shards(location: str | Path, split: str) -> Shards:
     counts = tuple(known[name]["samples"] if known else _count(Path(folder, name)) for name in found)
     if not sum(counts):
         raise UsageError(f"--data {given}: the {split} shards hold no image with a class")
-    return Shards(split, tuple(f"{folder}/{name}" for name in found), counts, tuple(classes))
+    checksums = tuple(known.get(name, {}).get("sha256") for name in found)
+    return Shards(split, tuple(f"{folder}/{name}" for name in found), counts, checksums, tuple(classes))
 
 
 def _folder_and_names(location: str) -> tuple[str, set[str] | None]:
@@ -153,40 +202,6 @@ def _folder_and_names(location: str) -> tuple[str, set[str] | None]:
     return (folders.pop(), {path.rpartition("/")[2] for path in paths}) if paths else (location, None)
 
 
-def class_folders(folder: Path, seed: int) -> tuple[Iterator[Sample], list[str]]:
-    """Samples of a tree with one folder per class, shuffled by seed, and the sorted class names."""
-    classes = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
-    if not classes:
-        raise UsageError(f"--images {folder}: no class folders in it; expected CLASS/IMAGE.jpg")
-    files = [
-        (path, label)
-        for label, name in enumerate(classes)
-        for path in sorted((folder / name).iterdir())
-        if path.suffix.lower() in IMAGE_SUFFIXES
-    ]
-    random.Random(seed).shuffle(files)
-
-    def samples() -> Iterator[Sample]:
-        for path, label in files:
-            encoded = path.read_bytes()
-            if path.suffix.lower() == ".png":
-                encoded = encode_jpeg(Image.open(io.BytesIO(encoded)))
-            yield Sample(f"{classes[label]}_{path.stem}".replace(".", "_"), encoded, label)
-
-    return samples(), classes
-
-
-def _grouped(samples: Iterable[Sample], size: int) -> Iterator[list[Sample]]:
-    group: list[Sample] = []
-    for sample in samples:
-        group.append(sample)
-        if len(group) == size:
-            yield group
-            group = []
-    if group:
-        yield group
-
-
 def _count(path: Path) -> int:
     try:
         with tarfile.open(path) as archive:
@@ -195,31 +210,7 @@ def _count(path: Path) -> int:
         raise UsageError(f"{path}: not a readable tar file ({error})") from None
 
 
-def _read_json(location: str) -> Any:
-    """The content of a JSON file, None where there is none."""
-    try:
-        with open_file(location) as stream:
-            return json.load(stream)
-    except FileNotFoundError:
-        return None
-
-
-def main() -> None:
-    """Command line of this file."""
-    parser = argparse.ArgumentParser(description="Write webdataset shards from a folder with one sub-folder per class.")
-    parser.add_argument("--images", type=Path, required=True, help="folder of class folders")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the shards")
-    parser.add_argument("--split", choices=("train", "val", "test"), required=True)
-    parser.add_argument("--per-shard", type=int, default=1000, help="images per shard (default 1000)")
-    parser.add_argument("--seed", type=int, default=0, help="of the shuffle (default 0)")
-    given = parser.parse_args()
-    try:
-        samples, classes = class_folders(given.images, given.seed)
-        shards = write_shards(samples, given.out, given.split, classes, str(given.images), given.per_shard)
-    except UsageError as error:
-        sys.exit(f"error: {error}")
-    print(f"{shards.total} images of {len(classes)} classes in {len(shards.paths)} shards under {given.out}")
-
-
 if __name__ == "__main__":
+    from trainer.shards_command import main  # imports this file under its own name
+
     main()

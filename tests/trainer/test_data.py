@@ -1,15 +1,23 @@
 """Shards and streams on the embedded digits."""
 
 import io
-import json
+import itertools
+import os
+import shutil
 import tarfile
 
+import psutil
 import pytest
 import torch
+from PIL import Image
 
+from trainer.cache import ShardCache
 from trainer.config import UsageError
-from trainer.data import eval_loader, train_loader
-from trainer.shards import Sample, read_shards, write_shards
+from trainer.data import eval_loader, spread, train_loader
+from trainer.preprocess import Transform
+from trainer.shards import Sample, encode_jpeg, read_shards, write_shards
+
+AS_IS = Transform(None, train=False)
 
 
 def pairs(batches):
@@ -23,20 +31,35 @@ def labels_and_sums(batches):
 
 def evaluated(digits, ranks, workers):
     shards = read_shards(digits, "val")
-    return sorted(
-        pair
-        for rank in range(ranks)
-        for pair in labels_and_sums(
-            eval_loader(shards, rank=rank, world_size=ranks, batch_size=50, loader_workers=workers).epoch()
+    found = []
+    for rank in range(ranks):
+        with eval_loader(shards, AS_IS, rank=rank, world_size=ranks, batch_size=50, loader_workers=workers) as loader:
+            batches = list(loader.epoch())
+        found += zip(
+            itertools.chain.from_iterable(b.indices.tolist() for b in batches), labels_and_sums(batches), strict=True
         )
-    )
+    return sorted(found)
 
 
-@pytest.mark.parametrize(("ranks", "workers"), [(1, 0), (2, 0), (3, 0), (4, 0), (2, 2)])
+@pytest.mark.parametrize("workers", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2, 3))])
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
 def test_evaluation_reads_every_example_once(digits, ranks, workers):
     found = evaluated(digits, ranks, workers)
-    assert len(found) == read_shards(digits, "val").total == 359
+    assert [index for index, _ in found] == list(range(359))
     assert found == evaluated(digits, 1, 0)
+
+
+def test_evaluation_reads_only_the_shards_it_needs(digits, monkeypatch):
+    opened = []
+    original = ShardCache.open
+
+    def remember(self, location, checksum=None):
+        opened.append(location[-10:])
+        return original(self, location, checksum)
+
+    monkeypatch.setattr(ShardCache, "open", remember)
+    list(eval_loader(read_shards(digits, "val"), AS_IS, rank=1, world_size=2, batch_size=50).epoch())
+    assert opened == ["000001.tar", "000002.tar", "000003.tar"]
 
 
 @pytest.mark.parametrize(("ranks", "workers"), [(1, 0), (2, 0), (5, 0), (2, 2)])
@@ -44,10 +67,10 @@ def test_training_takes_the_same_number_of_full_batches_on_every_rank(digits, ra
     shards = read_shards(digits, "val")  # 4 shards: fewer than lanes in the last cases
     seen = []
     for rank in range(ranks):
-        loader = train_loader(
-            shards, rank=rank, world_size=ranks, seed=1, steps=3, batch_size=32, loader_workers=workers
-        )
-        batches = list(loader.epoch(0))
+        with train_loader(
+            shards, AS_IS, rank=rank, world_size=ranks, seed=1, steps=3, batch_size=32, loader_workers=workers
+        ) as loader:
+            batches = list(loader.epoch(0))
         assert [len(batch.labels) for batch in batches] == [32] * 3
         seen.append(labels_and_sums(batches))
     assert all(a != b for i, a in enumerate(seen) for b in seen[:i])
@@ -56,7 +79,7 @@ def test_training_takes_the_same_number_of_full_batches_on_every_rank(digits, ra
 def test_order_is_a_function_of_seed_and_epoch(digits):
     def order(seed, epoch):
         loader = train_loader(
-            read_shards(digits, "train"), rank=0, world_size=1, seed=seed, steps=2, batch_size=64, loader_workers=0
+            read_shards(digits, "train"), AS_IS, rank=0, world_size=1, seed=seed, steps=2, batch_size=64
         )
         return labels_and_sums(loader.epoch(epoch))
 
@@ -65,10 +88,117 @@ def test_order_is_a_function_of_seed_and_epoch(digits):
     assert order(1, 0) != order(2, 0)
 
 
+@pytest.mark.parametrize("workers", [0, 3])
+def test_an_epoch_entered_at_a_step_gives_what_is_left_of_it(digits, workers):
+    """With random crops; worker processes live through several epochs."""
+    shards = read_shards(digits, "train")
+    with train_loader(
+        shards, Transform(None, train=True), rank=1, world_size=2, seed=3, steps=5, batch_size=16,
+        loader_workers=workers,
+    ) as loader:  # fmt: skip
+        whole = list(loader.epoch(1))
+        for first in (2, 4, 5):
+            rest = list(loader.epoch(1, first))
+            assert len(rest) == 5 - first
+            for ours, theirs in zip(rest, whole[first:], strict=True):
+                assert torch.equal(ours.images, theirs.images)
+                assert torch.equal(ours.labels, theirs.labels)
+
+
+def test_skipped_steps_are_not_decoded(digits, monkeypatch):
+    decoded = []
+    monkeypatch.setattr(
+        Transform, "__call__", lambda self, encoded, rng: decoded.append(1) or torch.zeros(3, 4, 4).byte()
+    )
+    loader = train_loader(read_shards(digits, "train"), AS_IS, rank=0, world_size=1, seed=0, steps=4, batch_size=8)
+    list(loader.epoch(0, 3))
+    assert len(decoded) == 8
+
+
+def test_loader_processes_end_with_the_loader(digits):
+    before = set(psutil.Process().children(recursive=True))
+    with train_loader(
+        read_shards(digits, "train"), AS_IS, rank=0, world_size=1, seed=0, steps=2, batch_size=8, loader_workers=2
+    ) as loader:
+        list(loader.epoch(0))
+        list(loader.epoch(1))
+        assert sum("forkserver" in " ".join(p.cmdline()) for p in psutil.Process().children(recursive=True)) >= 2
+    left = [p for p in set(psutil.Process().children(recursive=True)) - before if p.ppid() != os.getpid()]
+    psutil.wait_procs(left, timeout=20)
+    assert not [p for p in left if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+
 def test_an_epoch_over_the_whole_split_sees_every_example_once(digits):
     shards = read_shards(digits, "val")
-    loader = train_loader(shards, rank=0, world_size=1, seed=0, steps=359, batch_size=1, loader_workers=0)
-    assert sorted(labels_and_sums(loader.epoch(0))) == evaluated(digits, 1, 0)
+    loader = train_loader(shards, AS_IS, rank=0, world_size=1, seed=0, steps=359, batch_size=1)
+    assert sorted(labels_and_sums(loader.epoch(0))) == sorted(pair for _, pair in evaluated(digits, 1, 0))
+
+
+def spoil(source, target, broken=(), keep=None):
+    """A copy of a shard with some images made unreadable, or cut after a number of samples."""
+    with tarfile.open(source) as old, tarfile.open(target, "w") as new:
+        members = old.getmembers()
+        for number, member in enumerate(members[: None if keep is None else 2 * keep]):
+            data = old.extractfile(member).read()
+            if member.name.endswith(".jpg") and number // 2 in broken:
+                data = data[: len(data) // 2]
+                member.size = len(data)
+            new.addfile(member, io.BytesIO(data))
+
+
+@pytest.fixture
+def many(tmp_path):
+    """2,000 samples in two shards without meta.json."""
+    jpeg = encode_jpeg(Image.new("RGB", (8, 8), (200, 10, 10)))
+    write_shards((Sample(f"{i:04d}", jpeg, i % 3) for i in range(2000)), tmp_path, "val", ["a", "b", "c"], "test")
+    (tmp_path / "meta.json").unlink()
+    return tmp_path
+
+
+def test_a_few_broken_images_are_left_out_and_counted(many):
+    spoil(many / "val-000001.tar", many / "spoilt.tar", broken=(3, 7))
+    (many / "spoilt.tar").replace(many / "val-000001.tar")
+    shards = read_shards(many, "val")
+    batches = list(eval_loader(shards, AS_IS, rank=0, world_size=1, batch_size=500).epoch())
+    images = torch.cat([batch.images for batch in batches])
+    bad = images.isnan().flatten(1).all(1)
+    assert bad.nonzero().flatten().tolist() == [1003, 1007]
+    assert images[~bad].isfinite().all()
+
+
+def test_more_broken_images_stop_with_the_shard_named(many):
+    spoil(many / "val-000001.tar", many / "spoilt.tar", broken=(3, 7, 9))
+    (many / "spoilt.tar").replace(many / "val-000001.tar")
+    with pytest.raises(UsageError, match=r"val-000001.tar: image 1009 cannot be decoded .*more than 0.1%"):
+        list(eval_loader(read_shards(many, "val"), AS_IS, rank=0, world_size=1, batch_size=500).epoch())
+
+
+def test_a_short_or_truncated_shard_is_an_error_in_training_and_evaluation(tmp_path, digits):
+    for path in digits.iterdir():
+        shutil.copy(path, tmp_path)
+    shards = read_shards(tmp_path, "val")
+
+    def streams():
+        yield train_loader(shards, AS_IS, rank=0, world_size=1, seed=0, steps=7, batch_size=50).epoch()
+        yield eval_loader(shards, AS_IS, rank=0, world_size=1, batch_size=50).epoch()
+
+    spoil(digits / "val-000002.tar", tmp_path / "val-000002.tar", keep=60)
+    for batches in streams():
+        with pytest.raises(UsageError, match=r"val-000002.tar: ends after 60 samples, it should have 100"):
+            list(batches)
+    whole = (digits / "val-000002.tar").read_bytes()
+    (tmp_path / "val-000002.tar").write_bytes(whole[: len(whole) // 2 + 100])
+    for batches in streams():
+        with pytest.raises(UsageError, match=r"val-000002.tar: damaged after \d+ samples"):
+            list(batches)
+
+
+@pytest.mark.parametrize(("total", "wanted"), [(359, 256), (10, 3), (7, 7), (5, 100), (50_000, 256)])
+def test_a_subset_is_spread_evenly(total, wanted):
+    chosen = spread(torch.arange(total), total, wanted)
+    assert chosen.sum() == min(total, wanted)
+    halves = chosen[: total // 2].sum(), chosen[total - total // 2 :].sum()
+    assert abs(int(halves[0] - halves[1])) <= 1
 
 
 def test_a_pickle_in_a_shard_is_not_opened(tmp_path, digits):
@@ -80,51 +210,17 @@ def test_a_pickle_in_a_shard_is_not_opened(tmp_path, digits):
             out.addfile(evil, io.BytesIO(b"cos\n"))
     shards = read_shards(tmp_path, "train")
     assert shards.total == 2
-    (batch,) = eval_loader(shards, rank=0, world_size=1, batch_size=4, loader_workers=0).epoch()
+    (batch,) = eval_loader(shards, AS_IS, rank=0, world_size=1, batch_size=4).epoch()
     assert batch.images.shape == (2, 3, 32, 32)
-
-
-def test_meta_describes_what_was_written(digits):
-    meta = json.loads((digits / "meta.json").read_text())
-    assert meta["classes"] == [str(i) for i in range(10)]
-    assert {split: sum(s["samples"] for s in m["shards"].values()) for split, m in meta["splits"].items()} == {
-        "train": 1258,
-        "val": 359,
-        "test": 180,
-    }
-    assert not list(digits.glob(".*"))
-
-
-def test_missing_and_empty_shards_are_refused(tmp_path, digits):
-    with pytest.raises(UsageError, match="no such folder"):
-        read_shards(tmp_path / "nowhere", "train")
-    with pytest.raises(UsageError, match=r"no train-\*\.tar"):
-        read_shards(tmp_path, "train")
-    with pytest.raises(UsageError, match="no image to write"):
-        write_shards([], tmp_path, "train", ["a"], "nothing")
-    with tarfile.open(tmp_path / "train-000000.tar", "w"):
-        pass
-    with pytest.raises(UsageError, match="hold no image"):
-        read_shards(tmp_path, "train")
-
-
-def test_a_lost_shard_is_named(tmp_path):
-    samples = [Sample(str(i), b"x", 0) for i in range(4)]
-    write_shards(samples, tmp_path, "train", ["a"], "test", per_shard=2)
-    (tmp_path / "train-000001.tar").unlink()
-    with pytest.raises(UsageError, match="train-000001"):
-        read_shards(tmp_path, "train")
 
 
 def test_fewer_images_than_one_global_batch_are_refused(digits):
     with pytest.raises(UsageError, match="359 val images"):
-        train_loader(
-            read_shards(digits, "val"), rank=0, world_size=2, seed=0, steps=1, batch_size=200, loader_workers=0
-        )
+        train_loader(read_shards(digits, "val"), AS_IS, rank=0, world_size=2, seed=0, steps=1, batch_size=200)
 
 
 def test_images_are_standardised(digits):
-    loader = eval_loader(read_shards(digits, "val"), rank=0, world_size=1, batch_size=359, loader_workers=0)
+    loader = eval_loader(read_shards(digits, "val"), AS_IS, rank=0, world_size=1, batch_size=359)
     (batch,) = loader.epoch()
     black = (0 - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225])
     torch.testing.assert_close(batch.images.amin(dim=(0, 2, 3)), black)

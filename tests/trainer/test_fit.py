@@ -1,20 +1,22 @@
 """One trial without Ray."""
 
 import dataclasses
+import io
+import itertools
 
 import pytest
 import torch
 
-import trainer.data
 from trainer.config import Trial, UsageError
 from trainer.fit import fit
+from trainer.preprocess import DecodeError, Transform
 
 
 @pytest.fixture
 def trial(digits):
     return Trial(
         data=str(digits), model="resnet8", regularizer="l2", weight=0.1, epochs=2, images_per_epoch=64, batch_size=16,
-        robust_images=16, pgd_steps=1, activation="softplus",
+        robust_images=16, pgd_steps=1, activation="softplus", augment=False,
     )  # fmt: skip
 
 
@@ -37,19 +39,58 @@ def test_a_continued_trial_equals_an_uninterrupted_one(trial, mode):
     assert second["val/accuracy"] == whole[-1][0]["val/accuracy"]
 
 
-def test_bad_images_are_counted(trial, monkeypatch):
-    standardise = trainer.data.standardise
+@pytest.mark.parametrize("after", [1, 3, 6])
+def test_a_trial_interrupted_within_an_epoch_goes_on_as_if_nothing_had_been(trial, after):
+    trial = dataclasses.replace(trial, regularizer="spectreg", augment=True)
+    whole, points = run(trial)
+    asked = iter(range(100))
+    reports, before = [], []
+    state = fit(
+        trial, lambda metrics, state: reports.append(metrics), lambda m, step: before.append((step, m)),
+        interrupted=lambda: next(asked) == after - 1,
+    )  # fmt: skip
+    path = io.BytesIO()
+    torch.save(state, path)
+    path.seek(0)
+    again, later = run(trial, torch.load(path, weights_only=True))
+    assert [p for p in points if "step/loss" in p[1]] == [p for p in before + later if "step/loss" in p[1]]
+    for name, value in whole[-1][1]["model"].items():
+        assert torch.equal(value, again[-1][1]["model"][name]), name
+    assert again[-1][0]["train/loss"] == whole[-1][0]["train/loss"]
 
-    def spoil(pixels):
-        images = standardise(pixels)
-        images[0, 0, 0, 0] = float("nan")
-        return images
 
-    assert run(trial)[0][0][0]["train/nonfinite_examples"] == 0
-    monkeypatch.setattr(trainer.data, "standardise", spoil)
-    metrics = run(trial)[0][0][0]
+@pytest.fixture
+def one_broken_of_sixteen(monkeypatch):
+    decode, calls = Transform.__call__, itertools.count()
+
+    def broken(self, encoded, randomness):
+        if self.train is False and next(calls) % 16 == 5:
+            raise DecodeError("cut off")
+        return decode(self, encoded, randomness)
+
+    monkeypatch.setattr(Transform, "__call__", broken)
+
+
+def test_broken_images_are_counted_and_left_out(trial, monkeypatch, one_broken_of_sixteen):
+    monkeypatch.setattr("trainer.data.MAX_BROKEN", 0.5)
+    monkeypatch.setattr("trainer.fit.MAX_BROKEN", 0.5)
+    metrics = run(dataclasses.replace(trial, augment=False))[0][0][0]
     assert metrics["train/nonfinite_examples"] == 4
+    assert metrics["val/broken_examples"] + metrics["val/examples"] == 359
+    assert metrics["val/broken_examples"] > 0
     assert not metrics["diverged"]
+
+
+def test_too_many_broken_images_end_the_trial(trial, one_broken_of_sixteen):
+    with pytest.raises(UsageError, match=r"train-0000\d\d.tar: image digit_\d+ cannot be decoded \(cut off\)"):
+        run(dataclasses.replace(trial, augment=False))
+
+
+def test_images_of_several_sizes_need_an_image_size(trial, monkeypatch):
+    decode, sizes = Transform.__call__, itertools.cycle([0, 1])
+    monkeypatch.setattr(Transform, "__call__", lambda self, *a: decode(self, *a)[:, next(sizes) :])
+    with pytest.raises(UsageError, match="--image-size"):
+        run(trial)
 
 
 def test_a_trial_that_diverges_ends_with_the_worst_score(trial):

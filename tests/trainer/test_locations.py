@@ -5,13 +5,13 @@ from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 
+from trainer.cache import ShardCache
 from trainer.config import UsageError
 from trainer.data import eval_loader
 from trainer.locations import absolute, open_file
+from trainer.preprocess import Transform
 from trainer.shards import read_shards
 
 
@@ -30,41 +30,31 @@ def web(digits):
 
 
 @pytest.fixture(scope="module")
-def bucket(digits):
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    endpoint = "http://{}:{}".format(*server.get_host_and_port())
-    settings = {
-        "AWS_ENDPOINT_URL": endpoint, "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true",
-    }  # fmt: skip
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in settings.items():
-            patch.setenv(name, value)
-        client = boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1")
-        client.create_bucket(Bucket="images")
-        for path in digits.iterdir():
-            client.upload_file(str(path), "images", f"digits/{path.name}")
-        yield "s3://images/digits"
-    server.stop()
+def bucket(digits, object_store):
+    object_store.create_bucket(Bucket="images")
+    for path in digits.iterdir():
+        object_store.upload_file(str(path), "images", f"digits/{path.name}")
+    return "s3://images/digits"
 
 
-def labels(shards):
-    loader = eval_loader(shards, rank=0, world_size=1, batch_size=100, loader_workers=0)
+def labels(shards, folder):
+    loader = eval_loader(
+        shards, Transform(None, train=False), rank=0, world_size=1, batch_size=100, cache=ShardCache(str(folder))
+    )
     return [int(label) for batch in loader.epoch() for label in batch.labels]
 
 
-def test_a_web_folder_streams_what_the_local_one_does(web, digits):
+def test_a_web_folder_streams_what_the_local_one_does(web, digits, tmp_path):
     shards = read_shards(web, "val")
     assert shards.paths[0] == f"{web}/val-000000.tar"
     assert shards.total == 359
-    assert labels(shards) == labels(read_shards(digits, "val"))
+    assert labels(shards, tmp_path) == labels(read_shards(digits, "val"), tmp_path)
 
 
-def test_a_bucket_streams_what_the_local_folder_does(bucket, digits):
+def test_a_bucket_streams_what_the_local_folder_does(bucket, digits, tmp_path):
     shards = read_shards(bucket, "val")
     assert shards.paths[0] == f"{bucket}/val-000000.tar"
-    assert labels(shards) == labels(read_shards(digits, "val"))
+    assert labels(shards, tmp_path) == labels(read_shards(digits, "val"), tmp_path)
 
 
 @pytest.mark.parametrize("pattern", ["{train-{000000..000012},val-000001}.tar", "{train,val}-{000001..000001}.tar"])
