@@ -10,7 +10,7 @@ FORBIDDEN = {
     "sweeps": {"webdataset"},
 }
 HOMES = {
-    "webdataset": {"trainer/data.py", "trainer/shards.py"},
+    "webdataset": {"trainer/data.py", "trainer/shards/__init__.py"},
     "mlflow": {"sweeps/tracking.py"},
 }
 

@@ -10,7 +10,7 @@ from moto.server import ThreadedMotoServer
 @pytest.fixture
 def command(monkeypatch):
     """Run the command in this process; its exit status."""
-    from trainer import shards_command
+    from trainer.shards import __main__ as shards_command
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["shards", *map(str, arguments)])

@@ -116,7 +116,7 @@ def test_skipped_steps_are_not_decoded(digits, monkeypatch):
 
 
 def test_loader_processes_end_with_the_loader(digits):
-    before = set(psutil.Process().children(recursive=True))
+    before, shared = set(psutil.Process().children(recursive=True)), set(os.listdir("/dev/shm"))
     with train_loader(
         read_shards(digits, "train"), AS_IS, rank=0, world_size=1, seed=0, steps=2, batch_size=8, loader_workers=2
     ) as loader:
@@ -126,6 +126,7 @@ def test_loader_processes_end_with_the_loader(digits):
     left = [p for p in set(psutil.Process().children(recursive=True)) - before if p.ppid() != os.getpid()]
     psutil.wait_procs(left, timeout=20)
     assert not [p for p in left if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+    assert not [name for name in set(os.listdir("/dev/shm")) - shared if name.startswith("torch_")]
 
 
 def test_an_epoch_over_the_whole_split_sees_every_example_once(digits):

@@ -17,9 +17,9 @@ from pictures import WNIDS, contents, encoded, tree
 from PIL import Image
 
 from trainer.config import UsageError
-from trainer.make_shards import Settings, make_shards, plan
 from trainer.shards import Sample, read_shards, write_shards
-from trainer.sources import class_folders
+from trainer.shards.make import Settings, make_shards, plan
+from trainer.shards.sources import class_folders
 
 ROOT = Path(__file__).parents[2]
 

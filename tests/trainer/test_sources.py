@@ -16,11 +16,11 @@ from tensorboardX.record_writer import RecordWriter
 
 from trainer.config import UsageError
 from trainer.data import eval_loader
-from trainer.images import as_jpeg
-from trainer.make_shards import Settings, make_shards
 from trainer.preprocess import Transform
 from trainer.shards import encode_jpeg, read_shards
-from trainer.sources import class_folders
+from trainer.shards.images import as_jpeg
+from trainer.shards.make import Settings, make_shards
+from trainer.shards.sources import class_folders
 
 
 def test_class_folders_become_shards_that_stream(tmp_path, command):

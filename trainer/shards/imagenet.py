@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from trainer.config import UsageError
-from trainer.sources import SUFFIXES, Item, Source, new_source
+from trainer.shards.sources import SUFFIXES, Item, Source, new_source
 
 
 def imagenet_train(archive: Path) -> Source:

@@ -13,11 +13,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from trainer.config import UsageError
-from trainer.imagenet import imagenet_train, imagenet_val, read_devkit, read_synsets
 from trainer.locations import absolute
-from trainer.make_shards import NAMED, Done, Settings, make_shards
-from trainer.sources import Source, class_folders, tfrecords
-from trainer.verify_shards import Checked, verify
+from trainer.shards.imagenet import imagenet_train, imagenet_val, read_devkit, read_synsets
+from trainer.shards.make import NAMED, Done, Settings, make_shards
+from trainer.shards.sources import Source, class_folders, tfrecords
+from trainer.shards.verify import Checked, verify
 
 LINE_EVERY = 10  # seconds, where there is no terminal for a bar
 EXAMPLES = """
@@ -177,3 +177,7 @@ def _progress(name: str, total: int | None) -> Iterator[Callable[[int], None]]:
         print(f"{name}: {seen} images{left}, {rate:.0f} images/s", file=sys.stderr, flush=True)
 
     yield line
+
+
+if __name__ == "__main__":
+    main()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from trainer.config import UsageError
 from trainer.shards import IMAGE_SUFFIXES
-from trainer.tfrecords import read_example, record_places
+from trainer.shards.tfrecords import read_example, record_places
 
 SUFFIXES = (*IMAGE_SUFFIXES, ".bmp", ".gif", ".tif", ".tiff", ".webp")
 LONGEST_KEY = 80  # bytes; a tar member's name has 100

@@ -208,9 +208,3 @@ def _count(path: Path) -> int:
             return sum(name.endswith(".cls") for name in archive.getnames())
     except tarfile.TarError as error:
         raise UsageError(f"{path}: not a readable tar file ({error})") from None
-
-
-if __name__ == "__main__":
-    from trainer.shards_command import main  # imports this file under its own name
-
-    main()

@@ -8,9 +8,9 @@ from hashlib import sha256
 from typing import Any
 
 from trainer.config import UsageError
-from trainer.images import BrokenImage, decode
 from trainer.locations import list_folder, open_file, read_json
-from trainer.processes import in_order
+from trainer.shards.images import BrokenImage, decode
+from trainer.shards.processes import in_order
 
 
 @dataclass(frozen=True)

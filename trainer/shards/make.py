@@ -16,9 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config import UsageError
-from trainer.images import BrokenImage, as_jpeg
 from trainer.locations import file_size, is_url, list_folder, read_json, remove_file, whole_file
-from trainer.processes import in_order
 from trainer.shards import (
     Sample,
     Shards,
@@ -29,7 +27,9 @@ from trainer.shards import (
     write_meta,
     write_shard,
 )
-from trainer.sources import Item, Source, read_item
+from trainer.shards.images import BrokenImage, as_jpeg
+from trainer.shards.processes import in_order
+from trainer.shards.sources import Item, Source, read_item
 
 NAMED = 5  # broken images in a message
 
