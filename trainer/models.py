@@ -49,6 +49,11 @@ def build_model(name: str, classes: int, activation: str = "relu") -> nn.Module:
             raise UsageError(
                 f"model {name!r} needs timm; install it with: pip install 'heatmap-sweeps[timm]'"
             ) from None
+        except RuntimeError as error:  # a torchvision made for another torch
+            reason = str(error).partition("\n")[0]
+            raise UsageError(
+                f"model {name!r}: timm cannot be imported ({reason}); install torch and torchvision from the same index"
+            ) from None
         if name[5:] not in timm.list_models():
             raise UsageError(f"model {name!r}: timm {timm.__version__} has no {name[5:]!r}")
         return timm.create_model(name[5:], num_classes=classes)

@@ -1,0 +1,63 @@
+"""Models by name, against torchvision's where they share names and weights."""
+
+import builtins
+import sys
+
+import pytest
+import torch
+
+from trainer.config import UsageError
+from trainer.models import build_model, default_image_size, load_weights
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_weights_of_torchvision_give_its_outputs(name, tmp_path):
+    import torchvision.models
+
+    torch.manual_seed(0)
+    theirs = getattr(torchvision.models, name)(num_classes=7).eval()
+    torch.save(theirs.state_dict(), tmp_path / "weights.pth")
+    ours = build_model(name, 7).eval()
+    load_weights(ours, str(tmp_path / "weights.pth"))
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(images), theirs(images), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("depth", "convolutions"), [(20, 19), (32, 31), (44, 43), (56, 55)])
+def test_cifar_networks_have_their_depth(depth, convolutions):
+    model = build_model(f"resnet{depth}", 10)
+    assert sum(isinstance(module, torch.nn.Conv2d) for module in model.modules()) == convolutions
+    assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
+    assert default_image_size(f"resnet{depth}") is None
+    assert default_image_size("resnet50") == 224
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(UsageError, match="'resnet9' is unknown; choose from resnet8"):
+        build_model("resnet9", 10)
+    with pytest.raises(UsageError, match="has no 'resnetwork'"):
+        build_model("timm:resnetwork", 10)
+    with pytest.raises(UsageError, match="activation 'tanh' is unknown"):
+        build_model("resnet8", 10, "tanh")
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (ImportError("no timm"), r"pip install 'heatmap-sweeps\[timm\]'"),
+        (RuntimeError("no nms"), "from the same index"),
+    ],
+)
+def test_a_timm_that_cannot_be_imported_is_explained(monkeypatch, error, message):
+    original = builtins.__import__
+
+    def broken(name, *arguments):
+        if name == "timm":
+            raise error
+        return original(name, *arguments)
+
+    monkeypatch.delitem(sys.modules, "timm", raising=False)
+    monkeypatch.setattr(builtins, "__import__", broken)
+    with pytest.raises(UsageError, match=message):
+        build_model("timm:resnet18", 10)
