@@ -47,10 +47,6 @@ class Batch:
     labels: Int[Tensor, " b"]
     indices: Int[Tensor, " b"] | None = None
 
-    def to(self, device: torch.device) -> "Batch":
-        """The same batch on another device."""
-        return Batch(self.images.to(device), self.labels.to(device), self.indices)
-
 
 def standardise(pixels: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
     """Grey levels to model input: pixel fractions minus the mean, over the deviation."""
@@ -70,10 +66,13 @@ class _Stream(IterableDataset):
     def __iter__(self) -> Iterator[tuple[UInt8[Tensor, "3 h w"], int, int, bool]]:
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
-        broken, size = 0, None
+        side = self.transform.size
+        size = None if side is None else torch.Size((3, side, side))
+        broken, waiting = 0, []  # waiting: labels and indices of broken images before the size of any is known
         for sample, index, randomness in self._samples(worker, workers):
+            label = int(sample["cls"])
             try:
-                pixels, decoded = self.transform(_image(sample), randomness), True
+                pixels = self.transform(_image(sample), randomness)
             except DecodeError as error:
                 broken += 1
                 if broken > MAX_BROKEN * self.expected:
@@ -81,14 +80,20 @@ class _Stream(IterableDataset):
                         f"{sample['__url__']}: image {sample['__key__']} cannot be decoded ({error}), and more than "
                         f"{MAX_BROKEN:.1%} of the images are so; `python -m trainer.shards --verify` lists them"
                     ) from None
-                pixels, decoded = torch.zeros(size or (3, 1, 1), dtype=torch.uint8), False
+                if size is None:
+                    waiting.append((label, index))
+                else:
+                    yield torch.zeros(size, dtype=torch.uint8), label, index, False
+                continue
             if size is not None and size != pixels.shape:
                 raise UsageError(
                     f"{sample['__url__']}: image {sample['__key__']} is {pixels.shape[2]}x{pixels.shape[1]} pixels, "
                     f"others are {size[2]}x{size[1]}; give the side they shall have with --image-size"
                 )
             size = pixels.shape
-            yield pixels, int(sample["cls"]), index, decoded
+            while waiting:
+                yield torch.zeros(size, dtype=torch.uint8), *waiting.pop(0), False
+            yield pixels, label, index, True
 
     @property
     def expected(self) -> int:

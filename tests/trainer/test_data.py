@@ -167,6 +167,15 @@ def test_a_few_broken_images_are_left_out_and_counted(many):
     assert images[~bad].isfinite().all()
 
 
+def test_the_first_image_may_be_broken(many):
+    spoil(many / "val-000000.tar", many / "spoilt.tar", broken=(0, 1))
+    (many / "spoilt.tar").replace(many / "val-000000.tar")
+    (first, *_) = eval_loader(read_shards(many, "val"), AS_IS, rank=0, world_size=1, batch_size=500).epoch()
+    assert first.images.shape == (500, 3, 8, 8)
+    assert first.indices.tolist() == list(range(500))
+    assert first.images.isnan().flatten(1).all(1).nonzero().flatten().tolist() == [0, 1]
+
+
 def test_more_broken_images_stop_with_the_shard_named(many):
     spoil(many / "val-000001.tar", many / "spoilt.tar", broken=(3, 7, 9))
     (many / "spoilt.tar").replace(many / "val-000001.tar")
