@@ -13,9 +13,9 @@ from trainer.cache import ShardCache
 from trainer.config import Trial
 from trainer.data import eval_loader, spread
 from trainer.distributed import rank, sum_over_workers, world_size
-from trainer.heatmaps import heatmap, similarity
+from trainer.evaluate.heatmaps import heatmap, similarity
+from trainer.evaluate.robustness import pgd
 from trainer.preprocess import Transform
-from trainer.robustness import pgd
 from trainer.shards import Shards
 
 
