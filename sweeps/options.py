@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from regularizers import REGULARIZERS
-from sweeps.settings import Sweep
+from sweeps.settings import SCHEDULERS, Sweep
 from trainer.cache import ShardCache
 from trainer.config import BATCH_NORM_MODES, PRECISIONS, Trial, UsageError
 from trainer.locations import absolute
@@ -64,8 +64,12 @@ def parse(description: str) -> argparse.Namespace:
     how.add_argument("--compile", action="store_true", help="translate the loss with torch.compile; minutes per trial")
     search = parser.add_argument_group("what to compare")
     search.add_argument("--regularizers", metavar="A,B", help=f"of {', '.join(sorted(REGULARIZERS))} (default all)")
+    search.add_argument("--trials-per-regularizer", type=int, metavar="N", help="weights tried for each (default 1)")
     search.add_argument(
-        "--trials-per-regularizer", type=int, metavar="N", default=1, help="weights tried for each (default 1)"
+        "--strengths", metavar="X,Y", help="the weights to try, in calibrated units, instead of a search (0.1 to 1000)"
+    )
+    search.add_argument(
+        "--scheduler", choices=SCHEDULERS, default="asha", help="asha (default) stops weak trials early, none does not"
     )
     search.add_argument(
         "--seed", type=int, metavar="N", default=0, help="of search, data order and attacks (default 0)"
@@ -134,13 +138,22 @@ def sweep_of(given: argparse.Namespace) -> Sweep:
         checkpoint = absolute(given.checkpoint) if given.checkpoint else None
         defaults["image_size"] = default_image_size(given.model)
         settings = defaults | asked | {"data": data, "checkpoint": checkpoint}
+    try:
+        strengths = tuple(map(float, given.strengths.split(","))) if given.strengths else None
+    except ValueError:
+        raise UsageError(f"--strengths {given.strengths}: give numbers with commas between, such as 10,100") from None
+    trials = given.trials_per_regularizer
+    if trials is None:
+        trials = len(strengths) if strengths else 1
     return Sweep(
         name=given.name or time.strftime("sweep-%Y%m%d-%H%M%S"),
         storage=storage,
         tracking_uri=given.tracking_uri or f"sqlite:///{storage}/mlflow.db",
         trial=Trial(seed=given.seed, **settings),
         regularizers=tuple(given.regularizers.split(",")) if given.regularizers else tuple(sorted(REGULARIZERS)),
-        trials_per_regularizer=given.trials_per_regularizer,
+        trials_per_regularizer=trials,
+        strengths=strengths,
+        scheduler=given.scheduler,
         placement=Placement(
             workers=given.workers_per_trial,
             gpus_per_worker=gpus,

@@ -10,7 +10,7 @@ from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
-from ray.tune.schedulers import ASHAScheduler, TrialScheduler
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search.optuna import OptunaSearch
 
 from regularizers import REGULARIZERS
@@ -98,9 +98,21 @@ def make_search(sweep: Sweep, units: dict[str, float]) -> DurableOptunaSearch:
         study_name=sweep.name,
         storage=JournalStorage(JournalFileBackend(str(sweep.folder / "study.journal"))),
         sampler=sampler,
-        # Only the regularizer is given, its weight is Optuna's: every regularizer gets the same number of trials.
-        points_to_evaluate=[{"regularizer": name} for name in sweep.names] * sweep.trials_per_regularizer,
+        points_to_evaluate=_points(sweep, units),
     )
+
+
+def _points(sweep: Sweep, units: dict[str, float]) -> list[dict[str, Any]]:
+    """What Optuna is told to try: the regularizers in turn, so that each gets the same number of trials.
+
+    Weights are Optuna's own, unless the sweep names strengths.
+    """
+    strengths = sweep.strengths or (None,) * sweep.trials_per_regularizer
+    return [
+        {"regularizer": name} | ({f"weight_{name}": strength * units[name]} if strength and name in units else {})
+        for strength in strengths
+        for name in sweep.names
+    ]
 
 
 class FairASHA(ASHAScheduler):
@@ -112,8 +124,10 @@ class FairASHA(ASHAScheduler):
         return super().on_trial_result(tune_controller, trial, result)
 
 
-def make_scheduler(sweep: Sweep) -> FairASHA:
-    """Early stopping by images seen, the same budget for every regularizer."""
+def make_scheduler(sweep: Sweep) -> TrialScheduler:
+    """Early stopping by images seen, the same budget for every regularizer; or none."""
+    if sweep.scheduler == "none":
+        return FIFOScheduler()
     budget = sweep.trial.epochs * sweep.trial.images_per_epoch
     return FairASHA(
         time_attr="images_seen",

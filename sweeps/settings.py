@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,8 @@ from regularizers import REGULARIZERS
 from trainer.cache import ShardCache
 from trainer.config import Trial, UsageError
 from trainer.ray_trial import Placement
+
+SCHEDULERS = ("asha", "none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +27,8 @@ class Sweep:
         trial: what every trial shares; each gets its own regularizer, weight and seed.
         regularizers: names to compare; the baseline `none` is always among them.
         trials_per_regularizer: equal for all, so that the comparison is fair.
+        strengths: of those trials, in calibrated units, one for each; None lets Optuna search.
+        scheduler: `asha` stops weak trials early, `none` trains all to the end.
         placement: of each trial's workers.
         max_concurrent: trials at a time; None is as many as fit.
         max_accuracy_drop: how far below the baseline's accuracy (fraction of 1) the pick may lie.
@@ -36,6 +41,8 @@ class Sweep:
     trial: Trial
     regularizers: tuple[str, ...]
     trials_per_regularizer: int = 1
+    strengths: tuple[float, ...] | None = None
+    scheduler: str = "asha"
     placement: Placement = Placement()
     max_concurrent: int | None = None
     max_accuracy_drop: float = 0.02
@@ -50,6 +57,19 @@ class Sweep:
             raise UsageError(f"--regularizers: a name stands twice in {','.join(self.regularizers)}")
         if not self.name or any(sign in self.name for sign in "/\\\0") or self.name.startswith("."):
             raise UsageError(f"--name {self.name!r}: give a plain name without slashes")
+        if self.scheduler not in SCHEDULERS:
+            raise UsageError(f"--scheduler {self.scheduler!r} is unknown; choose from {', '.join(SCHEDULERS)}")
+        if self.strengths is not None:
+            if len(self.strengths) != self.trials_per_regularizer:
+                raise UsageError(
+                    f"--strengths gives {len(self.strengths)}, --trials-per-regularizer is "
+                    f"{self.trials_per_regularizer}; leave the latter out"
+                )
+            ranges = [REGULARIZERS[name].strengths() for name in self.regularizers if name != "none"]
+            low, high = max((low for low, _ in ranges), default=0), min((high for _, high in ranges), default=math.inf)
+            wrong = [f"{strength:g}" for strength in self.strengths if not low <= strength <= high]
+            if wrong:
+                raise UsageError(f"--strengths {','.join(wrong)}: give numbers from {low:g} to {high:g}")
         for flag, value in (
             ("--trials-per-regularizer", self.trials_per_regularizer),
             ("--workers-per-trial", self.placement.workers),
@@ -96,6 +116,7 @@ class Sweep:
         cache = ShardCache(**given["placement"].pop("cache"))
         given["placement"] = Placement(**given["placement"], cache=cache)
         given["regularizers"] = tuple(given["regularizers"])
+        given["strengths"] = tuple(given["strengths"]) if given["strengths"] else None
         return cls(**given)
 
 

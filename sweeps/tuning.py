@@ -17,10 +17,11 @@ from typing import Any
 import ray
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
+from ray.tune.schedulers import TrialScheduler
 
 from sweeps.progress import Progress
 from sweeps.ranking import Row
-from sweeps.search import METRIC, FairASHA, make_scheduler, make_search, weight_of
+from sweeps.search import METRIC, make_scheduler, make_search, weight_of
 from sweeps.settings import Sweep
 from sweeps.tracking import RunRecorder, Tracking, tolerate_absence
 from trainer.config import UsageError
@@ -118,7 +119,7 @@ class SweepCallback(tune.Callback):
     lives makes that controller ask for a new group, which nobody then frees.
     """
 
-    def __init__(self, sweep: Sweep, tracking: Tracking, scheduler: FairASHA) -> None:
+    def __init__(self, sweep: Sweep, tracking: Tracking, scheduler: TrialScheduler) -> None:
         self.sweep, self.tracking, self.scheduler = sweep, tracking, scheduler
         self.progress = Progress(sweep.total_trials, sweep.trial.epochs)
 

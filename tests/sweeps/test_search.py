@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from types import SimpleNamespace
 
 import optuna
 import pytest
@@ -9,9 +10,9 @@ from optuna.trial import TrialState
 from ray import cloudpickle
 
 from regularizers import REGULARIZERS
-from sweeps.search import METRIC, Space, make_search, weight_of
+from sweeps.search import METRIC, Space, make_scheduler, make_search, weight_of
 from sweeps.settings import Sweep
-from trainer.config import Trial
+from trainer.config import Trial, UsageError
 
 UNITS = {"l2": 2.0, "ssim": 0.5}
 
@@ -52,6 +53,39 @@ def test_every_regularizer_gets_the_same_number_of_trials(sweep):
     search = make_search(sweep, UNITS)
     asked = [search.suggest(f"t{i}")["regularizer"] for i in range(sweep.total_trials)]
     assert sorted(asked) == ["l2", "l2", "none", "none", "ssim", "ssim"]
+
+
+def test_named_strengths_are_tried_by_every_regularizer(sweep):
+    search = make_search(dataclasses.replace(sweep, strengths=(0.1, 1000.0)), UNITS)  # the ends of the range
+    configs = [search.suggest(f"t{i}") for i in range(sweep.total_trials)]
+    tried = sorted((c["regularizer"], weight_of(c)) for c in configs)
+    assert tried == [("l2", 0.2), ("l2", 2000.0), ("none", 0.0), ("none", 0.0), ("ssim", 0.05), ("ssim", 500.0)]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"strengths": (1.0,)}, "--strengths gives 1, --trials-per-regularizer is 2"),
+        ({"strengths": (0.05, 1e4)}, "--strengths 0.05,10000: give numbers from 0.1 to 1000"),
+        ({"scheduler": "hyperband"}, "--scheduler 'hyperband' is unknown; choose from asha, none"),
+    ],
+)
+def test_strengths_and_schedulers_that_cannot_be_are_refused(sweep, change, words):
+    with pytest.raises(UsageError, match=words):
+        dataclasses.replace(sweep, **change)
+
+
+def test_without_a_scheduler_no_trial_is_stopped(sweep):
+    result = {METRIC: 0.0, "images_seen": 10**9, "training_iteration": 1}
+
+    def decisions(scheduler):
+        trials = [SimpleNamespace(trial_id=str(i), config={"regularizer": "l2"}) for i in range(8)]
+        for trial in trials:
+            scheduler.on_trial_add(None, trial)
+        return {scheduler.on_trial_result(None, t, result | {METRIC: -i}) for i, t in enumerate(trials)}
+
+    assert decisions(make_scheduler(dataclasses.replace(sweep, scheduler="none"))) == {"CONTINUE"}
+    assert "STOP" in decisions(make_scheduler(sweep))
 
 
 def test_the_same_seed_proposes_the_same_weights(sweep):
