@@ -31,13 +31,13 @@ class StructuralSimilarity(Regularizer):
 
     def formula(self, heatmap: Images, images: Images) -> Float[Tensor, " b"]:
         require_size(heatmap, WINDOW, "ssim")
-        return -structural_similarity(normalize(heatmap), normalize(images), _gaussian_average)
+        return -structural_similarity(normalize(heatmap), normalize(images), gaussian_average)
 
 
-def _gaussian_average(images: Images) -> Float[Tensor, "b c h-10 w-10"]:
-    """Gaussian-weighted mean over each window, one axis after the other."""
+def gaussian_average(images: Images, deviation: float = DEVIATION) -> Float[Tensor, "b c h-10 w-10"]:
+    """Gaussian-weighted mean over each 11x11 window, one axis after the other; the deviation is in pixels."""
     offset = torch.arange(WINDOW, dtype=images.dtype, device=images.device) - WINDOW // 2
-    kernel = torch.softmax(-offset.square() / (2 * DEVIATION**2), dim=0)
+    kernel = torch.softmax(-offset.square() / (2 * deviation**2), dim=0)
     # Every plane a channel and a group of its own: CPUs take a tenth of the time that single-channel images cost.
     planes = images.flatten(0, 1)[None]
     groups = planes.shape[1]

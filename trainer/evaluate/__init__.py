@@ -35,8 +35,9 @@ def evaluate(
         UsageError: if too many images cannot be decoded; the few that may are left out.
     """
     model.eval()
-    names = ("examples", "broken", "correct", "loss", "explained", "robust", "heatmap_ssim", "heatmap_correlation")
-    sums = dict.fromkeys(names, 0.0)
+    counts = ("examples", "broken", "correct", "loss", "explained", "robust")
+    likeness = ("heatmap_ssim", "heatmap_correlation", "heatmap_psnr", "heatmap_psnr_hvs")
+    sums = dict.fromkeys((*counts, *likeness), 0.0)
     loader = eval_loader(
         shards,
         Transform(trial.image_size, train=False),
