@@ -117,7 +117,7 @@ def run(sweep: Sweep, units: dict[str, float]) -> tuple[list[Row], str]:
         picked = pick(rows, sweep.max_accuracy_drop)
         result = as_dict(rows, picked, sweep.max_accuracy_drop)
         write_json(sweep.folder / "result.json", result)
-        best = {"best/accuracy": picked.accuracy, "best/robust_accuracy": picked.robust_accuracy} if picked else {}
+        best = {f"best/{name}": value for name, value in picked.metrics.items()} if picked else {}
         tracking.log_result(best, result, as_text(rows, picked))
     return rows, tracking.page()
 
@@ -132,6 +132,8 @@ def conclude(sweep: Sweep, rows: list[Row], page: str) -> int:
     else:
         reason = rule(sweep.max_accuracy_drop)
         console.print(f"Pick: {picked.regularizer}, trial {picked.trial_id}: {reason}.", highlight=False)
+        clean, robust = (100 * picked.metrics[f"test/{name}"] for name in ("accuracy", "robust_accuracy"))
+        console.print(f"On test, which chose nothing: accuracy {clean:.1f} %, robust {robust:.1f} %.", highlight=False)
     python = shlex.quote(os.path.relpath(sys.executable) if sys.prefix != sys.base_prefix else "python")
     storage = "" if Path(sweep.storage) == Path("runs").resolve() else f" --storage {shlex.quote(sweep.storage)}"
     if not sweep.tracking_uri.startswith("http"):

@@ -11,11 +11,11 @@ import torch
 from regularizers import REGULARIZERS
 from sweeps.settings import SCHEDULERS, Sweep
 from trainer.cache import ShardCache
-from trainer.config import BATCH_NORM_MODES, PRECISIONS, Trial, UsageError
+from trainer.config import BATCH_NORM_MODES, EVALUATIONS, PRECISIONS, Trial, UsageError
 from trainer.locations import absolute
 from trainer.models import default_image_size
 from trainer.ray_trial import Placement
-from trainer.shards import read_shards
+from trainer.shards import evaluation_splits, read_shards
 
 # Two grey levels of 255 are nothing to thick strokes on black; eight separate good heatmaps from bad ones.
 DIGITS: dict[str, Any] = {
@@ -62,6 +62,13 @@ def parse(description: str) -> argparse.Namespace:
     )
     how.add_argument("--precision", choices=PRECISIONS, default="float32", help="of the model (default float32)")
     how.add_argument("--compile", action="store_true", help="translate the loss with torch.compile; minutes per trial")
+    how.add_argument(
+        "--evaluate",
+        choices=EVALUATIONS,
+        default="light",
+        help="on the test split, at the end: accuracy, an attack and heatmap similarity (light, default) or everything",
+    )
+    how.add_argument("--robust-images", type=int, metavar="N", help="attacked and explained then (default 256)")
     search = parser.add_argument_group("what to compare")
     search.add_argument("--regularizers", metavar="A,B", help=f"of {', '.join(sorted(REGULARIZERS))} (default all)")
     search.add_argument("--trials-per-regularizer", type=int, metavar="N", help="weights tried for each (default 1)")
@@ -134,7 +141,7 @@ def sweep_of(given: argparse.Namespace) -> Sweep:
             raise UsageError("--data needs --model: which architecture is to be finetuned?")
         data = absolute(given.data)
         defaults: dict[str, Any] = {"epochs": 2, "batch_size": 64, "images_per_epoch": read_shards(data, "train").total}
-        read_shards(data, "val")
+        evaluation_splits(data)
         checkpoint = absolute(given.checkpoint) if given.checkpoint else None
         defaults["image_size"] = default_image_size(given.model)
         settings = defaults | asked | {"data": data, "checkpoint": checkpoint}

@@ -1,7 +1,7 @@
 """Rank the trials and pick one by a named rule."""
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import StringIO
 from typing import Any
 
@@ -12,7 +12,7 @@ from rich.table import Table
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One trial as it ended; accuracies are fractions of 1 on the validation split."""
+    """One trial as it ended; accuracies are fractions of 1 on the validation split, `metrics` all that was measured."""
 
     trial_id: str
     regularizer: str
@@ -26,6 +26,7 @@ class Row:
     heatmap_correlation: float
     checkpoint: str
     run: str
+    metrics: dict[str, float] = field(default_factory=dict)
 
 
 def rule(max_accuracy_drop: float) -> str:

@@ -222,6 +222,7 @@ def run_sweep(sweep: Sweep, tracking: Tracking, units: dict[str, float]) -> list
                 heatmap_correlation=metrics.get("val/heatmap_correlation", 0.0),
                 checkpoint=str(metrics.get("checkpoint_path", "")),
                 run=str(metrics.get("run", "")),
+                metrics={name: value for name, value in metrics.items() if name.startswith(("val/", "test/"))},
             )
         )
         if rows[-1].run:  # a process that was killed may not have told MLflow how its last trials ended

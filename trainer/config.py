@@ -10,6 +10,7 @@ from regularizers import REGULARIZERS, Regularizer
 
 BATCH_NORM_MODES = ("frozen", "stop", "flow")
 PRECISIONS = ("float32", "bfloat16")
+EVALUATIONS = ("light", "full")
 
 
 class UsageError(ValueError):
@@ -42,7 +43,8 @@ class Trial:
         image_size: side in pixels that images are cropped and scaled to; None keeps their own, which must be equal.
         augment: whether training crops at random, and flips.
         flip: whether that flips half the images.
-        robust_images: validation images attacked and explained in each evaluation.
+        evaluate: at the end, on the test split: `light` measures what it measured on val, `full` everything.
+        robust_images: images attacked and explained at the end; fewer after the other epochs.
         pgd_eps: radius of the ℓ∞ attack in pixel fractions of 1 (2/255 is two grey levels).
         pgd_steps: steps of the attack.
         loader_workers: data-loading processes per training worker.
@@ -69,6 +71,7 @@ class Trial:
     image_size: int | None = None
     augment: bool = True
     flip: bool = True
+    evaluate: str = "light"
     robust_images: int = 256
     pgd_eps: float = 2 / 255
     pgd_steps: int = 8
@@ -80,12 +83,16 @@ class Trial:
             raise UsageError(
                 f"regularizer {self.regularizer!r} is unknown; choose from {', '.join(sorted(REGULARIZERS))}"
             )
-        for name, known in (("batch_norm", BATCH_NORM_MODES), ("precision", PRECISIONS)):
+        for name, known in (
+            ("batch_norm", BATCH_NORM_MODES),
+            ("precision", PRECISIONS),
+            ("evaluate", EVALUATIONS),
+        ):
             if getattr(self, name) not in known:
                 raise UsageError(f"{name} {getattr(self, name)!r} is unknown; choose from {', '.join(known)}")
         if self.compile and self.batch_norm != "frozen":
             raise UsageError(f"compile needs batch_norm 'frozen', not {self.batch_norm!r}: drop --compile or change it")
-        for name in ("epochs", "images_per_epoch", "batch_size", "pgd_steps"):
+        for name in ("epochs", "images_per_epoch", "batch_size", "robust_images", "pgd_steps"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name}={getattr(self, name)}: give a whole number of at least 1")
         if self.learning_rate <= 0:

@@ -3,19 +3,20 @@
 Training draws its own permutation of the shards for every epoch, splits it by rank and loader worker, shuffles samples
 in a buffer and repeats until the epoch has its fixed number of steps, so every rank takes the same number however
 unevenly the shards divide. An epoch can be entered at any step: what comes before is read but not decoded. Evaluation
-reads every example exactly once.
+reads every example exactly once, in batches that do not depend on the number of readers.
 """
 
+import math
 import random
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import IO, Any
 
 import torch
 import webdataset as wds
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
@@ -163,21 +164,30 @@ class _TrainStream(_Stream):
 
 
 class _EvalStream(_Stream):
-    """Every example once: each lane reads one run of the split, from the shards that hold it."""
+    """Chosen examples once, in whole batches: the same ones, in the same company, for any number of lanes."""
+
+    def __init__(self, *args: Any, chosen: Sequence[int], batch_size: int) -> None:
+        super().__init__(*args)
+        self.chosen, self.batch_size = chosen, batch_size
 
     @property
     def expected(self) -> int:
-        return self.shards.total
+        return len(self.chosen)
 
     def _samples(self, worker: int, workers: int) -> Iterator[tuple[dict[str, Any], int, random.Random]]:
         lane, lanes = self.rank * workers + worker, self.world_size * workers
-        first, last = (self.shards.total * edge // lanes for edge in (lane, lane + 1))
+        batches = math.ceil(len(self.chosen) / self.batch_size)
+        # One run of batches for each lane, from the shards that hold it.
+        first, last = (batches * edge // lanes * self.batch_size for edge in (lane, lane + 1))
+        wanted = {self.shards.numbers[index]: index for index in self.chosen[first:last]}
         begin = 0
         for shard, count in enumerate(self.shards.counts):
-            start, stop = max(first - begin, 0), min(last - begin, count)
-            if start < stop:
-                for index, sample in enumerate(self._read(shard, start, stop), start=begin + start):
-                    yield sample, index, random.Random(index)
+            here = [number for number in wanted if begin <= number < begin + count]
+            if here:
+                start, stop = here[0] - begin, here[-1] - begin + 1
+                for number, sample in enumerate(self._read(shard, start, stop), start=begin + start):
+                    if number in wanted:
+                        yield sample, wanted[number], random.Random(number)
             begin += count
 
 
@@ -250,22 +260,30 @@ def eval_loader(
     rank: int,
     world_size: int,
     batch_size: int,
+    examples: int | None = None,
     loader_workers: int = 0,
     device: torch.device | None = None,
     cache: ShardCache | None = None,
 ) -> Loader:
-    """Every example of the split exactly once over all ranks; ranks may have unequal numbers of batches."""
-    stream = _EvalStream(shards, transform, rank, world_size, cache or ShardCache())
+    """Every example, or `examples` of them spread over the split, exactly once over all ranks.
+
+    The batches are the same for any number of ranks and loader processes; ranks may have unequal numbers of them.
+    """
+    chosen = spread(shards.total, shards.total if examples is None else examples)
+    stream = _EvalStream(
+        shards, transform, rank, world_size, cache or ShardCache(), chosen=chosen, batch_size=batch_size
+    )
     return Loader(stream, batch_size, loader_workers, device or torch.device("cpu"))
 
 
-def spread(indices: Int[Tensor, " b"], total: int, wanted: int) -> Bool[Tensor, " b"]:
-    """Which of the examples belong to the subset of `wanted` spread evenly over a split of `total`.
+def spread(total: int, wanted: int) -> Sequence[int]:
+    """Numbers of `wanted` examples of a split of `total`, always the same: one out of each of as many equal stretches.
 
-    The same examples whatever the number of workers, and nearly equally many on each.
+    Which one is drawn, since classes may come in turn; but not by a trial's seed, so that all trials see the same.
     """
     wanted = min(wanted, total)
-    return (indices + 1) * wanted // total > indices * wanted // total
+    generator = random.Random(f"{total}/{wanted}")
+    return [generator.randrange(number * total // wanted, (number + 1) * total // wanted) for number in range(wanted)]
 
 
 def _samples_of(path: str, stream: IO[bytes]) -> Iterator[dict[str, Any]]:

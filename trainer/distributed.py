@@ -1,5 +1,7 @@
 """The few facts of torch.distributed a trial needs; everything works in a single process too."""
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -24,6 +26,18 @@ def sum_over_workers(sums: dict[str, float], device: torch.device) -> dict[str, 
     values = torch.tensor([sums[name] for name in names], dtype=torch.float64, device=device)
     dist.all_reduce(values)
     return dict(zip(names, values.tolist(), strict=True))
+
+
+def gather_over_workers(value: Any, device: torch.device) -> list[Any]:
+    """The values of all workers, by rank; plain types, sent through `device`."""
+    if not dist.is_initialized():
+        return [value]
+    everywhere = []
+    for source in range(world_size()):  # all_gather_object would take the process's default device
+        box = [value]
+        dist.broadcast_object_list(box, src=source, device=device)
+        everywhere.append(box[0])
+    return everywhere
 
 
 def data_parallel(model: nn.Module, device: torch.device) -> nn.Module:

@@ -19,9 +19,10 @@ from trainer.data import MAX_BROKEN, Batch, train_loader
 from trainer.distributed import data_parallel, rank, sum_over_workers, world_size
 from trainer.double_backprop import name_missing_derivative
 from trainer.evaluate import evaluate
+from trainer.evaluate import plan as plans
 from trainer.models import build_model, load_weights
 from trainer.preprocess import Transform
-from trainer.shards import read_shards
+from trainer.shards import evaluation_splits, read_shards
 from trainer.step import CompiledLoss, RegularizedLoss, set_mode, train_step
 
 Metrics = dict[str, float]
@@ -98,7 +99,7 @@ def fit(
         UsageError: if data, model and settings do not fit together, or too many images are broken.
     """
     device = device or torch.device("cpu")
-    train, val = read_shards(trial.data, "train"), read_shards(trial.data, "val")
+    train, (val, test) = read_shards(trial.data, "train"), evaluation_splits(trial.data)
     # GPUs want the channels last; on a CPU a regularized step takes a little longer with it (docs/performance.md).
     layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
     model = prepare_model(trial, count_classes(trial.data)).to(device)
@@ -162,9 +163,12 @@ def fit(
             if diverged:
                 metrics |= {"val/accuracy": 0.0, "val/robust_accuracy": 0.0, "val/heatmap_ssim": -1.0}
             else:
-                metrics |= evaluate(model, val, trial, device, cache)
-                if epoch == trial.epochs and _has_test(trial.data):
-                    metrics |= evaluate(model, read_shards(trial.data, "test"), trial, device, cache)
+                last = epoch == trial.epochs
+                plan = plans.closing(trial) if last else plans.light(trial, val.total)
+                metrics |= evaluate(model, val, trial, plan, device, cache)
+                if last:
+                    plan = plans.full(trial, attacked=trial.robust_images) if trial.evaluate == "full" else plan
+                    metrics |= evaluate(model, test, trial, plan, device, cache)
             metrics |= {
                 "epoch": float(epoch),
                 "step": float(step),
@@ -191,14 +195,6 @@ class _Timed:
             if batch is None:
                 return
             yield batch
-
-
-def _has_test(data: str) -> bool:
-    try:
-        read_shards(data, "test")
-    except UsageError:
-        return False
-    return True
 
 
 def _state(

@@ -24,6 +24,9 @@ MODELS: dict[str, Callable[[int, str], nn.Module]] = {
 }
 
 
+STATE_FILE = "state.pt"  # in the checkpoint folder of a trial
+
+
 def default_image_size(name: str) -> int | None:
     """Side in pixels that a model is made for; None (the images' own) for CIFAR's ResNets."""
     return None if name in ("resnet8", "resnet20", "resnet32", "resnet44", "resnet56") else 224
@@ -63,7 +66,7 @@ def build_model(name: str, classes: int, activation: str = "relu") -> nn.Module:
 
 
 def load_weights(model: nn.Module, path: str) -> None:
-    """Load a state dict (.pt, .pth, .safetensors) or a checkpoint of this project into the model.
+    """Load a state dict (.pt, .pth, .safetensors) or a trial's checkpoint (its folder or state.pt) into the model.
 
     Raises:
         UsageError: if the file is missing, unreadable or of another shape than the model.
@@ -93,6 +96,8 @@ def load_weights(model: nn.Module, path: str) -> None:
 
 def read_state(path: str) -> dict[str, Tensor]:
     """The tensors of a weights file; nothing in it is executed."""
+    if Path(path).is_dir():
+        path = str(Path(path, STATE_FILE))
     if not Path(path).is_file():
         raise UsageError(f"--checkpoint {path}: no such file")
     try:

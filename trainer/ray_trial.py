@@ -18,8 +18,7 @@ from trainer.cache import ShardCache
 from trainer.config import Trial
 from trainer.distributed import rank
 from trainer.fit import Metrics, State, fit
-
-STATE_FILE = "state.pt"
+from trainer.models import STATE_FILE
 
 
 @runtime_checkable

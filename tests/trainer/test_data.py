@@ -1,7 +1,6 @@
 """Shards and streams on the embedded digits."""
 
 import io
-import itertools
 import os
 import shutil
 import tarfile
@@ -15,7 +14,7 @@ from trainer.cache import ShardCache
 from trainer.config import UsageError
 from trainer.data import eval_loader, spread, train_loader
 from trainer.preprocess import Transform
-from trainer.shards import Sample, encode_jpeg, read_shards, write_shards
+from trainer.shards import Sample, encode_jpeg, evaluation_splits, read_shards, write_shards
 
 AS_IS = Transform(None, train=False)
 
@@ -29,24 +28,29 @@ def labels_and_sums(batches):
     return [(int(label), round(float(image.sum()), 3)) for image, label in pairs(batches)]
 
 
-def evaluated(digits, ranks, workers):
-    shards = read_shards(digits, "val")
+def evaluated(shards, ranks, workers, examples=None):
+    """Index, content and company of each example."""
     found = []
     for rank in range(ranks):
-        with eval_loader(shards, AS_IS, rank=rank, world_size=ranks, batch_size=50, loader_workers=workers) as loader:
-            batches = list(loader.epoch())
-        found += zip(
-            itertools.chain.from_iterable(b.indices.tolist() for b in batches), labels_and_sums(batches), strict=True
-        )
+        with eval_loader(
+            shards, AS_IS, rank=rank, world_size=ranks, batch_size=50, examples=examples, loader_workers=workers
+        ) as loader:
+            for batch in loader.epoch():
+                indices = batch.indices.tolist()
+                found += [(i, pair, indices) for i, pair in zip(indices, labels_and_sums([batch]), strict=True)]
     return sorted(found)
 
 
-@pytest.mark.parametrize("workers", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2, 3))])
-@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
-def test_evaluation_reads_every_example_once(digits, ranks, workers):
-    found = evaluated(digits, ranks, workers)
-    assert [index for index, _ in found] == list(range(359))
-    assert found == evaluated(digits, 1, 0)
+@pytest.mark.parametrize(
+    ("ranks", "workers"),
+    [*((n, 0) for n in (1, 2, 3, 4, 9)), *(pytest.param(*n, marks=pytest.mark.slow) for n in ((1, 3), (2, 1), (3, 2)))],
+)
+@pytest.mark.parametrize("examples", [None, 120])
+def test_evaluation_reads_every_example_once_in_the_same_batches(digits, ranks, workers, examples):
+    shards = read_shards(digits, "val")
+    found = evaluated(shards, ranks, workers, examples)
+    assert [index for index, *_ in found] == list(range(359) if examples is None else spread(359, examples))
+    assert found == evaluated(shards, 1, 0, examples)
 
 
 def test_evaluation_reads_only_the_shards_it_needs(digits, monkeypatch):
@@ -59,7 +63,7 @@ def test_evaluation_reads_only_the_shards_it_needs(digits, monkeypatch):
 
     monkeypatch.setattr(ShardCache, "open", remember)
     list(eval_loader(read_shards(digits, "val"), AS_IS, rank=1, world_size=2, batch_size=50).epoch())
-    assert opened == ["000001.tar", "000002.tar", "000003.tar"]
+    assert opened == ["000002.tar", "000003.tar"]
 
 
 @pytest.mark.parametrize(("ranks", "workers"), [(1, 0), (2, 0), (5, 0), (2, 2)])
@@ -132,7 +136,7 @@ def test_loader_processes_end_with_the_loader(digits):
 def test_an_epoch_over_the_whole_split_sees_every_example_once(digits):
     shards = read_shards(digits, "val")
     loader = train_loader(shards, AS_IS, rank=0, world_size=1, seed=0, steps=359, batch_size=1)
-    assert sorted(labels_and_sums(loader.epoch(0))) == sorted(pair for _, pair in evaluated(digits, 1, 0))
+    assert sorted(labels_and_sums(loader.epoch(0))) == sorted(pair for _, pair, _ in evaluated(shards, 1, 0))
 
 
 def spoil(source, target, broken=(), keep=None):
@@ -204,11 +208,40 @@ def test_a_short_or_truncated_shard_is_an_error_in_training_and_evaluation(tmp_p
 
 
 @pytest.mark.parametrize(("total", "wanted"), [(359, 256), (10, 3), (7, 7), (5, 100), (50_000, 256)])
-def test_a_subset_is_spread_evenly(total, wanted):
-    chosen = spread(torch.arange(total), total, wanted)
-    assert chosen.sum() == min(total, wanted)
-    halves = chosen[: total // 2].sum(), chosen[total - total // 2 :].sum()
-    assert abs(int(halves[0] - halves[1])) <= 1
+def test_a_subset_has_one_example_of_each_stretch(total, wanted):
+    chosen = spread(total, wanted)
+    wanted = min(total, wanted)
+    edges = [number * total // wanted for number in range(wanted + 1)]
+    assert all(low <= number < high for low, number, high in zip(edges, chosen, edges[1:], strict=True))
+    assert list(chosen) == list(spread(total, wanted))
+
+
+def test_a_subset_of_classes_that_come_in_turn_has_all_of_them():
+    assert {number % 10 for number in spread(5000, 500)} == set(range(10))
+
+
+def test_val_is_divided_where_there_is_no_test_split(digits, tmp_path):
+    val, test = evaluation_splits(digits)
+    assert (val.part, val.total, test.split, test.total) == ((0, 1), 359, "test", 180)
+    for path in digits.glob("val-*.tar"):
+        shutil.copy(path, tmp_path)
+    val, test = evaluation_splits(tmp_path)
+    whole = read_shards(tmp_path, "val")
+    assert (val.split, val.total, test.split, test.total) == ("val", 180, "test", 179)
+    everything = evaluated(whole, 1, 0)
+    for part, first in ((val, 0), (test, 1)):
+        for ranks in (1, 3):
+            found = evaluated(part, ranks, 0)
+            assert [pair for _, pair, _ in found] == [pair for _, pair, _ in everything][first::2]
+            assert [index for index, *_ in found] == list(range(part.total))
+
+
+def test_unfinished_test_shards_are_not_passed_over(digits, tmp_path):
+    for path in digits.glob("val-*.tar"):
+        shutil.copy(path, tmp_path)
+    (tmp_path / ".test.json").write_text("{}")
+    with pytest.raises(UsageError, match="test shards are unfinished"):
+        evaluation_splits(tmp_path)
 
 
 def test_a_pickle_in_a_shard_is_not_opened(tmp_path, digits):

@@ -1,89 +1,221 @@
-"""Metrics of a model over a split: every example exactly once, sums over all workers.
+"""Metrics of a model over a split; every example counts once, and the number of workers changes no digit.
 
-Keys are `split/name`. Accuracy and loss are over the whole split; the attack and the heatmaps, which cost
-backward passes, over `robust_images` examples spread
-evenly over it: the same for every trial of a sweep and any number of workers.
+Keys are `split/name`; docs/metrics.md defines them. Accuracy, loss and calibration are over the whole split, or as much
+of it as the plan says; attacks and heatmaps, which cost many passes, over a subset, the same for all trials of a sweep.
+
+    python -m trainer.evaluate --checkpoint CHECKPOINT --data SHARDS    # the full report of one model or several
 """
 
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from hashlib import sha256
+from itertools import repeat
+
 import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from regularizers.base import finite_examples
 from trainer.cache import ShardCache
 from trainer.config import Trial
-from trainer.data import eval_loader, spread
-from trainer.distributed import rank, sum_over_workers, world_size
-from trainer.evaluate.heatmaps import heatmap, similarity
-from trainer.evaluate.robustness import pgd
+from trainer.data import Batch, eval_loader, standardise
+from trainer.distributed import gather_over_workers, rank, world_size
+from trainer.evaluate.corruptions import CORRUPTIONS, FAMILIES
+from trainer.evaluate.faithfulness import agreement, insertion_deletion
+from trainer.evaluate.heatmaps import Classify, heatmap, similarity, structure
+from trainer.evaluate.noise import noisy
+from trainer.evaluate.plan import Plan
+from trainer.evaluate.robustness import from_pixels, to_pixels
 from trainer.preprocess import Transform
 from trainer.shards import Shards
 
+SEVERITIES = range(1, 6)
+BINS = 15  # of the calibration error, as in Guo et al.
+
 
 def evaluate(
-    model: nn.Module, shards: Shards, trial: Trial, device: torch.device, cache: ShardCache | None = None
+    model: nn.Module,
+    shards: Shards,
+    trial: Trial,
+    plan: Plan,
+    device: torch.device,
+    cache: ShardCache | None = None,
+    progress: Callable[[str, float], None] = lambda stage, done: None,
 ) -> dict[str, float]:
-    """Accuracy and loss (nats), accuracy under PGD, and heatmap similarity of one split.
+    """Measure what the plan says.
 
     Args:
         model: the bare model, not its DDP wrapper (ranks may see unequal numbers of batches).
         shards: the split.
-        trial: gives batch size, attack and seed.
+        trial: gives batch size, image size, precision and the seed of attacks.
+        plan: what to measure on how many examples.
         device: where the model is.
         cache: of remote shards.
+        progress: told of what is done (fraction of 1) of each of the two passes.
 
     Raises:
         UsageError: if too many images cannot be decoded; the few that may are left out.
     """
+    means = Means()
+
+    def batches(examples: int | None, stage: str) -> Iterator[Batch]:
+        loader = eval_loader(
+            shards,
+            Transform(trial.image_size, train=False),
+            rank=rank(),
+            world_size=world_size(),
+            batch_size=trial.batch_size,
+            examples=examples,
+            loader_workers=trial.loader_workers,
+            device=device,
+            cache=cache,
+        )
+        expected, seen = min(examples or shards.total, shards.total) / world_size(), 0
+        with loader:
+            for batch in loader.epoch():
+                assert batch.indices is not None
+                whole = finite_examples(batch.images)
+                means.count("broken_examples", float((~whole).sum()))
+                seen += len(whole)
+                yield Batch(batch.images[whole], batch.labels[whole], batch.indices[whole.cpu()])
+                progress(stage, min(seen / expected, 1.0))
+
+    with classifier(model, trial.precision) as classify:
+        for batch in batches(plan.examples, "accuracy"):
+            with torch.no_grad():
+                means.add(accuracy(classify(batch.images), batch.labels))
+            means.count("examples", float(len(batch.labels)))
+        for batch in batches(plan.attacked, "robustness and heatmaps"):
+            means.add(_detail(classify, batch, trial.seed, plan))
+            means.count("attacked_examples", float(len(batch.labels)))
+    values = _report(means, plan, device)
+    values["broken_examples"] = min(plan.examples or shards.total, shards.total) - values["examples"]
+    return {f"{shards.split}/{name}": value for name, value in values.items()}
+
+
+@contextlib.contextmanager
+def classifier(model: nn.Module, precision: str) -> Iterator[Classify]:
+    """The model as a function from images to float32 logits: evaluation mode, the training's precision.
+
+    Meanwhile its weights want no gradient, so that attacks keep no activations for one (save those PyTorch's
+    convolutions always keep).
+    """
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    modes = {module: module.training for module in model.modules()}
+
+    def classify(images: Tensor) -> Tensor:
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+            logits = model(images)
+        return logits.float() if logits.dtype.itemsize < 4 else logits
+
     model.eval()
-    counts = ("examples", "broken", "correct", "loss", "explained", "robust")
-    likeness = ("heatmap_ssim", "heatmap_correlation", "heatmap_psnr", "heatmap_psnr_hvs")
-    sums = dict.fromkeys((*counts, *likeness), 0.0)
-    loader = eval_loader(
-        shards,
-        Transform(trial.image_size, train=False),
-        rank=rank(),
-        world_size=world_size(),
-        batch_size=trial.batch_size,
-        loader_workers=trial.loader_workers,
-        device=device,
-        cache=cache,
-    )
-    with loader:
-        for batch in loader.epoch():
-            assert batch.indices is not None
-            whole = finite_examples(batch.images)
-            images, labels, indices = batch.images[whole], batch.labels[whole], batch.indices[whole.cpu()]
-            sums["broken"] += len(whole) - len(labels)
-            sums["examples"] += len(labels)
-            with torch.no_grad():
-                logits = model(images)
-            sums["correct"] += float((logits.argmax(1) == labels).sum())
-            sums["loss"] += float(nn.functional.cross_entropy(logits.double(), labels, reduction="sum"))
-            chosen = spread(indices, shards.total, trial.robust_images)
-            if not chosen.any():
-                continue
-            start = [_noise(trial.seed, index, images[0]) for index in indices[chosen].tolist()]
-            images, labels = images[chosen.to(device)], labels[chosen.to(device)]
-            attacked = pgd(model, images, labels, eps=trial.pgd_eps, steps=trial.pgd_steps, start=torch.stack(start))
-            with torch.no_grad():
-                sums["robust"] += float((model(attacked).argmax(1) == labels).sum())
-            for name, values in similarity(heatmap(model, images, labels), images).items():
-                sums[name] += float(values.double().sum())
-            sums["explained"] += len(labels)
-    total = sum_over_workers(sums, device)
-    split, n, m = shards.split, total["examples"], max(total["explained"], 1)
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield classify
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def accuracy(logits: Float[Tensor, "b k"], labels: Int[Tensor, " b"]) -> dict[str, Float[Tensor, " b"]]:
+    """Per example: whether the class is the first guess and among five, loss in nats, and what calibration sums.
+
+    Of each bin of confidence, `bin…` is hit minus confidence for the examples in it: the expected calibration error is
+    the sum over bins of |Σ bin…| / examples.
+
+    References:
+        Guo, Pleiss, Sun, Weinberger: On Calibration of Modern Neural Networks. ICML 2017.
+    """
+    logits = logits.double()
+    confidence, guess = logits.softmax(1).max(1)
+    hit = (guess == labels).double()
+    # Bins are open below: a confidence on an edge belongs to the bin that ends there.
+    bins = F.one_hot((confidence * BINS).ceil().long().clamp(1, BINS) - 1, BINS) * (hit - confidence)[:, None]
+    top = logits.topk(min(5, logits.shape[1])).indices
     return {
-        f"{split}/accuracy": total["correct"] / n,
-        f"{split}/loss": total["loss"] / n,
-        f"{split}/robust_accuracy": total["robust"] / m,
-        f"{split}/heatmap_ssim": total["heatmap_ssim"] / m,
-        f"{split}/heatmap_correlation": total["heatmap_correlation"] / m,
-        f"{split}/examples": n,
-        f"{split}/broken_examples": total["broken"],
-    }
+        "accuracy": hit,
+        "top5_accuracy": (top == labels[:, None]).any(1).double(),
+        "loss": F.cross_entropy(logits, labels, reduction="none"),
+    } | {f"bin{number}": values for number, values in enumerate(bins.T)}
 
 
-def _noise(seed: int, index: int, like: Tensor) -> Tensor:
-    """Uniform numbers in [0, 1) that belong to one example, on whatever worker it lands."""
-    generator = torch.Generator().manual_seed(hash((seed, index)) % 2**63)
-    return torch.rand(like.shape, generator=generator).to(like)
+def _detail(classify: Classify, batch: Batch, seed: int, plan: Plan) -> dict[str, Tensor]:
+    """Everything that is measured on the subset, per example."""
+    images, labels = batch.images, batch.labels
+    assert batch.indices is not None
+    indices = batch.indices.tolist()
+
+    def generators(purpose: str) -> list[torch.Generator]:
+        """One for each example and purpose, the same on whatever worker and in whatever order."""
+        names = (f"{seed}/{purpose}/{index}" for index in indices)
+        numbers = (int.from_bytes(sha256(name.encode()).digest()[:7], "big") for name in names)
+        return [torch.Generator().manual_seed(number) for number in numbers]
+
+    def hits(changed: Tensor) -> Tensor:
+        with torch.no_grad():
+            return classify(changed).argmax(1) == labels
+
+    heatmaps = heatmap(classify, images, labels)
+    values = similarity(heatmaps, images) | structure(heatmaps) | {"subset_accuracy": hits(images)}
+    for number, attack in enumerate(plan.attacks):
+        _, withstood = attack(classify, images, labels, generators(attack.key))
+        values[f"accuracy_{attack.key}"] = withstood
+        if number == 0:
+            values["robust_accuracy"] = withstood
+    if not plan.full:
+        return values
+    values |= insertion_deletion(classify, images, labels, heatmaps)
+    values |= agreement(classify, images, labels, heatmaps, generators("smoothgrad"))
+    pixels = to_pixels(images)
+    for name, changed in noisy(pixels, generators):
+        values[f"accuracy_noise_{name}"] = hits(from_pixels(changed))
+    levels = (255 * pixels).round().to(torch.uint8).cpu()
+    for name, corruption in CORRUPTIONS.items():
+        for severity in SEVERITIES:
+            corrupted = [corruption(*one) for one in zip(levels, repeat(severity), generators(name), strict=False)]
+            values[f"accuracy_{name}_{severity}"] = hits(standardise(torch.stack(corrupted).to(images.device)))
+    return values
+
+
+def _report(means: "Means", plan: Plan, device: torch.device) -> dict[str, float]:
+    values = means.over_workers(device)
+    bins = [values.pop(f"bin{number}") for number in range(BINS)]
+    values["calibration_error"] = math.fsum(map(abs, bins))
+    if plan.full:
+        for family, names in FAMILIES.items():
+            every = [values[f"accuracy_{name}_{severity}"] for name in names for severity in SEVERITIES]
+            values[f"accuracy_{family}"] = math.fsum(every) / len(every)
+        values["accuracy_corrupted"] = math.fsum(values[f"accuracy_{family}"] for family in FAMILIES) / len(FAMILIES)
+    return values
+
+
+class Means:
+    """Sums of each batch, added up exactly at the end: no order of batches and no number of workers shows."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, list[float]] = {}
+        self.counts: dict[str, int] = {}
+
+    def add(self, values: dict[str, Tensor]) -> None:
+        """Take values `(b,)` of the examples of one batch, one transfer from the device for all of them."""
+        table = torch.stack([value.double() for value in values.values()]).sum(1).tolist()
+        for name, value, values_of in zip(values, table, values.values(), strict=True):
+            self.sums.setdefault(name, []).append(value)
+            self.counts[name] = self.counts.get(name, 0) + len(values_of)
+
+    def count(self, name: str, number: float) -> None:
+        """Take a number that is to be summed, not averaged."""
+        self.sums.setdefault(name, []).append(number)
+
+    def over_workers(self, device: torch.device) -> dict[str, float]:
+        """Mean over all examples of all workers of what was added, sum of what was counted."""
+        everywhere = gather_over_workers((self.sums, self.counts), device)
+        names = dict.fromkeys(name for sums, _ in everywhere for name in sums)
+        totals = {name: math.fsum(value for sums, _ in everywhere for value in sums.get(name, ())) for name in names}
+        counts = {name: sum(counts.get(name, 0) for _, counts in everywhere) for name in names}
+        return {name: total / (counts[name] or 1) for name, total in totals.items()}

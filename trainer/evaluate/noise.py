@@ -7,10 +7,15 @@ References:
     google-research, optimizing_interpretability/imagenet/utils.py.
 """
 
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Generator, Tensor
 
 Images = Float[Tensor, "b 3 h w"]
+MULTIPLES = (0.05, 0.1, 0.2)  # of the range
+PERCENTILES = (5.0, 10.0)
 
 
 def r_normal(images: Images, unit: Images, multiple: float) -> Images:
@@ -42,3 +47,20 @@ def r_uniform(images: Images, unit: Images, percentile: float = 10.0) -> Images:
     rank = count - round((count - 1) * (1 - percentile / 100))
     bound = values.kthvalue(rank).values[:, None, None, None]
     return images + (unit * (bound + bound) - bound)
+
+
+def noisy(
+    pixels: Images, generators: Callable[[str], Sequence[Generator]]
+) -> Iterator[tuple[str, Float[Tensor, "b 3 h w"]]]:
+    """The images with each kind and level of noise, under its name in metrics: `normal_0.1`, `uniform_10`.
+
+    Args:
+        pixels: pixel fractions.
+        generators: makes one for each example, given what for.
+    """
+    for multiple in MULTIPLES:
+        unit = [torch.randn(pixels.shape[1:], generator=generator) for generator in generators("normal")]
+        yield f"normal_{multiple:g}", r_normal(pixels, torch.stack(unit).to(pixels), multiple)
+    for percentile in PERCENTILES:
+        unit = [torch.rand(pixels.shape[1:], generator=generator) for generator in generators("uniform")]
+        yield f"uniform_{percentile:g}", r_uniform(pixels, torch.stack(unit).to(pixels), percentile)

@@ -1,45 +1,265 @@
-"""Adversarial examples by projected gradient descent."""
+"""Attacks on a classifier: FGSM, PGD and Square. Radii are in grey levels of 255, before standardisation.
+
+Attacks work on pixel fractions in [0, 1] and never leave that range. An example withstands an attack if it is
+classified rightly as it is and at every point the attack visits, so a stronger attack can only find more.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
-from torch import Tensor, nn
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
 
+from trainer.config import UsageError
 from trainer.data import MEAN, STD
+from trainer.evaluate.heatmaps import Classify
+
+Pixels = Float[Tensor, "b 3 h w"]
+Outcome = tuple[Pixels, Bool[Tensor, " b"]]
+NORMS = {"linf": "Linf", "l2": "L2"}  # and how others write them
 
 
-def pgd(
-    model: nn.Module,
-    images: Float[Tensor, "b 3 h w"],
-    labels: Int[Tensor, " b"],
-    *,
-    eps: float,
-    steps: int,
-    start: Float[Tensor, "b 3 h w"],
-) -> Float[Tensor, "b 3 h w"]:
-    """ℓ∞ attack with random start and step size 2.5·eps/steps.
+@runtime_checkable
+class Attack(Protocol):
+    """What finds images near the given ones that are misclassified."""
+
+    @property
+    def key(self) -> str:
+        """Its name in metrics, all its settings in it."""
+        ...
+
+    def __call__(
+        self, classify: Classify, images: Pixels, labels: Int[Tensor, " b"], generators: Sequence[torch.Generator]
+    ) -> Outcome:
+        """Attack each example.
+
+        Args:
+            classify: takes standardised images.
+            images: standardised.
+            labels: true classes.
+            generators: one for each example, on the CPU: what is drawn does not depend on the batch.
+
+        Returns:
+            Standardised images, of each example the first that was misclassified, else the last one visited; and which
+            examples withstood.
+        """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gradient:
+    """Projected gradient descent on the cross-entropy; its single-step form without random start is FGSM.
 
     Args:
-        model: classifier in evaluation mode.
-        images: standardised images of pixel fractions in [0, 1]; the result stays inside that range too.
-        labels: true classes.
-        eps: radius in pixel fractions of 1, before standardisation.
+        norm: `linf` or `l2`, of the perturbation.
+        eps: radius in grey levels.
         steps: gradient steps.
-        start: uniform numbers in [0, 1): where in the box around each image the attack begins.
+        step_size: in grey levels; 2.5·eps/steps by default.
+        restarts: attempts, each from another random start.
+        random_start: whether to begin somewhere in the ball (uniformly) or at the image.
 
     References:
-        Madry, Makelov, Schmidt, Tsipras, Vladu: Towards Deep Learning Models Resistant to Adversarial
-        Attacks. ICLR 2018.
+        Madry, Makelov, Schmidt, Tsipras, Vladu: Towards Deep Learning Models Resistant to Adversarial Attacks. ICLR
+        2018.
+        Goodfellow, Shlens, Szegedy: Explaining and Harnessing Adversarial Examples. ICLR 2015.
     """
-    mean = images.new_tensor(MEAN)[:, None, None]
-    std = images.new_tensor(STD)[:, None, None]
-    radius, low, high = eps / std, -mean / std, (1 - mean) / std
-    lower, upper = (images - radius).maximum(low), (images + radius).minimum(high)
-    adversarial = (images + radius * (2 * start - 1)).clamp(lower, upper)
-    for _ in range(steps):
-        adversarial.requires_grad_()
-        loss = F.cross_entropy(model(adversarial), labels, reduction="sum")
-        (gradient,) = torch.autograd.grad(loss, adversarial)
-        step = (2.5 * eps / steps) / std * gradient.sign()
-        adversarial = (adversarial.detach() + step).clamp(lower, upper)
-    return adversarial
+
+    norm: str = "linf"
+    eps: float
+    steps: int = 20
+    step_size: float | None = None
+    restarts: int = 1
+    random_start: bool = True
+
+    def __post_init__(self) -> None:
+        if self.norm not in NORMS:
+            raise UsageError(f"norm {self.norm!r} of an attack is unknown; choose from {', '.join(NORMS)}")
+        for name in ("steps", "restarts"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name}={getattr(self, name)} of an attack: give a whole number of at least 1")
+        if not 0 <= self.eps < math.inf:
+            raise UsageError(f"eps={self.eps} of an attack: give grey levels, 0 or more")
+
+    @property
+    def step(self) -> float:
+        """Length of one step in grey levels."""
+        return 2.5 * self.eps / self.steps if self.step_size is None else self.step_size
+
+    @property
+    def key(self) -> str:
+        """Its name in metrics, such as `pgd_linf_eps2_step0.25x20`: radius, step size, number of steps."""
+        if self == fgsm(self.eps):
+            return f"fgsm_linf_eps{self.eps:g}"
+        tries = f"_restarts{self.restarts}" if self.restarts > 1 else ""
+        start = "" if self.random_start else "_from_image"
+        return f"pgd_{self.norm}_eps{self.eps:g}_step{self.step:g}x{self.steps}{tries}{start}"
+
+    @property
+    def passes(self) -> int:
+        """Forward and backward passes over each example, at most."""
+        return 1 + self.restarts * (2 * self.steps + 1)
+
+    def __call__(
+        self, classify: Classify, images: Pixels, labels: Int[Tensor, " b"], generators: Sequence[torch.Generator]
+    ) -> Outcome:
+        clean = to_pixels(images)
+        found, withstood = clean.clone(), torch.ones(len(images), dtype=torch.bool, device=images.device)
+        _visit(classify, clean, labels, torch.arange(len(images), device=images.device), found, withstood)
+        for _ in range(self.restarts):
+            adversarial = self._start(clean, generators)
+            active = withstood.nonzero()[:, 0]
+            for step in range(self.steps + 1):
+                if not len(active):
+                    break
+                wants_gradient = step < self.steps
+                here = adversarial[active].requires_grad_(wants_gradient)
+                losses = _visit(classify, here, labels, active, found, withstood)
+                if wants_gradient:
+                    (gradient,) = torch.autograd.grad(losses.sum(), here)
+                    moved = here.detach() + self.step / 255 * self._direction(gradient)
+                    adversarial[active] = self._project(moved, clean[active])
+                still = withstood[active]
+                # Examples already lost are left out once they are half of the work.
+                if 2 * int(still.sum()) <= len(active):
+                    active = active[still]
+        return from_pixels(found), withstood
+
+    def _start(self, clean: Pixels, generators: Sequence[torch.Generator]) -> Pixels:
+        if not self.random_start:
+            return clean.clone()
+        if self.norm == "linf":
+            offsets = [2 * torch.rand(clean.shape[1:], generator=generator) - 1 for generator in generators]
+        else:  # uniform in the ball: a direction, and a radius whose power d is uniform
+            offsets = []
+            for generator in generators:
+                direction = torch.randn(clean.shape[1:], generator=generator)
+                radius = torch.rand((), generator=generator) ** (1 / direction.numel())
+                offsets.append(radius * direction / direction.norm())
+        return (clean + self.eps / 255 * torch.stack(offsets).to(clean)).clamp(0, 1)
+
+    def _direction(self, gradient: Pixels) -> Pixels:
+        if self.norm == "linf":
+            return gradient.sign()
+        return gradient / _norms(gradient).clamp(min=torch.finfo(gradient.dtype).tiny)
+
+    def _project(self, pixels: Pixels, clean: Pixels) -> Pixels:
+        offset, radius = pixels - clean, self.eps / 255
+        if self.norm == "linf":
+            offset = offset.clamp(-radius, radius)
+        else:
+            offset = offset * (radius / _norms(offset).clamp(min=radius)) if radius else torch.zeros_like(offset)
+        return (clean + offset).clamp(0, 1)
+
+
+def fgsm(eps: float) -> Gradient:
+    """The fast gradient sign method: one step of full length from the image itself."""
+    return Gradient(eps=eps, steps=1, step_size=eps, random_start=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Square:
+    """ℓ∞ attack by random squares, kept where they lower the margin; it needs no gradient.
+
+    A model that withstands gradients better than this hides its gradient (gradient masking).
+
+    Args:
+        eps: radius in grey levels.
+        queries: squares tried on each example.
+
+    References:
+        Andriushchenko, Croce, Flammarion, Hein: Square Attack: a query-efficient black-box adversarial attack via
+        random search. ECCV 2020, algorithms 1 and 2.
+    """
+
+    eps: float
+    queries: int = 100
+
+    @property
+    def key(self) -> str:
+        """Its name in metrics, such as `square_linf_eps2_x100`."""
+        return f"square_linf_eps{self.eps:g}_x{self.queries}"
+
+    def __call__(
+        self, classify: Classify, images: Pixels, labels: Int[Tensor, " b"], generators: Sequence[torch.Generator]
+    ) -> Outcome:
+        clean, radius = to_pixels(images), self.eps / 255
+        (height, width), device = clean.shape[-2:], clean.device
+        found, withstood = clean.clone(), torch.ones(len(images), dtype=torch.bool, device=device)
+        everyone = torch.arange(len(images), device=device)
+        _visit(classify, clean, labels, everyone, found, withstood)
+        stripes = torch.stack([_signs((3, 1, width), generator) for generator in generators]).to(clean)
+        best = (clean + radius * stripes).clamp(0, 1)
+        margins = _visit(classify, best, labels, everyone, found, withstood, margin=True)
+        corners = torch.stack([torch.rand(self.queries, 2, generator=generator) for generator in generators]).to(device)
+        signs = torch.stack([_signs((self.queries, 3, 1, 1), generator) for generator in generators]).to(clean)
+        rows, columns = torch.arange(height, device=device), torch.arange(width, device=device)
+        for query in range(self.queries):
+            active = withstood.nonzero()[:, 0]
+            if not len(active):
+                break
+            side = max(round(math.sqrt(_share(query, self.queries) * height * width)), 1)
+            tall, wide = min(side, height), min(side, width)
+            top = (corners[active, query, 0] * (height - tall + 1)).long()[:, None]
+            left = (corners[active, query, 1] * (width - wide + 1)).long()[:, None]
+            inside = ((rows >= top) & (rows < top + tall))[:, None, :, None]
+            inside = inside & ((columns >= left) & (columns < left + wide))[:, None, None, :]
+            attempt = torch.where(inside, clean[active] + radius * signs[active, query], best[active]).clamp(0, 1)
+            lower = _visit(classify, attempt, labels, active, found, withstood, margin=True)
+            better = lower < margins[active]
+            best[active[better]], margins[active[better]] = attempt[better], lower[better]
+        return from_pixels(found), withstood
+
+
+def _visit(
+    classify: Classify,
+    pixels: Pixels,
+    labels: Tensor,
+    active: Tensor,
+    found: Tensor,
+    withstood: Tensor,
+    margin: bool = False,
+) -> Float[Tensor, " a"]:
+    """Classify a point of each active example, note who falls there, and return losses in nats (or logit margins)."""
+    with torch.set_grad_enabled(pixels.requires_grad):
+        logits = classify(from_pixels(pixels))
+    labels = labels[active]
+    right = logits.argmax(1) == labels
+    before = withstood[active]
+    found[active[before]] = pixels.detach()[before]
+    withstood[active] = before & right
+    if not margin:
+        return F.cross_entropy(logits, labels, reduction="none")
+    own = logits.gather(1, labels[:, None])[:, 0]
+    return own - logits.scatter(1, labels[:, None], -math.inf).amax(1)
+
+
+def _share(query: int, queries: int) -> float:
+    """Share of the image a square covers: 0.8, halved at the paper's points of the way."""
+    milestones = (0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)
+    return 0.8 / 2 ** sum(query / queries > milestone for milestone in milestones)
+
+
+def _signs(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    return torch.randint(2, shape, generator=generator) * 2 - 1
+
+
+def _norms(values: Pixels) -> Float[Tensor, "b 1 1 1"]:
+    return values.flatten(1).norm(dim=1)[:, None, None, None]
+
+
+def to_pixels(images: Pixels) -> Pixels:
+    """Pixel fractions in [0, 1] of standardised images."""
+    return (images * _channels(STD, images) + _channels(MEAN, images)).clamp(0, 1)
+
+
+def from_pixels(pixels: Pixels) -> Pixels:
+    """Standardised images of pixel fractions."""
+    return (pixels - _channels(MEAN, pixels)) / _channels(STD, pixels)
+
+
+def _channels(values: tuple[float, ...], like: Tensor) -> Tensor:
+    return like.new_tensor(values)[:, None, None]

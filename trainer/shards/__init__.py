@@ -3,6 +3,7 @@
 python -m trainer.shards --images CLASS_FOLDERS --split train --out SHARDS    # --help shows the other sources
 """
 
+import dataclasses
 import fnmatch
 import io
 import json
@@ -24,6 +25,10 @@ from trainer.locations import is_url, list_folder, read_json, whole_file
 IMAGE_SUFFIXES: tuple[str, ...] = (".jpg", ".jpeg", ".png")
 
 
+class MissingSplit(UsageError):
+    """The data have no such split."""
+
+
 @dataclass(frozen=True)
 class Sample:
     """One image before it is written: a unique key without dots, encoded JPEG bytes and its class index."""
@@ -35,18 +40,34 @@ class Sample:
 
 @dataclass(frozen=True)
 class Shards:
-    """The shards of one split: paths or URLs in order, the number of samples in each and its sha256."""
+    """The shards of one split.
+
+    Args:
+        split: train, val or test.
+        paths: or URLs, in order.
+        counts: samples in each.
+        checksums: sha256 of each, None where nothing says it.
+        classes: name of each class index.
+        part: (first, step): the split is every step-th of the samples, from number `first` on.
+    """
 
     split: str
     paths: tuple[str, ...]
     counts: tuple[int, ...]
     checksums: tuple[str | None, ...]
     classes: tuple[str, ...]
+    part: tuple[int, int] = (0, 1)
+
+    @property
+    def numbers(self) -> range:
+        """Where the split's samples stand in its shards, counted through all of them."""
+        first, step = self.part
+        return range(first, sum(self.counts), step)
 
     @property
     def total(self) -> int:
-        """Samples over all shards."""
-        return sum(self.counts)
+        """Samples of the split."""
+        return len(self.numbers)
 
 
 def encode_jpeg(image: Image.Image, quality: int = 95) -> bytes:
@@ -177,11 +198,11 @@ def read_shards(location: str | Path, split: str) -> Shards:
     if not known and plan_name(split) in (listed or ()):
         raise UsageError(f"--data {given}: its {split} shards are unfinished; run the command that makes them again")
     if not known and is_url(folder):
-        raise UsageError(f"--data {given}: no meta.json there counts the {split} images; put it beside the shards")
+        raise MissingSplit(f"--data {given}: no meta.json there counts the {split} images; put it beside the shards")
     available = set(known) if listed is None else listed
     found = sorted(fnmatch.filter(available if asked is None else asked, f"{split}-*.tar"))
     if not found:
-        raise UsageError(f"--data {given}: no {split}-*.tar in it; `python -m trainer.shards --help` makes shards")
+        raise MissingSplit(f"--data {given}: no {split}-*.tar in it; `python -m trainer.shards --help` makes shards")
     missing = sorted({*found, *(known if asked is None else ())} - available)
     unknown = sorted(set(found) - set(known)) if known else []
     if missing or unknown:
@@ -191,6 +212,23 @@ def read_shards(location: str | Path, split: str) -> Shards:
         raise UsageError(f"--data {given}: the {split} shards hold no image with a class")
     checksums = tuple(known.get(name, {}).get("sha256") for name in found)
     return Shards(split, tuple(f"{folder}/{name}" for name in found), counts, checksums, tuple(classes))
+
+
+def evaluation_splits(location: str | Path) -> tuple[Shards, Shards]:
+    """The val split, for choosing between models, and the test split, for judging the chosen one.
+
+    Where there is no test split, val is divided: its even samples stay val, the odd ones become test.
+
+    Raises:
+        UsageError: as `read_shards`, or if a val split to be divided has only one sample.
+    """
+    val = read_shards(location, "val")
+    try:
+        return val, read_shards(location, "test")
+    except MissingSplit:
+        if val.total < 2:
+            raise UsageError(f"--data {location}: one val image is too few to choose and judge by") from None
+        return dataclasses.replace(val, part=(0, 2)), dataclasses.replace(val, split="test", part=(1, 2))
 
 
 def _folder_and_names(location: str) -> tuple[str, set[str] | None]:

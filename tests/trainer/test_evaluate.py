@@ -1,0 +1,261 @@
+"""The metrics of a split: against independent libraries, for any number of workers, and from the command line."""
+
+import dataclasses
+import json
+import os
+import socket
+import sys
+
+import mlflow
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from PIL import Image
+from torch import nn
+
+from trainer.config import Trial
+from trainer.data import eval_loader, spread
+from trainer.evaluate import Means, accuracy, evaluate, gallery
+from trainer.evaluate import __main__ as evaluate_command
+from trainer.evaluate import plan as plans
+from trainer.evaluate.robustness import from_pixels
+from trainer.models import build_model
+from trainer.preprocess import Transform
+from trainer.shards import read_shards
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def trial(digits):
+    return Trial(data=str(digits), model="resnet8", batch_size=50, robust_images=60, pgd_eps=12 / 255, pgd_steps=3)
+
+
+def whole_split(digits, split):
+    loader = eval_loader(read_shards(digits, split), Transform(None, train=False), rank=0, world_size=1, batch_size=999)
+    (batch,) = loader.epoch()
+    return batch
+
+
+@pytest.mark.parametrize("classes", [2, 10, 1000])
+def test_accuracy_and_calibration_equal_torchmetrics(classes):
+    from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error
+
+    generator = torch.Generator().manual_seed(classes)
+    logits = 3 * torch.randn(500, classes, generator=generator)
+    labels = torch.where(torch.rand(500, generator=generator) < 0.5, logits.argmax(1),
+                         torch.randint(classes, (500,), generator=generator))  # fmt: skip
+    means = Means()
+    for part in torch.arange(500).split(64):
+        means.add(accuracy(logits[part], labels[part]))
+    values = means.over_workers(CPU)
+    bins = [values.pop(f"bin{number}") for number in range(15)]
+    options = {"num_classes": classes, "average": "micro"}
+    expected = {
+        "accuracy": multiclass_accuracy(logits, labels, **options),
+        "top5_accuracy": multiclass_accuracy(logits, labels, top_k=min(5, classes), **options),
+        "loss": nn.functional.cross_entropy(logits.double(), labels),
+    }
+    assert values == {name: pytest.approx(float(value), abs=1e-7) for name, value in expected.items()}
+    error = multiclass_calibration_error(logits.double(), labels, classes, n_bins=15)
+    assert sum(map(abs, bins)) == pytest.approx(float(error), abs=1e-6)
+
+
+def test_the_report_is_over_the_whole_split_and_its_subset(trial, trained, digits):
+    from torchmetrics.functional.classification import multiclass_calibration_error
+
+    values = evaluate(trained, read_shards(digits, "val"), trial, plans.closing(trial), CPU)
+    batch = whole_split(digits, "val")
+    logits = trained(batch.images)
+    hits = (logits.argmax(1) == batch.labels).double()
+    assert values["val/examples"] == 359
+    assert values["val/attacked_examples"] == 60
+    assert values["val/broken_examples"] == 0
+    assert values["val/accuracy"] == pytest.approx(float(hits.mean()), abs=1e-12)
+    assert values["val/loss"] == pytest.approx(float(nn.functional.cross_entropy(logits, batch.labels)), rel=1e-5)
+    assert values["val/subset_accuracy"] == pytest.approx(float(hits[list(spread(359, 60))].mean()), abs=1e-12)
+    assert values["val/robust_accuracy"] == values["val/accuracy_pgd_linf_eps12_step10x3"]
+    assert 0 < values["val/robust_accuracy"] < values["val/subset_accuracy"]
+    error = multiclass_calibration_error(logits.double(), batch.labels, 10, n_bins=15)
+    assert values["val/calibration_error"] == pytest.approx(float(error), abs=1e-6)
+
+
+def everything(trial):
+    plan = plans.full(trial, attacked=trial.robust_images, eps=(12.0,), l2_eps=(100.0,), steps=2)
+    return dataclasses.replace(plan, attacks=(*plan.attacks[:-1], dataclasses.replace(plan.attacks[-1], queries=3)))
+
+
+def worker(rank, size, port, trial, weights, path):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=size)
+    model = build_model(trial.model, 10)
+    model.load_state_dict(torch.load(weights, weights_only=True))
+    values = evaluate(model, read_shards(trial.data, "test"), trial, everything(trial), CPU)
+    with open(f"{path}.{rank}", "w") as stream:
+        json.dump(values, stream)
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize(("size", "loader_workers"), [(2, 0), pytest.param(5, 0, marks=pytest.mark.slow),
+                                                      pytest.param(2, 2, marks=pytest.mark.slow)])  # fmt: skip
+def test_workers_change_no_digit(trial, trained, digits, tmp_path, size, loader_workers):
+    trial = dataclasses.replace(trial, robust_images=20, batch_size=16)
+    torch.save(trained.state_dict(), tmp_path / "weights.pt")
+    torch.set_num_threads(1)
+    alone = evaluate(trained, read_shards(digits, "test"), trial, everything(trial), CPU)
+    assert len(alone) > 90
+    assert all(np.isfinite(value) for value in alone.values())
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shared = dataclasses.replace(trial, loader_workers=loader_workers)
+    mp.spawn(worker, (size, port, shared, tmp_path / "weights.pt", tmp_path / "values"), nprocs=size)
+    for rank in range(size):
+        assert json.loads((tmp_path / f"values.{rank}").read_text()) == alone
+
+
+def test_the_order_of_batches_changes_no_digit():
+    values = [torch.rand(7, dtype=torch.float64) * 10.0**power for power in range(-8, 9)]
+    results = []
+    for order in (values, values[::-1], values[5:] + values[:5]):
+        means = Means()
+        for batch in order:
+            means.add({"x": batch})
+        results.append(means.over_workers(CPU))
+    assert results[0] == results[1] == results[2]
+
+
+def test_evaluation_leaves_the_model_as_it_was(trial, trained, digits):
+    model = build_model("resnet8", 10)
+    model.load_state_dict(trained.state_dict())
+    model.train()
+    model.bn1.eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    evaluate(model, read_shards(digits, "test"), trial, plans.closing(trial), CPU)
+    assert model.training
+    assert not model.bn1.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+
+
+def test_evaluation_uses_the_precision_of_training(trial, trained, digits):
+    plan = plans.closing(trial)
+    exact, half = (
+        evaluate(trained, read_shards(digits, "test"), dataclasses.replace(trial, precision=precision), plan, CPU)
+        for precision in ("float32", "bfloat16")
+    )
+    assert exact["test/loss"] != half["test/loss"]
+    assert half["test/loss"] == pytest.approx(exact["test/loss"], rel=0.1)
+
+
+@pytest.mark.parametrize(("images", "examples", "attacked"), [
+    (100, 32, 32),  # too short an epoch: the floor
+    (10_000, 1500, 214), (2560, 768, 36), (1_000_000, 1500, 256),
+])  # fmt: skip
+def test_a_light_evaluation_costs_a_fifth_of_a_plain_epoch(trial, images, examples, attacked):
+    trial = dataclasses.replace(trial, images_per_epoch=images, robust_images=256, pgd_steps=8)
+    plan = plans.light(trial, total=1500)
+    assert (plan.examples, plan.attacked) == (examples, attacked)
+    if images > 1000:
+        passes = plan.examples + plan.attacked * (plan.attacks[0].passes + 3)
+        assert passes <= 0.2 * 3 * images
+
+
+@pytest.fixture
+def command(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["evaluate", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            evaluate_command.main()
+        return stopped.value.code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def checkpoints(trial, trained, tmp_path):
+    """A trial's checkpoint folder, a state dict and a registered model of the same weights."""
+    folder = tmp_path / "epoch_0001"
+    folder.mkdir()
+    settings = dataclasses.replace(trial, regularizer="l2", weight=0.25).to_dict() | {"setting_of_a_later_version": 1}
+    torch.save({"model": trained.state_dict(), "trial": settings}, folder / "state.pt")
+    torch.save({"state_dict": trained.state_dict()}, tmp_path / "published.pth")
+    return folder, tmp_path / "published.pth"
+
+
+LIGHT = ("--evaluate", "light", "--images", 20, "--gallery", 3)
+
+
+def test_any_checkpoint_gives_the_same_report(command, checkpoints, trained, digits, trial, tmp_path, monkeypatch):
+    folder, published = checkpoints
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    mlflow.set_tracking_uri(None)
+    with mlflow.start_run():
+        mlflow.pytorch.log_model(trained, name="model", registered_model_name="digits", serialization_format="pickle")
+    options = ("--data", digits, *LIGHT, "--model", "resnet8", "--batch-size", 50)
+    status, out, err = command("--checkpoint", folder, published, "models:/digits/1", *options, "--out", "report")
+    assert status == 0, err
+    report = json.loads((tmp_path / "report/report.json").read_text())
+    first, *others = [
+        {name: value for name, value in model["metrics"].items() if "pgd" not in name and "robust" not in name}
+        for model in report["models"]
+    ]
+    assert [model["label"] for model in report["models"]] == ["l2 w=0.25", "published", "models:/digits/1"]
+    assert first["test/accuracy"] > 0.8
+    assert first["test/attacked_examples"] == 20
+    assert others == [first, first]
+    assert "| accuracy " in out
+    assert f"{100 * first['test/accuracy']:.1f} %" in out
+    for model in report["models"]:
+        picture = Image.open(tmp_path / "report" / model["gallery"])
+        assert picture.size[0] > 500
+    same = [Image.open(tmp_path / "report" / model["gallery"]) for model in report["models"]]
+    assert [p.size for p in same] == [same[0].size] * 3
+
+
+def test_many_checkpoints_are_set_side_by_side(command, checkpoints, digits):
+    folder, _ = checkpoints
+    status, out, err = command("--checkpoint", *[folder] * 5, "--data", digits, *LIGHT)
+    assert status == 0, err
+    table = [line for line in out.splitlines() if line.startswith("|")]
+    assert table[0].split("|")[1].strip() == "model"
+    assert [line.split("|")[1].strip() for line in table[2:]] == ["l2 w=0.25"] * 5
+
+
+@pytest.mark.parametrize(("arguments", "words"), [
+    (("--checkpoint", "nowhere.pt", "--model", "resnet8"), "nowhere.pt: no such file"),
+    (("--checkpoint", "published.pth"), "needs --model"),
+    (("--checkpoint", "published.pth", "--model", "resnet20"), "does not fit the model"),
+    (("--checkpoint", "published.pth", "--model", "resnet8", "--images", "many"), "--images takes a number or all"),
+    (("--checkpoint", "published.pth", "--model", "resnet8", "--images", "0"), "--images 0"),
+    (("--checkpoint", "published.pth", "--model", "resnet8", "--eps", "x"), "--eps and --l2-eps take numbers"),
+    (("--checkpoint", "published.pth", "--model", "resnet8", "--steps", "0"), "steps=0"),
+    (("--checkpoint", "published.pth", "--model", "resnet8", "--device", "cuda:99"), "--device cuda:99"),
+    (("--checkpoint", "models:/nothing/1"), "models:/nothing/1: MLflow at"),
+])  # fmt: skip
+def test_what_cannot_be_evaluated_is_said_in_one_line(command, checkpoints, digits, tmp_path, monkeypatch, arguments,
+                                                      words):  # fmt: skip
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    mlflow.set_tracking_uri(None)
+    status, _, err = command(*arguments, "--data", digits, "--out", "report")
+    assert (status, err.count("\n")) == (2, 1)
+    assert err.startswith("error: ")
+    assert words in err
+    assert not os.path.exists("report")
+
+
+def test_a_gallery_shows_zero_as_white_and_signs_as_colours(tmp_path):
+    heatmaps = torch.zeros(1, 3, 8, 8)
+    heatmaps[:, :, :4] = 0.1
+    heatmaps[:, :, 6:] = -0.2
+    assert gallery.scaled(heatmaps)[0, :, 0].tolist() == pytest.approx([0.5] * 4 + [0, 0] + [-1, -1])
+    path = tmp_path / "gallery.png"
+    gallery.save_gallery(path, from_pixels(torch.full((1, 3, 8, 8), 0.5)), heatmaps, ["grey"], "title")
+    colours = {tuple(pixel) for pixel in np.asarray(Image.open(path).convert("RGB")).reshape(-1, 3).tolist()}
+    assert any(r > b + 50 for r, g, b in colours)
+    assert any(b > r + 50 for r, g, b in colours)
+    assert list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,206 @@
+"""Attacks against closed forms, against each other and against an independent library."""
+
+import logging
+
+import pytest
+import torch
+from torch import nn
+
+from trainer.config import UsageError
+from trainer.data import MEAN, STD
+from trainer.evaluate.autoattack import AutoAttack
+from trainer.evaluate.robustness import Gradient, Square, fgsm, from_pixels, to_pixels
+
+
+def generators(count, seed=0):
+    return [torch.Generator().manual_seed(1000 * seed + number) for number in range(count)]
+
+
+def linear(seed=0):
+    """Two classes; the difference of their logits is Σ w·x + c in pixel fractions."""
+    generator = torch.Generator().manual_seed(seed)
+    weights = torch.randn(3, 8, 8, generator=generator, dtype=torch.float64)
+
+    def classify(images):
+        score = (to_pixels(images) * weights).sum(dim=(1, 2, 3))
+        score = score - 0.5 * weights.sum()
+        return torch.stack([score, torch.zeros_like(score)], 1)
+
+    return classify, weights
+
+
+@pytest.fixture
+def mid_grey():
+    """Pixels far from black and white, so that no attack is cut off there."""
+    generator = torch.Generator().manual_seed(1)
+    return from_pixels(0.4 + 0.2 * torch.rand(200, 3, 8, 8, generator=generator, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("steps", [1, 10])
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_the_robust_accuracy_of_a_linear_model_is_its_closed_form(mid_grey, norm, steps):
+    classify, weights = linear()
+    logits = classify(mid_grey)
+    labels = logits.argmax(1)
+    dual = weights.abs().sum() if norm == "linf" else weights.norm()
+    radii = logits[:, 0].abs() / dual * 255
+    eps = float(radii.median())
+    # A step longer than the diameter ends at the ball's far side from wherever it starts.
+    attack = Gradient(norm=norm, eps=eps, steps=steps, step_size=1e3 * eps)
+    adversarial, withstood = attack(classify, mid_grey, labels, generators(200))
+    certain = (radii / eps - 1).abs() > 1e-9  # the median itself lies on the edge
+    assert torch.equal(withstood[certain], (radii > eps)[certain])
+    assert certain.sum() >= 198
+    changes = 255 * (to_pixels(adversarial) - to_pixels(mid_grey)).flatten(1)
+    sizes = changes.abs().amax(1) if norm == "linf" else changes.norm(dim=1)
+    assert sizes.max() <= eps * (1 + 1e-9)
+
+
+def test_fgsm_is_the_sign_of_the_gradient(mid_grey):
+    classify, weights = linear()
+    labels = classify(mid_grey).argmax(1)
+    adversarial, withstood = fgsm(2.0)(classify, mid_grey, labels, generators(200))
+    direction = torch.where(labels == 0, -1.0, 1.0)[:, None, None, None] * weights.sign()
+    fallen = ~withstood
+    change = (to_pixels(adversarial) - to_pixels(mid_grey))[withstood | fallen]
+    torch.testing.assert_close(255 * change, 2 * direction, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("attack", [Gradient(eps=5.0), Gradient(norm="l2", eps=60.0), Square(eps=10.0), fgsm(5.0)])
+def test_attacks_stay_in_the_ball_and_among_images(attack):
+    classify, _ = linear()
+    generator = torch.Generator().manual_seed(2)
+    pixels = torch.rand(64, 3, 8, 8, generator=generator, dtype=torch.float64).round(decimals=1)  # black and white too
+    images = from_pixels(pixels)
+    labels = classify(images).argmax(1)
+    adversarial, withstood = attack(classify, images, labels, generators(64))
+    found = adversarial * adversarial.new_tensor(STD)[:, None, None] + adversarial.new_tensor(MEAN)[:, None, None]
+    assert found.min() > -1e-9
+    assert found.max() < 1 + 1e-9
+    changes = 255 * (found - pixels).flatten(1)
+    sizes = changes.norm(dim=1) if getattr(attack, "norm", "linf") == "l2" else changes.abs().amax(1)
+    assert sizes.max() <= attack.eps * (1 + 1e-9)
+    assert sizes.min() > attack.eps / 10
+    assert torch.equal(classify(adversarial).argmax(1) == labels, withstood)
+    assert 0 < withstood.sum() < 64
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_starts_fill_the_ball(norm):
+    clean = torch.full((400, 3, 4, 4), 0.5)
+    attack = Gradient(norm=norm, eps=10.0)
+    offsets = 255 * (attack._start(clean, generators(400)) - clean).flatten(1)
+    sizes = offsets.abs().amax(1) if norm == "linf" else offsets.norm(dim=1)
+    # Uniform in the ball of 48 dimensions: (size / eps)^48 is uniform in [0, 1].
+    shares = (sizes / 10).double() ** 48
+    assert shares.max() <= 1 + 1e-4
+    assert float(shares.mean()) == pytest.approx(0.5, abs=0.05)
+    assert offsets.mean().abs() < 0.1
+
+
+def share(attack, model, images, labels):
+    return float(attack(model, images, labels, generators(len(images)))[1].double().mean())
+
+
+def test_stronger_attacks_find_more(trained, digit_batch):
+    images, labels = digit_batch
+    clean = float((trained(images).argmax(1) == labels).double().mean())
+    fast = share(fgsm(12.0), trained, images, labels)
+    few, many = (share(Gradient(eps=12.0, steps=steps), trained, images, labels) for steps in (4, 20))
+    again = share(Gradient(eps=12.0, steps=20, restarts=3), trained, images, labels)
+    wider = share(Gradient(eps=24.0, steps=20), trained, images, labels)
+    assert clean > 0.9
+    assert clean > fast >= few >= many >= again >= wider
+    assert fast > many
+    assert many > wider
+
+
+def test_a_model_that_hides_its_gradient_is_found_out(trained, digit_batch):
+    """Huge logits round the loss and its gradient to zero; the random squares do not care."""
+    images, labels = digit_batch
+    honest = trained(images).argmax(1) == labels
+    images, labels = images[honest], labels[honest]
+
+    def hidden(images):
+        return 1e6 * trained(images)
+
+    attacks = Gradient(eps=24.0), Square(eps=24.0)
+    white, black = (share(attack, hidden, images, labels) for attack in attacks)
+    assert white > black + 0.1
+    white, black = (share(attack, trained, images, labels) for attack in attacks)
+    assert white <= black
+
+
+def test_more_queries_find_more(trained, digit_batch):
+    images, labels = digit_batch
+    few, many = (share(Square(eps=32.0, queries=queries), trained, images, labels) for queries in (5, 100))
+    assert many < few
+
+
+@pytest.mark.parametrize("attack", [Gradient(eps=12.0, restarts=2), Gradient(norm="l2", eps=200.0), Square(eps=24.0)])
+def test_an_example_fares_the_same_in_any_company(trained, digit_batch, attack):
+    images, labels = digit_batch
+    whole = attack(trained, images, labels, generators(len(images)))[1]
+    parts = [
+        attack(trained, images[part], labels[part], generators(len(images))[part])[1]
+        for part in (slice(0, 5), slice(5, None))
+    ]
+    assert torch.equal(whole, torch.cat(parts))
+
+
+def test_the_ensemble_of_another_library_finds_no_less(trained, digit_batch):
+    images, labels = digit_batch[0][:24], digit_batch[1][:24]
+    logging.getLogger("auto-attack").setLevel(logging.ERROR)
+    ensemble = AutoAttack(eps=12.0)
+    adversarial, withstood = ensemble(trained, images, labels, generators(24))
+    assert ensemble.key == "autoattack_linf_eps12"
+    ours = Gradient(eps=12.0, steps=20, restarts=3)(trained, images, labels, generators(24))[1]
+    # Its attacks are stronger, but not by much on a small network that hides nothing.
+    assert not (withstood & ~ours).sum() > 1
+    assert (ours & ~withstood).sum() <= 4
+    assert torch.equal(trained(adversarial).argmax(1) == labels, withstood)
+    assert (255 * (to_pixels(adversarial) - to_pixels(images))).abs().max() <= 12 * (1 + 1e-5)
+
+
+def test_keys_say_every_setting():
+    keys = {
+        attack.key
+        for attack in (fgsm(2.0), Gradient(eps=2.0), Gradient(eps=2.0, steps=8), Gradient(eps=2.0, restarts=5),
+                       Gradient(norm="l2", eps=128.0), Gradient(eps=2.0, step_size=1.0),
+                       Gradient(eps=2.0, random_start=False), Square(eps=2.0), Square(eps=2.0, queries=9))
+    }  # fmt: skip
+    assert keys == {
+        "fgsm_linf_eps2", "pgd_linf_eps2_step0.25x20", "pgd_linf_eps2_step0.625x8",
+        "pgd_linf_eps2_step0.25x20_restarts5", "pgd_l2_eps128_step16x20", "pgd_linf_eps2_step1x20",
+        "pgd_linf_eps2_step0.25x20_from_image", "square_linf_eps2_x100", "square_linf_eps2_x9",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", [{"norm": "l1"}, {"steps": 0}, {"restarts": 0}, {"eps": -1.0}])
+def test_attacks_that_cannot_be_are_refused(wrong):
+    with pytest.raises(UsageError, match=str(next(iter(wrong)))):
+        Gradient(**{"eps": 1.0} | wrong)
+
+
+def test_attacks_keep_no_activations_for_gradients_of_weights():
+    from trainer.evaluate import classifier
+
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.Softplus(), nn.Conv2d(16, 16, 3), nn.Softplus(), nn.Flatten(),
+                          nn.Linear(16 * 28 * 28, 2))  # fmt: skip
+    images = torch.randn(8, 3, 32, 32).requires_grad_()
+
+    def kept(classify):
+        sizes = {}
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t: sizes.update({t.data_ptr(): t.nbytes}) or t, lambda t: t
+        ):
+            classify(images)
+        weights = {p.data_ptr() for p in model.parameters()}
+        return sum(size for pointer, size in sizes.items() if pointer not in weights)
+
+    with classifier(model, "float32") as classify:
+        lean = kept(classify)
+        assert not any(p.requires_grad for p in model.parameters())
+    assert all(p.requires_grad for p in model.parameters())
+    # The last layer would keep its input for its weights only. Convolutions keep theirs whatever is asked of them.
+    assert kept(model) - lean == 4 * 8 * 16 * 28 * 28

@@ -1,0 +1,222 @@
+"""The command line of `python -m trainer.evaluate`."""
+
+import argparse
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.box import MARKDOWN
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from regularizers.base import finite_examples
+from trainer.cache import ShardCache
+from trainer.config import PRECISIONS, Trial, UsageError
+from trainer.data import eval_loader
+from trainer.evaluate import classifier, evaluate
+from trainer.evaluate import plan as plans
+from trainer.evaluate.autoattack import AutoAttack
+from trainer.evaluate.checkpoints import Subject, load_subject
+from trainer.evaluate.gallery import save_gallery
+from trainer.evaluate.heatmaps import heatmap
+from trainer.locations import absolute, whole_file
+from trainer.preprocess import Transform
+from trainer.shards import Shards, evaluation_splits
+
+EXAMPLES = """
+examples:
+  python -m trainer.evaluate --checkpoint runs/SWEEP/trials/ID/epoch_0002 --data shards
+  python -m trainer.evaluate --checkpoint resnet50.pth --model resnet50 --data s3://bucket/imagenet --images all
+  python -m trainer.evaluate --checkpoint runs/SWEEP/trials/*/epoch_0002 --data shards --evaluate robustness --eps 1,2
+  MLFLOW_TRACKING_URI=http://127.0.0.1:5000 python -m trainer.evaluate --checkpoint models:/resnet50/1 --data shards
+
+Writes report.json and one gallery of heatmaps for each checkpoint into --out. What the metrics mean: docs/metrics.md.
+"""
+console = Console()
+
+
+def main() -> None:
+    """Evaluate every checkpoint."""
+    given = _parse()
+    try:
+        status = _run(given)
+    except UsageError as error:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        status = 2
+    except KeyboardInterrupt:
+        print("stopped; report.json holds the checkpoints that were done", file=sys.stderr)
+        status = 130
+    sys.exit(status)
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        "python -m trainer.evaluate",
+        description="Accuracy, robustness and heatmap quality of checkpoints, on the test split.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    what = parser.add_argument_group("what to evaluate")
+    what.add_argument(
+        "--checkpoint", nargs="+", required=True, metavar="C",
+        help="folder of a trial's checkpoint; .pt, .pth or .safetensors with a state dict; models:/NAME/VERSION",
+    )  # fmt: skip
+    what.add_argument("--data", required=True, metavar="WHERE", help="shards: folder or URL (http, s3, gs)")
+    what.add_argument("--model", help="architecture of a state dict, such as resnet50 or timm:NAME")
+    what.add_argument("--activation", help="of our own models (default: the trial's, or relu)")
+    what.add_argument(
+        "--image-size", type=int, metavar="N", help="side in pixels (default: the trial's or the model's)"
+    )
+    what.add_argument("--split", choices=("test", "val"), default="test", help="default test; without one, half of val")
+    how = parser.add_argument_group("what to measure")
+    how.add_argument(
+        "--evaluate", choices=("light", "robustness", "full"), default="full",
+        help="accuracy, the trial's attack and heatmap similarity (light), all attacks too (robustness), everything",
+    )  # fmt: skip
+    how.add_argument("--images", default="256", metavar="N", help="to attack and explain, or all (default 256)")
+    how.add_argument("--eps", default="1,2,4", metavar="E,E", help="ℓ∞ radii in grey levels of 255 (default 1,2,4)")
+    how.add_argument("--l2-eps", default="64,128", metavar="E,E", help="ℓ2 radii in grey levels (default 64,128)")
+    how.add_argument("--steps", type=int, default=20, metavar="N", help="of PGD (default 20)")
+    how.add_argument("--restarts", type=int, default=1, metavar="N", help="of PGD (default 1)")
+    how.add_argument("--autoattack", action="store_true", help="also AutoAttack at each --eps; hours on a CPU")
+    how.add_argument("--seed", type=int, metavar="N", help="of attacks and noise (default: the trial's, or 0)")
+    where = parser.add_argument_group("how and where")
+    where.add_argument("--batch-size", type=int, metavar="N", help="images at once (default: the trial's, or 64)")
+    where.add_argument("--precision", choices=PRECISIONS, help="of the model (default: the trial's, or float32)")
+    where.add_argument("--device", help="such as cuda:1 (default: a GPU where there is one)")
+    where.add_argument("--loader-workers", type=int, default=0, metavar="N", help="processes that decode (default 0)")
+    where.add_argument("--gallery", type=int, default=8, metavar="N", help="images in a gallery (default 8)")
+    where.add_argument("--out", metavar="FOLDER", help="of report.json and galleries (default runs/evaluation-DATE)")
+    return parser.parse_args()
+
+
+def _run(given: argparse.Namespace) -> int:
+    data = absolute(given.data)
+    val, test = evaluation_splits(data)
+    shards = test if given.split == "test" else val
+    names = {field.name for field in dataclasses.fields(Trial)} - {"data", "checkpoint", "evaluate"}
+    changes = {name: value for name, value in vars(given).items() if name in names and value is not None}
+    device = _device(given.device)
+    out = Path(given.out or time.strftime("runs/evaluation-%Y%m%d-%H%M%S")).expanduser()
+    _plan(given, Trial(data=data, model=""))  # refuses what it cannot be
+    subjects = [load_subject(checkpoint, data, changes) for checkpoint in given.checkpoint]
+    report: dict[str, Any] = {"data": data, "split": shards.split, "examples": shards.total, "models": []}
+    for subject, checkpoint in zip(subjects, given.checkpoint, strict=True):
+        plan, model = _plan(given, subject.trial), subject.model.to(device)
+        with _progress(subject.label) as progress:
+            metrics = evaluate(model, shards, subject.trial, plan, device, ShardCache(), progress)
+        number = len(report["models"])
+        gallery = f"gallery-{number:02d}.png"
+        _gallery(subject, shards, device, given.gallery, out / gallery)
+        model.cpu()
+        report["models"].append(
+            {"label": subject.label, "checkpoint": checkpoint, "gallery": gallery, "trial": subject.trial.to_dict(),
+             "attacks": [attack.key for attack in plan.attacks], "metrics": metrics}
+        )  # fmt: skip
+        with whole_file(str(out / "report.json")) as stream:  # after each, so that an interruption loses one at most
+            stream.write(json.dumps(report, indent=1).encode())
+    console.print(_table(report))
+    console.print(f"{out / 'report.json'}, {len(subjects)} galleries beside it", soft_wrap=True, highlight=False)
+    return 0
+
+
+def _plan(given: argparse.Namespace, trial: Trial) -> plans.Plan:
+    try:
+        attacked = None if given.images == "all" else int(given.images)
+        eps, l2_eps = (tuple(map(float, filter(None, text.split(",")))) for text in (given.eps, given.l2_eps))
+    except ValueError:
+        raise UsageError(
+            "--images takes a number or all; --eps and --l2-eps take numbers with commas between"
+        ) from None
+    if attacked is not None and attacked < 1:
+        raise UsageError(f"--images {attacked}: give a whole number of at least 1, or all")
+    if given.evaluate == "light":
+        plan = dataclasses.replace(plans.closing(trial), attacked=attacked)
+    else:
+        plan = plans.full(trial, attacked=attacked, eps=eps, l2_eps=l2_eps, steps=given.steps, restarts=given.restarts)
+        plan = dataclasses.replace(plan, full=given.evaluate == "full")
+    if given.autoattack:
+        plan = dataclasses.replace(plan, attacks=(*plan.attacks, *(AutoAttack(eps=radius) for radius in eps)))
+    return plan
+
+
+def _device(name: str | None) -> torch.device:
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"--device {name}: {str(error).splitlines()[0][:120]}; give cpu or cuda:N") from None
+    return device
+
+
+def _gallery(subject: Subject, shards: Shards, device: torch.device, count: int, path: Path) -> None:
+    if not count:
+        return
+    transform = Transform(subject.trial.image_size, train=False)
+    loader = eval_loader(shards, transform, rank=0, world_size=1, batch_size=count, examples=count, device=device)
+    batch = next(iter(loader.epoch()))
+    whole = finite_examples(batch.images)
+    images, labels = batch.images[whole], batch.labels[whole]
+    with classifier(subject.model, subject.trial.precision) as classify:
+        heatmaps = heatmap(classify, images, labels)
+        with torch.no_grad():
+            confidences, guesses = classify(images).softmax(1).max(1)
+    names = shards.classes or tuple(map(str, range(int(guesses.max()) + 1)))
+    captions = [
+        f"{names[label]}" + ("" if label == guess else f", taken for {names[guess]}") + f" ({100 * confidence:.0f} %)"
+        for label, guess, confidence in zip(labels.tolist(), guesses.tolist(), confidences.tolist(), strict=True)
+    ]
+    save_gallery(path, images, heatmaps, captions, subject.label)
+
+
+def _table(report: dict[str, Any]) -> Table:
+    """One row for each metric and one column for each model, as Markdown; of many models a row for each."""
+    models, prefix = report["models"], f"{report['split']}/"
+    names = list(dict.fromkeys(name for model in models for name in model["metrics"]))
+    table = Table(box=MARKDOWN)
+    if len(models) <= 4:
+        table.add_column(f"on {report['split']}")
+        for model in models:
+            table.add_column(model["label"], justify="right")
+        for name in names:
+            table.add_row(name.removeprefix(prefix), *(_figure(name, model["metrics"].get(name)) for model in models))
+        return table
+    attacks = list(dict.fromkeys(key for model in models for key in model["attacks"]))
+    names = ["accuracy", "calibration_error", *(f"accuracy_{key}" for key in attacks), "heatmap_ssim"]
+    for name in ("model", *names):
+        table.add_column(name.replace("accuracy_", ""), justify="left" if name == "model" else "right")
+    for model in models:
+        table.add_row(model["label"], *(_figure(name, model["metrics"].get(prefix + name)) for name in names))
+    return table
+
+
+def _figure(name: str, value: float | None) -> str:
+    if value is None:
+        return ""
+    if name.endswith("examples"):
+        return f"{value:.0f}"
+    return f"{100 * value:.1f} %" if "accuracy" in name else f"{value:.4g}"
+
+
+@contextmanager
+def _progress(label: str) -> Iterator[Callable[[str, float], None]]:
+    with Progress(console=console, transient=True) as bars:
+        tasks: dict[str, Any] = {}
+
+        def progress(stage: str, done: float) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(f"{label}: {stage}", total=1.0)
+            bars.update(tasks[stage], completed=done)
+
+        yield progress
+
+
+if __name__ == "__main__":
+    main()

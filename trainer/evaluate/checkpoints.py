@@ -1,0 +1,95 @@
+"""Models to evaluate: a trial's checkpoint, a state dict of published weights, or a model registered in MLflow."""
+
+import dataclasses
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from trainer.config import Trial, UsageError
+from trainer.models import STATE_FILE, build_model, default_image_size, load_weights
+from trainer.shards import read_shards
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model to evaluate.
+
+    Args:
+        label: short, for tables and file names.
+        model: on the CPU.
+        trial: how it is to be evaluated; for a checkpoint of a trial, that trial's own settings.
+    """
+
+    label: str
+    model: nn.Module
+    trial: Trial
+
+
+def load_subject(checkpoint: str, data: str, changes: dict[str, Any]) -> Subject:
+    """Load a model.
+
+    Args:
+        checkpoint: folder or state.pt of a trial; .pt, .pth or .safetensors with a state dict; `models:/NAME/VERSION`.
+        data: shards to evaluate on; a state dict must have as many classes.
+        changes: settings of `Trial` given by the user; a state dict needs `model`, its architecture.
+
+    Raises:
+        UsageError: if it cannot be loaded, or is not said to be what it needs to be said to be.
+    """
+    if checkpoint.startswith(("models:/", "runs:/")):
+        return Subject(checkpoint, registered_model(checkpoint), Trial(**{"model": checkpoint} | changes, data=data))
+    path = Path(checkpoint).expanduser()
+    path = path / STATE_FILE if path.is_dir() else path
+    trained = _trial_in(path)
+    if trained is not None:
+        trial = Trial(**{**trained, "checkpoint": str(path), **changes, "data": data})
+        label = f"{trial.regularizer} w={trial.weight:.3g}" if trial.weight else trial.regularizer
+    elif "model" in changes:
+        defaults = {"image_size": default_image_size(changes["model"])}
+        trial = Trial(**defaults | changes, data=data, checkpoint=str(path))
+        label = path.stem
+    else:
+        raise UsageError(f"--checkpoint {checkpoint}: a state dict needs --model: which architecture is it of?")
+    model = build_model(trial.model, len(read_shards(data, "val").classes), trial.activation)
+    load_weights(model, str(path))
+    return Subject(label, model, trial)
+
+
+def _trial_in(path: Path) -> dict[str, Any] | None:
+    """Settings in a trial's checkpoint, None in any other file."""
+    if path.suffix == ".safetensors" or not path.is_file():
+        return None
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception:  # load_weights says what is wrong with it
+        return None
+    trial = content.get("trial") if isinstance(content, dict) else None
+    known = {field.name for field in dataclasses.fields(Trial)}
+    return {name: value for name, value in trial.items() if name in known} if isinstance(trial, dict) else None
+
+
+def registered_model(uri: str) -> nn.Module:
+    """A PyTorch model from MLflow's registry, on the CPU; its pickle is run, so the registry must be trusted.
+
+    Raises:
+        UsageError: if MLflow is not installed, or has no such model, or it is of another kind.
+    """
+    try:
+        import mlflow.pytorch
+    except ImportError:
+        raise UsageError(f"--checkpoint {uri}: MLflow is not installed") from None
+    for name in ("alembic", "mlflow"):  # they tell how they make a database
+        logging.getLogger(name).setLevel(logging.WARNING)
+    try:
+        return mlflow.pytorch.load_model(uri, map_location="cpu")
+    except Exception as error:
+        reason = str(error).partition("\n")[0][:200]
+        where = mlflow.get_tracking_uri()
+        raise UsageError(
+            f"--checkpoint {uri}: MLflow at {where} has no such PyTorch model ({reason}); MLFLOW_TRACKING_URI names "
+            "another server"
+        ) from None

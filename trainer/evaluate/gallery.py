@@ -1,0 +1,64 @@
+"""Pictures of heatmaps: the same images for every model, so that galleries can be laid side by side."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from trainer.evaluate.robustness import to_pixels
+from trainer.locations import whole_file
+
+COLOURS = "RdBu_r"  # matplotlib's name: red raises the class's score, blue lowers it, white is zero
+PERCENTILE = 99.0  # of |heatmap|: what is beyond has the end's colour
+
+
+def save_gallery(
+    path: Path,
+    images: Float[Tensor, "b 3 h w"],
+    heatmaps: Float[Tensor, "b 3 h w"],
+    captions: Sequence[str],
+    title: str,
+) -> None:
+    """Write a PNG with one row for each image: the image, its heatmap, and the heatmap over the image.
+
+    Args:
+        path: of the PNG, there only when it is whole.
+        images: standardised.
+        heatmaps: signed; summed over channels, each scaled to the `PERCENTILE` of its own absolute values.
+        captions: one for each image.
+        title: above all of them.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows, side = len(images), 1.9
+    figure = Figure(figsize=(3 * side + 1.1, rows * (side + 0.22) + 0.9), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, fontsize=11)
+    axes = figure.subplots(rows, 3, squeeze=False)
+    for line, pixels, signed, caption in zip(axes, to_pixels(images), scaled(heatmaps), captions, strict=True):
+        picture = pixels.permute(1, 2, 0).cpu().numpy()
+        grey = pixels.mean(0).cpu().numpy()
+        colours = {"cmap": COLOURS, "vmin": -1.0, "vmax": 1.0, "interpolation": "nearest"}
+        line[0].imshow(picture, interpolation="nearest")
+        shown = line[1].imshow(signed.cpu().numpy(), **colours)
+        line[2].imshow(grey, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        line[2].imshow(signed.cpu().numpy(), alpha=signed.abs().sqrt().cpu().numpy(), **colours)
+        line[0].set_title(caption, fontsize=8, loc="left")
+        for axis in line:
+            axis.set_axis_off()
+    for axis, name in zip(axes[-1], ("image", "heatmap", "overlay"), strict=True):
+        axis.text(0.5, -0.04, name, transform=axis.transAxes, ha="center", va="top", fontsize=9)
+    bar = figure.colorbar(shown, ax=axes, shrink=min(1.0, 3 / rows), aspect=30, ticks=[-1, 0, 1])
+    bar.set_label(f"class score per pixel, in the {PERCENTILE:g}th percentile of each heatmap", fontsize=8)
+    with whole_file(str(path)) as stream:
+        figure.savefig(stream, format="png")
+
+
+def scaled(heatmaps: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b h w"]:
+    """Signed sum over channels in [-1, 1], zero staying zero."""
+    total = heatmaps.sum(1)
+    limits = torch.quantile(total.abs().flatten(1).double(), PERCENTILE / 100, dim=1)[:, None, None]
+    return (total / limits.clamp(min=torch.finfo(total.dtype).tiny).to(total)).clamp(-1, 1)
