@@ -1,0 +1,44 @@
+"""Noise whose strength follows the image: the two kinds of the original's `add_noise`.
+
+Pure functions: the unit draws come from the caller. Draw them with a generator per example, and what an example gets
+does not depend on the batch it is in. As there, results are not clipped.
+
+References:
+    google-research, optimizing_interpretability/imagenet/utils.py.
+"""
+
+from jaxtyping import Float
+from torch import Tensor
+
+Images = Float[Tensor, "b 3 h w"]
+
+
+def r_normal(images: Images, unit: Images, multiple: float) -> Images:
+    """Normal noise with a deviation of `multiple` times the range of the image; none on a constant image.
+
+    Args:
+        images: of any unit; the range is maximum minus minimum over all channels and pixels of each example.
+        unit: draws of deviation 1.
+        multiple: factor on the range, dimensionless; the original's default is 0.15.
+    """
+    span = images.amax(dim=(1, 2, 3), keepdim=True) - images.amin(dim=(1, 2, 3), keepdim=True)
+    return images + unit * (multiple * span)
+
+
+def r_uniform(images: Images, unit: Images, percentile: float = 10.0) -> Images:
+    """Uniform noise between -p and p, a percentile of the values of the image.
+
+    A standardised image has a negative p as a rule, which swaps the bounds; where p is 0 there is no noise.
+
+    Args:
+        images: of any unit; p is taken over all channels and pixels of each example, by nearest rank: a value of the
+            image, not interpolated.
+        unit: draws between 0 and 1.
+        percentile: in [0, 100].
+    """
+    values = images.flatten(1)
+    count = values.shape[1]
+    # Counted from the top, as the original does: it decides where two ranks are equally near.
+    rank = count - round((count - 1) * (1 - percentile / 100))
+    bound = values.kthvalue(rank).values[:, None, None, None]
+    return images + (unit * (bound + bound) - bound)
