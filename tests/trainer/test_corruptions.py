@@ -225,6 +225,7 @@ def test_snow_whitens_and_adds_flakes():
     for severity, keep in zip(SEVERITIES, (0.8, 0.7, 0.7, 0.65, 0.55), strict=True):
         snowy = corrupt("snow", grey(0), severity)
         assert snowy.min().item() == pytest.approx(255 * 0.5 * (1 - keep), abs=0.51)
+        assert torch.equal(snowy, snowy.flip(1, 2))  # every flake falls twice, the other from below
         share = (snowy[0] > snowy.min() + 5).double().mean().item()
         assert 0.1 < share < 0.95
         assert (corrupt("snow", PHOTOGRAPHS[0], severity) >= PHOTOGRAPHS[0]).all()

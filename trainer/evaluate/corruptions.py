@@ -15,7 +15,7 @@ gets depends on no other; with the same seed for each severity the same specks o
 
 References:
     Hendrycks, Dietterich: Benchmarking Neural Network Robustness to Common Corruptions and Perturbations. ICLR 2019;
-    severities as in its code, github.com/hendrycks/robustness, ImageNet-C/create_c/make_imagenet_c.py.
+    severities as in its code, github.com/hendrycks/robustness, ImageNet-C/imagenet_c/imagenet_c/corruptions.py.
 """
 
 import io
