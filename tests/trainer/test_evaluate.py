@@ -209,7 +209,7 @@ def test_any_checkpoint_gives_the_same_report(command, checkpoints, trained, dig
     assert first["test/attacked_examples"] == 20
     assert others == [first, first]
     assert "| accuracy " in out
-    assert f"{100 * first['test/accuracy']:.1f} %" in out
+    assert f"{100 * first['test/accuracy']:.1f} |" in out
     for model in report["models"]:
         picture = Image.open(tmp_path / "report" / model["gallery"])
         assert picture.size[0] > 500

@@ -185,12 +185,13 @@ def _detail(classify: Classify, batch: Batch, seed: int, plan: Plan) -> dict[str
 def _report(means: "Means", plan: Plan, device: torch.device) -> dict[str, float]:
     values = means.over_workers(device)
     bins = [values.pop(f"bin{number}") for number in range(BINS)]
-    values["calibration_error"] = math.fsum(map(abs, bins))
+    values = {"calibration_error": math.fsum(map(abs, bins))} | values
     if plan.full:
         for family, names in FAMILIES.items():
             every = [values[f"accuracy_{name}_{severity}"] for name in names for severity in SEVERITIES]
-            values[f"accuracy_{family}"] = math.fsum(every) / len(every)
-        values["accuracy_corrupted"] = math.fsum(values[f"accuracy_{family}"] for family in FAMILIES) / len(FAMILIES)
+            values[f"accuracy_corrupted_{family}"] = math.fsum(every) / len(every)
+        families = [values[f"accuracy_corrupted_{family}"] for family in FAMILIES]
+        values["accuracy_corrupted"] = math.fsum(families) / len(families)
     return values
 
 

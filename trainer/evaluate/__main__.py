@@ -20,10 +20,11 @@ from regularizers.base import finite_examples
 from trainer.cache import ShardCache
 from trainer.config import PRECISIONS, Trial, UsageError
 from trainer.data import eval_loader
-from trainer.evaluate import classifier, evaluate
+from trainer.evaluate import SEVERITIES, classifier, evaluate
 from trainer.evaluate import plan as plans
 from trainer.evaluate.autoattack import AutoAttack
 from trainer.evaluate.checkpoints import Subject, load_subject
+from trainer.evaluate.corruptions import CORRUPTIONS
 from trainer.evaluate.gallery import save_gallery
 from trainer.evaluate.heatmaps import heatmap
 from trainer.locations import absolute, whole_file
@@ -122,7 +123,8 @@ def _run(given: argparse.Namespace) -> int:
         )  # fmt: skip
         with whole_file(str(out / "report.json")) as stream:  # after each, so that an interruption loses one at most
             stream.write(json.dumps(report, indent=1).encode())
-    console.print(_table(report))
+    Console(width=1000).print(_table(report))  # a cut name is no name: rather let the terminal break the line
+    console.print("accuracies in %")
     console.print(f"{out / 'report.json'}, {len(subjects)} galleries beside it", soft_wrap=True, highlight=False)
     return 0
 
@@ -177,23 +179,33 @@ def _gallery(subject: Subject, shards: Shards, device: torch.device, count: int,
 
 
 def _table(report: dict[str, Any]) -> Table:
-    """One row for each metric and one column for each model, as Markdown; of many models a row for each."""
+    """One row for each metric and one column for each model, as Markdown; of many models a row for each.
+
+    Accuracies are in %.
+    """
     models, prefix = report["models"], f"{report['split']}/"
-    names = list(dict.fromkeys(name for model in models for name in model["metrics"]))
-    table = Table(box=MARKDOWN)
+    metrics = [{name.removeprefix(prefix): value for name, value in m["metrics"].items()} for m in models]
     if len(models) <= 4:
-        table.add_column(f"on {report['split']}")
+        table = Table(f"on {report['split']}", box=MARKDOWN)
         for model in models:
             table.add_column(model["label"], justify="right")
+        names = list(dict.fromkeys(name for values in metrics for name in values))
         for name in names:
-            table.add_row(name.removeprefix(prefix), *(_figure(name, model["metrics"].get(name)) for model in models))
-        return table
-    attacks = list(dict.fromkeys(key for model in models for key in model["attacks"]))
-    names = ["accuracy", "calibration_error", *(f"accuracy_{key}" for key in attacks), "heatmap_ssim"]
-    for name in ("model", *names):
-        table.add_column(name.replace("accuracy_", ""), justify="left" if name == "model" else "right")
-    for model in models:
-        table.add_row(model["label"], *(_figure(name, model["metrics"].get(prefix + name)) for name in names))
+            corruption, _, severity = name.removeprefix("accuracy_").rpartition("_")
+            if corruption not in CORRUPTIONS:
+                table.add_row(name, *(_figure(name, values.get(name)) for values in metrics))
+            elif severity == "1":  # all severities in one row
+                of_all = [f"accuracy_{corruption}_{severity}" for severity in SEVERITIES]
+                lines = (" ".join(_figure(one, values.get(one)) for one in of_all) for values in metrics)
+                table.add_row(f"accuracy_{corruption}_1 to 5", *lines)
+    else:
+        attacks = [key for key in models[0]["attacks"] if not key.startswith(("fgsm", "square"))]
+        names = ["accuracy", "calibration_error", *(f"accuracy_{key}" for key in attacks), "heatmap_ssim"]
+        table = Table("model", box=MARKDOWN)
+        for name in names:
+            table.add_column(name.removeprefix("accuracy_"), justify="right")
+        for model, values in zip(models, metrics, strict=True):
+            table.add_row(model["label"], *(_figure(name, values.get(name)) for name in names))
     return table
 
 
@@ -202,12 +214,12 @@ def _figure(name: str, value: float | None) -> str:
         return ""
     if name.endswith("examples"):
         return f"{value:.0f}"
-    return f"{100 * value:.1f} %" if "accuracy" in name else f"{value:.4g}"
+    return f"{100 * value:.1f}" if "accuracy" in name else f"{value:.4g}"
 
 
 @contextmanager
 def _progress(label: str) -> Iterator[Callable[[str, float], None]]:
-    with Progress(console=console, transient=True) as bars:
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bars:
         tasks: dict[str, Any] = {}
 
         def progress(stage: str, done: float) -> None:

@@ -52,7 +52,7 @@ def save_gallery(
     for axis, name in zip(axes[-1], ("image", "heatmap", "overlay"), strict=True):
         axis.text(0.5, -0.04, name, transform=axis.transAxes, ha="center", va="top", fontsize=9)
     bar = figure.colorbar(shown, ax=axes, shrink=min(1.0, 3 / rows), aspect=30, ticks=[-1, 0, 1])
-    bar.set_label(f"class score per pixel, in the {PERCENTILE:g}th percentile of each heatmap", fontsize=8)
+    bar.set_label(f"gradient of the class's score; 1 is the {PERCENTILE:g}th percentile of each heatmap", fontsize=8)
     with whole_file(str(path)) as stream:
         figure.savefig(stream, format="png")
 
