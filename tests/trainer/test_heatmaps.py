@@ -144,6 +144,13 @@ def test_similarity_of_degenerate_pairs(maps, images, ssim, pearson, psnr, psnr_
     assert psnr_hvs is None or ours["heatmap_psnr_hvs"] == psnr_hvs
 
 
+@pytest.mark.parametrize("level", [0.1, 1 / 3, -7.7])
+def test_nothing_correlates_with_a_constant(level):
+    """Whose mean, subtracted, leaves rounding noise."""
+    noise = torch.randn(1, 3, 13, 17, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert correlation(torch.full_like(noise, level), noise).item() == 0
+
+
 def test_psnr_hvs_of_a_flat_difference_is_negative():
     image = ZERO.clone()
     image[..., 0, 0] = 1  # scales to itself; the heatmap is its negative
