@@ -140,12 +140,15 @@ def test_agreement_is_scipys_correlation(model, images):
         assert (ours[name] < 0.999).all()  # the comparison says something
 
 
-def test_a_linear_classifier_agrees_entirely(images):
+def test_a_linear_classifier_agrees_entirely_and_its_negative_not_at_all(images):
     matrix = torch.randn(3 * SIDE**2, 4, dtype=torch.float64)
     maps = heatmap(lambda images: images.flatten(1) @ matrix, images, LABELS)
-    values = agreement(lambda images: images.flatten(1) @ matrix, images, LABELS, maps, generators(1, 2, 3), samples=2)
-    for value in values.values():
-        assert_equal(value, torch.ones(3).double())
+    for sign in (1, -1):
+        values = agreement(
+            lambda images: images.flatten(1) @ matrix, images, LABELS, sign * maps, generators(1, 2, 3), samples=2
+        )
+        for value in values.values():
+            assert_equal(value, torch.full((3,), sign).double())
 
 
 @pytest.mark.parametrize("image", [0.0, 0.7], ids=["mean-colour", "constant"])
