@@ -19,7 +19,7 @@ check: .venv/test.done
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
-	.venv/bin/python -m pytest -m "not slow"
+	.venv/bin/python -m pytest -m "not slow" -n auto --dist loadfile
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

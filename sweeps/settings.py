@@ -116,7 +116,7 @@ class Sweep:
         cache = ShardCache(**given["placement"].pop("cache"))
         given["placement"] = Placement(**given["placement"], cache=cache)
         given["regularizers"] = tuple(given["regularizers"])
-        given["strengths"] = tuple(given["strengths"]) if given["strengths"] else None
+        given["strengths"] = tuple(given["strengths"]) if given.get("strengths") else None
         return cls(**given)
 
 

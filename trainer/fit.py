@@ -163,10 +163,9 @@ def fit(
             if diverged:
                 metrics |= {"val/accuracy": 0.0, "val/robust_accuracy": 0.0, "val/heatmap_ssim": -1.0}
             else:
-                last = epoch == trial.epochs
-                plan = plans.closing(trial) if last else plans.light(trial, val.total)
+                plan = plans.light(trial, val.total) if epoch < trial.epochs else plans.closing(trial)
                 metrics |= evaluate(model, val, trial, plan, device, cache)
-                if last:
+                if epoch == trial.epochs:  # once, for what val has chosen
                     plan = plans.full(trial, attacked=trial.robust_images) if trial.evaluate == "full" else plan
                     metrics |= evaluate(model, test, trial, plan, device, cache)
             metrics |= {

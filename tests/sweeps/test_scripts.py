@@ -28,7 +28,8 @@ def start():
 
     def _start(name, *arguments):
         return subprocess.Popen(
-            [sys.executable, str(ROOT / "sweeps" / name), *map(str, arguments)],
+            [sys.executable, name if name == "-m" else str(ROOT / "sweeps" / name), *map(str, arguments)],
+            cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -118,9 +119,9 @@ def test_a_sweep_that_cannot_be_calibrated_leaves_its_name_free(tmp_path, digits
 def test_help_names_every_flag(script):
     status, out, _ = script("all_regularizers.py", "--help")
     assert status == 0
-    for flag in ("data", "model", "checkpoint", "regularizers", "trials-per-regularizer", "epochs", "images-per-epoch",
-                 "batch-size", "workers-per-trial", "gpus-per-worker", "max-concurrent", "storage", "tracking-uri",
-                 "name", "seed", "resume"):  # fmt: skip
+    for flag in ("data", "model", "checkpoint", "regularizers", "trials-per-regularizer", "strengths", "scheduler",
+                 "epochs", "images-per-epoch", "batch-size", "evaluate", "robust-images", "workers-per-trial",
+                 "gpus-per-worker", "max-concurrent", "storage", "tracking-uri", "name", "seed", "resume"):  # fmt: skip
         assert f"--{flag}" in out
 
 
@@ -144,6 +145,7 @@ def test_a_small_sweep_end_to_end_and_its_pick_resumed(script, tmp_path):
     before = ray_processes()
     status, out, err = script(
         "all_regularizers.py", "--regularizers", "l2", "--images-per-epoch", 256, "--workers-per-trial", 2,
+        "--strengths", 3, "--scheduler", "none", "--evaluate", "full", "--robust-images", 24,
         "--storage", tmp_path, "--name", "small", timeout=500,
     )  # fmt: skip
     assert status == 0, (out, err)
@@ -170,6 +172,22 @@ def test_a_small_sweep_end_to_end_and_its_pick_resumed(script, tmp_path):
     (baseline,) = (row for row in result["trials"] if row["regularizer"] == "none")
     assert baseline["status"] == "finished"
     assert baseline["accuracy"] > 0.8
+    assert sorted(row["strength"] for row in result["trials"]) == pytest.approx([0, 3])
+
+    picked = next(row for row in result["trials"] if row["trial_id"] == result["pick"])
+    test = {name: value for name, value in picked["metrics"].items() if name.startswith("test/")}
+    assert f"accuracy {100 * test['test/accuracy']:.1f} %, robust {100 * test['test/robust_accuracy']:.1f} %" in out
+    logged = client.get_run(picked["run"]).data.metrics
+    assert {name: logged[name] for name in test} == test
+    # One process measures what the trial's two workers did, to the last digit.
+    status, _, err = script(
+        "-m", "trainer.evaluate", "--checkpoint", picked["checkpoint"], "--data", tmp_path / "digits", "--images", 24,
+        "--out", tmp_path / "report", "--gallery", 0, timeout=300,
+    )  # fmt: skip
+    assert status == 0, err
+    (model,) = json.loads((tmp_path / "report/report.json").read_text())["models"]
+    assert model["metrics"] == test
+    assert len(test) > 90
 
     status, _, err = script("all_regularizers.py", "--regularizers", "l2", "--storage", tmp_path, "--name", "small")
     assert status == 2
@@ -179,7 +197,6 @@ def test_a_small_sweep_end_to_end_and_its_pick_resumed(script, tmp_path):
         "resume_best.py", "--name", "small", "--epochs", 1, "--storage", tmp_path, timeout=300
     )  # fmt: skip
     assert status == 0, (out, err)
-    picked = next(row for row in result["trials"] if row["trial_id"] == result["pick"])
     resumed = [run for run in client.search_runs([experiment]) if run.data.tags.get("resumed_from") == picked["run"]]
     assert len(resumed) == 1
     assert resumed[0].data.tags[TRIAL_TAG].startswith("resume-")

@@ -148,6 +148,24 @@ def test_an_example_fares_the_same_in_any_company(trained, digit_batch, attack):
     assert torch.equal(whole, torch.cat(parts))
 
 
+def test_an_example_once_lost_stays_lost():
+    images = from_pixels(torch.full((4, 3, 8, 8), 0.5))
+    visits = []
+
+    def classify(points):
+        """Takes one example for the other class on the third visit only."""
+        visits.append(points)
+        score = 1 + 0 * points.sum(dim=(1, 2, 3))
+        if len(visits) == 3:
+            score = score * torch.tensor([-1.0, 1.0, 1.0, 1.0])
+        return torch.stack([score, torch.zeros_like(score)], 1)
+
+    labels = torch.zeros(4, dtype=torch.int64)
+    adversarial, withstood = Gradient(eps=2.0, steps=5)(classify, images, labels, generators(4))
+    assert withstood.tolist() == [False, True, True, True]
+    torch.testing.assert_close(adversarial[0], visits[2][0])
+
+
 def test_the_ensemble_of_another_library_finds_no_less(trained, digit_batch):
     images, labels = digit_batch[0][:24], digit_batch[1][:24]
     logging.getLogger("auto-attack").setLevel(logging.ERROR)

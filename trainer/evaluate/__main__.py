@@ -114,8 +114,9 @@ def _run(given: argparse.Namespace) -> int:
         with _progress(subject.label) as progress:
             metrics = evaluate(model, shards, subject.trial, plan, device, ShardCache(), progress)
         number = len(report["models"])
-        gallery = f"gallery-{number:02d}.png"
-        _gallery(subject, shards, device, given.gallery, out / gallery)
+        gallery = f"gallery-{number:02d}.png" if given.gallery else None
+        if gallery:
+            _gallery(subject, shards, device, given.gallery, out / gallery)
         model.cpu()
         report["models"].append(
             {"label": subject.label, "checkpoint": checkpoint, "gallery": gallery, "trial": subject.trial.to_dict(),
@@ -125,7 +126,7 @@ def _run(given: argparse.Namespace) -> int:
             stream.write(json.dumps(report, indent=1).encode())
     Console(width=1000).print(_table(report))  # a cut name is no name: rather let the terminal break the line
     console.print("accuracies in %")
-    console.print(f"{out / 'report.json'}, {len(subjects)} galleries beside it", soft_wrap=True, highlight=False)
+    console.print(f"{out / 'report.json'}, galleries of heatmaps beside it", soft_wrap=True, highlight=False)
     return 0
 
 
@@ -159,8 +160,6 @@ def _device(name: str | None) -> torch.device:
 
 
 def _gallery(subject: Subject, shards: Shards, device: torch.device, count: int, path: Path) -> None:
-    if not count:
-        return
     transform = Transform(subject.trial.image_size, train=False)
     loader = eval_loader(shards, transform, rank=0, world_size=1, batch_size=count, examples=count, device=device)
     batch = next(iter(loader.epoch()))
