@@ -147,7 +147,9 @@ def conclude(sweep: Sweep, rows: list[Row], page: str) -> int:
             highlight=False,
         )
     if failed or len(rows) < sweep.total_trials:
-        console.print(f"{len(failed)} of {sweep.total_trials} trials failed; see {sweep.folder / 'tune'}")
+        console.print(
+            f"{len(failed)} of {sweep.total_trials} trials failed: traces are in {sweep.folder}/trials/*/failure.json"
+        )
     return 0 if picked is not None and not failed and len(rows) == sweep.total_trials else 1
 
 

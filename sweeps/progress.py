@@ -55,12 +55,13 @@ class Progress:
             name = self.names.get(trial_id, trial_id)
             self.say(f"  {name}: epoch {result['epoch']:.0f}/{self.epochs}, {_figures(result)}")
 
-    def ended(self, trial_id: str, status: str, result: dict[str, Any]) -> None:
-        """A trial is over."""
+    def ended(self, trial_id: str, status: str, result: dict[str, Any], reason: str = "") -> None:
+        """A trial is over; the reason is of one that failed."""
         self.running.pop(trial_id, None)
         self.done += 1
         name = self.names.get(trial_id, trial_id)
-        self.say(f"[{self.done}/{self.total}] {name}: {status}, {_figures(result)}{self._outlook()}")
+        what = reason or _figures(result)
+        self.say(f"[{self.done}/{self.total}] {name}: {status}, {what}{self._outlook()}")
 
     def tick(self) -> None:
         """Refresh the live table, where there is a terminal."""

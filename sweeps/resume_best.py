@@ -87,12 +87,15 @@ def main() -> int:
                 recorder=RunRecorder(tracking.uri, run),
                 start=row.checkpoint,
             )
+        metrics = result.metrics or {}
+        if metrics.get("failed"):
+            print(f"error: {metrics['failed']}", file=sys.stderr)
+            return 1
         state, checkpoint = "finished", result.checkpoint.path if result.checkpoint else ""
     finally:
         with tolerate_absence(f"that {label} {state}"):
             tracking.end_trial(run, state, checkpoint)
             tracking.end(tracking.parent, "FINISHED")
-    metrics = result.metrics or {}
     print(f"accuracy {metrics['val/accuracy']:.3f}, robust accuracy {metrics['val/robust_accuracy']:.3f} on val")
     print(f"checkpoint: {checkpoint}")
     return 0

@@ -69,7 +69,7 @@ class DurableOptunaSearch(OptunaSearch):
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
         value = (result or {}).get(METRIC)
-        if result and not (isinstance(value, int | float) and math.isfinite(value)):
+        if result and (result.get("failed") or not (isinstance(value, int | float) and math.isfinite(value))):
             result, error = None, True
         trial = self._ot_trials.get(trial_id)
         if trial is not None and self._study._storage.get_trial(trial._trial_id).state.is_finished():

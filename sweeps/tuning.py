@@ -19,13 +19,14 @@ from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import TrialScheduler
 
+from sweeps import interrupt
 from sweeps.progress import Progress
 from sweeps.ranking import Row
 from sweeps.search import METRIC, make_scheduler, make_search, weight_of
 from sweeps.settings import Sweep
 from sweeps.tracking import RunRecorder, Tracking, tolerate_absence
 from trainer.config import UsageError
-from trainer.ray_trial import run_trial
+from trainer.ray_trial import PARTIAL, StopSwitch, run_trial
 
 QUIET = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # also the pace of reports; the default is 2 s
@@ -45,6 +46,7 @@ def local_cluster(num_cpus: int | None = None) -> Iterator[None]:
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "5")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # sweeps.interrupt has one that lets trials save their state
     root = str(Path(__file__).resolve().parents[1])
     env["PYTHONPATH"] = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
     ray.init(
@@ -90,7 +92,15 @@ def _folder_name(trial: Any) -> str:
     return trial.trial_id
 
 
-def drive_trial(config: dict[str, Any], sweep: Sweep, tracking: Tracking, units: dict[str, float]) -> None:
+class EpochReports(TuneReportCallback):
+    """Tells Tune of every epoch, and not of checkpoints within one."""
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        if not metrics[0].get(PARTIAL):
+            super().after_report(run_context, metrics, checkpoint)
+
+
+def drive_trial(config: dict[str, Any], sweep: Sweep, tracking: Tracking, units: dict[str, float], switch: Any) -> None:
     """The Tune trial: find or create its MLflow run, then let Ray Train work."""
     trial_id = tune.get_context().get_trial_id()
     regularizer, weight = config["regularizer"], weight_of(config)
@@ -107,8 +117,9 @@ def drive_trial(config: dict[str, Any], sweep: Sweep, tracking: Tracking, units:
         storage=str(sweep.folder / "trials"),
         name=trial_id,
         recorder=RunRecorder(tracking.uri, run),
-        callbacks=[TuneReportCallback()],
+        callbacks=[EpochReports()],
         extra={"run": run, "strength": strength},
+        switch=switch,
     )
 
 
@@ -138,28 +149,35 @@ class SweepCallback(tune.Callback):
         self.progress.reported(trial.trial_id, result)
 
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        self._ended(trial, status_of(self.sweep, trial.last_result or {}))
+        result = trial.last_result or {}
+        self._ended(trial, status_of(self.sweep, result), result.get("failed", ""))
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        self._ended(trial, "failed")
+        self._ended(trial, "failed", _last_line(trial.get_error()))
 
     def on_step_end(self, iteration: int, trials: list, **info: Any) -> None:
         self.progress.tick()
+        interrupt.end_if_asked({t.trial_id for t in trials if t.status == t.RUNNING}, self.progress.say)
 
     def on_experiment_end(self, trials: list, **info: Any) -> None:
         self.progress.close()
 
-    def _ended(self, trial: Any, status: str) -> None:
+    def _ended(self, trial: Any, status: str, reason: str = "") -> None:
         result = trial.last_result or {}
         with tolerate_absence(f"that {trial.trial_id} {status}", self.progress.say):
             run = result.get("run") or self.tracking.trial_run(trial.trial_id, trial.trial_id, {})
             self.tracking.end_trial(run, status, str(result.get("checkpoint_path", "")))
-        self.progress.ended(trial.trial_id, status, result)
+        self.progress.ended(trial.trial_id, status, result, reason)
+
+
+def _last_line(error: Any) -> str:
+    """What an exception's trace ends with."""
+    return (str(error or "").strip().splitlines() or [""])[-1][:300]
 
 
 def status_of(sweep: Sweep, result: dict[str, Any]) -> str:
     """finished, stopped (early), diverged or failed (no result at all)."""
-    if METRIC not in result:
+    if METRIC not in result or result.get("failed"):
         return "failed"
     if result.get("diverged"):
         return "diverged"
@@ -172,9 +190,9 @@ def run_sweep(sweep: Sweep, tracking: Tracking, units: dict[str, float]) -> list
     Raises:
         KeyboardInterrupt: if Tune was interrupted before all of them ended.
     """
-    path = sweep.folder / "tune"
+    path, switch = sweep.folder / "tune", ray.remote(num_cpus=0)(StopSwitch).remote()
     trainable = tune.with_resources(
-        tune.with_parameters(drive_trial, sweep=sweep, tracking=tracking, units=units),
+        tune.with_parameters(drive_trial, sweep=sweep, tracking=tracking, units=units, switch=switch),
         {"node:__internal_head__": 0.001},
     )
     if tune.Tuner.can_restore(str(path)):
@@ -198,7 +216,8 @@ def run_sweep(sweep: Sweep, tracking: Tracking, units: dict[str, float]) -> list
                 callbacks=[SweepCallback(sweep, tracking, scheduler)],
             ),
         )
-    results = tuner.fit()
+    with interrupt.saving(switch):
+        results = tuner.fit()
     if results.num_terminated + results.num_errors < sweep.total_trials:
         raise KeyboardInterrupt
     rows = []

@@ -139,6 +139,13 @@ def list_folder(location: str) -> set[str] | None:
     return {Path(info.path).name for info in system.get_file_info(FileSelector(path)) if info.is_file}
 
 
+def folders_in(location: str) -> set[str]:
+    """Names of the folders in a folder or an object store, empty where there is none."""
+    system, path = _file_system(location)
+    found = system.get_file_info(FileSelector(path, allow_not_found=True))
+    return {Path(info.path).name for info in found if info.type == FileType.Directory}
+
+
 def _file_system(location: str) -> tuple[FileSystem, str]:
     if not is_url(location):
         return LocalFileSystem(), str(Path(location).resolve())

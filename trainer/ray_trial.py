@@ -4,21 +4,31 @@ The storage path and the trial's name are its identity: run again with both the 
 newest checkpoint.
 """
 
+import contextlib
+import json
 import math
-import tempfile
+import os
+import time
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import ray
 import torch
 from ray import train
 from ray.train.torch import TorchTrainer, get_device
 
 from trainer.cache import ShardCache
-from trainer.config import Trial
-from trainer.distributed import rank
+from trainer.checkpoints import load_newest, load_state, save_state
+from trainer.config import Trial, UsageError
+from trainer.distributed import rank, sum_over_workers
 from trainer.fit import Metrics, State, fit
-from trainer.models import STATE_FILE
+from trainer.locations import read_json, whole_file
+
+FAILURE_FILE = "failure.json"
+PARTIAL = "partial"  # marks a report that brings a checkpoint within an epoch and no metrics
+WORST: dict[str, Any] = {"val/accuracy": 0.0, "val/robust_accuracy": 0.0, "val/heatmap_ssim": -1.0}
 
 
 @runtime_checkable
@@ -60,40 +70,144 @@ class Placement:
         )
 
 
+class StopSwitch:
+    """An actor through which a driver that is about to end asks trials to save their state, wherever they run."""
+
+    def __init__(self) -> None:
+        self._asked = False
+        self._saved: set[str] = set()
+
+    def ask(self) -> None:
+        """Tell every trial to save its state and to wait for its end."""
+        self._asked = True
+
+    def asked(self) -> bool:
+        """Whether trials are to save their state."""
+        return self._asked
+
+    def save(self, name: str) -> None:
+        """Note that a trial has saved its state."""
+        self._saved.add(name)
+
+    def saved(self) -> set[str]:
+        """Names of the trials that have."""
+        return self._saved
+
+
 def train_worker(config: dict[str, Any]) -> None:
-    """What each DDP worker runs."""
-    trial = Trial(**config["trial"])
+    """What each DDP worker runs: `fit`, from the newest good checkpoint to the end or to an error.
+
+    An error that would only come again is noted in the trial's folder; the workers that Ray then starts once more
+    report it as the trial's result and train no further.
+    """
+    folder = config["folder"]
+    failure = read_json(f"{folder}/{FAILURE_FILE}")
+    if failure is not None:
+        train.report(WORST | {"failed": failure["reason"]} | config["extra"])
+        return
+    try:
+        _train(config)
+    except Exception as error:
+        if _would_come_again(error):
+            with contextlib.suppress(UsageError), whole_file(f"{folder}/{FAILURE_FILE}") as stream:
+                trace = "".join(traceback.format_exception(error))
+                stream.write(json.dumps({"reason": _reason(error), "trace": trace}).encode())
+        raise
+
+
+def _train(config: dict[str, Any]) -> None:
+    trial, folder, device = Trial(**config["trial"]), config["folder"], get_device()
     recorder: Recorder = config["recorder"]
+    newest: str | None = None  # checkpoint
+
+    def save(state: State, name: str) -> train.Checkpoint | None:
+        """Ray takes a checkpoint from where it lies: nothing is copied, and a full disk ends no training."""
+        nonlocal newest
+        try:
+            save_state(state, f"{folder}/{name}")
+        except UsageError as error:
+            print(f"{error}; training goes on, the checkpoint before stays the newest")
+            return None
+        storage = train.get_context().get_storage()
+        newest = f"{storage.experiment_fs_path}/{name}"
+        return train.Checkpoint(newest, storage.storage_filesystem)
 
     def report(metrics: Metrics, state: State) -> None:
+        checkpoint = None
         if rank() == 0:
             recorder.record({name: value for name, value in metrics.items() if "/" in name}, int(metrics["step"]))
             recorder.flush()  # before the report: the scheduler may kill this process inside it
-        with tempfile.TemporaryDirectory() as folder:
-            checkpoint = None
-            if rank() == 0:
-                torch.save(state, Path(folder) / STATE_FILE)
-                checkpoint = train.Checkpoint.from_directory(folder)
-            values = {name: value if math.isfinite(value) else 0.0 for name, value in metrics.items()}
-            train.report(
-                values | config["extra"],
-                checkpoint=checkpoint,
-                checkpoint_dir_name=f"epoch_{int(metrics['epoch']):04d}",
-            )
+            checkpoint = save(state, f"epoch_{int(metrics['epoch']):04d}")
+        values = {name: value if math.isfinite(value) else 0.0 for name, value in metrics.items()}
+        known = {"checkpoint_path": newest} if newest else {}
+        train.report(values | known | config["extra"], checkpoint=checkpoint)
 
-    found = train.get_checkpoint()
     state = None
+    found = train.get_checkpoint()
     if found is not None:
-        with found.as_directory() as folder:
-            state = load_state(Path(folder))
+        state, name = load_newest(folder, Path(found.path).name)
+        newest = str(Path(found.path).with_name(name))
     elif config["start"] is not None:
-        state = load_state(Path(config["start"]))
-    fit(trial, report, recorder.record, state, get_device(), config["cache"])
+        state = load_state(config["start"])
+    interruption = _Interruption(config["switch"], device)
+    while True:
+        state = fit(trial, report, recorder.record, state, device, config["cache"], interruption.due)
+        if state is None:
+            return
+        checkpoint = None
+        if rank() == 0:
+            checkpoint = save(state, f"epoch_{state['epoch']:04d}_step_{state['step']:08d}")
+        train.report(WORST | {PARTIAL: True}, checkpoint=checkpoint)
+        if interruption.final:
+            if rank() == 0:
+                ray.get(config["switch"].save.remote(config["name"]))
+            while True:  # the driver ends this process
+                time.sleep(1)
 
 
-def load_state(folder: Path) -> State:
-    """The state in a checkpoint folder; nothing in it is executed."""
-    return torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True)
+class _Interruption:
+    """Whether to save the state now, within an epoch: because this node goes away, or because the sweep stops.
+
+    Asked after every step, it looks at every `EVERY`-th, so that all workers look, and agree, at the same ones.
+    """
+
+    EVERY = 10
+
+    def __init__(self, switch: Any, device: torch.device) -> None:
+        self.switch, self.device = switch, device
+        self.steps, self.final, self.noticed = 0, False, False
+        self.watches = os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "1") != "0"
+
+    def due(self) -> bool:
+        self.steps += 1
+        if self.steps % self.EVERY:
+            return False
+        asked = rank() == 0 and self.switch is not None and ray.get(self.switch.asked.remote())
+        self.final = sum_over_workers({"asked": float(asked)}, self.device)["asked"] > 0
+        notice = self.watches and train.get_preemption_info() is not None
+        first, self.noticed = notice and not self.noticed, notice
+        return self.final or first
+
+
+def _would_come_again(error: Exception) -> bool:
+    """Whether trying again is useless: not where a worker, a node, a connection or a disk was lost."""
+    if isinstance(error, OSError | torch.distributed.DistError | ray.exceptions.RayError):
+        return False
+    return not any(word in str(error).lower() for word in ("gloo", "nccl", "connection"))
+
+
+def _reason(error: Exception) -> str:
+    """One line for the ranking and the terminal."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
+        return f"out of memory ({_first_line(error)}); lower --batch-size or --image-size, or use --precision bfloat16"
+    if isinstance(error, UsageError):
+        return _first_line(error)
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {_first_line(error)} ({Path(where.filename).name}, line {where.lineno})"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0][:200]
 
 
 def run_trial(
@@ -106,6 +220,7 @@ def run_trial(
     start: str | None = None,
     callbacks: list[Any] | None = None,
     extra: dict[str, Any] | None = None,
+    switch: Any = None,
 ) -> train.Result:
     """Train to the end, or continue a run of the same storage and name.
 
@@ -118,11 +233,15 @@ def run_trial(
         start: checkpoint folder whose state a new run begins with.
         callbacks: of Ray Train.
         extra: added to every report.
+        switch: handle of a `StopSwitch` to look at.
     """
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={
             "trial": trial.to_dict(),
+            "folder": f"{storage}/{name}",
+            "name": name,
+            "switch": switch,
             "recorder": recorder,
             "start": start,
             "extra": extra or {},

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -16,7 +17,8 @@ from mlflow import MlflowClient
 
 from sweeps import all_regularizers
 from sweeps.tracking import SWEEP_TAG, TRIAL_TAG
-from trainer.config import UsageError
+from trainer.config import Trial, UsageError
+from trainer.fit import fit
 
 ROOT = Path(__file__).parents[2]
 
@@ -255,3 +257,49 @@ def test_a_sweep_whose_driver_was_killed_is_resumed(start, script, tmp_path):
     for row in result["trials"]:
         last = max(point.step for point in client.get_metric_history(row["run"], "step/loss"))
         assert torch.load(Path(row["checkpoint"]) / "state.pt", weights_only=True)["step"] == last
+
+
+def stop(driver, times, timeout):
+    """Press Ctrl-C once workers are there; exit status, output and errors."""
+    mine = psutil.Process(driver.pid)
+    while sum("RayTrainWorker" in child.name() for child in mine.children(recursive=True)) < 2:
+        assert driver.poll() is None
+        time.sleep(0.2)
+    for _ in range(times):
+        driver.send_signal(signal.SIGINT)
+        time.sleep(1)
+    out, err = driver.communicate(timeout=timeout)
+    return driver.returncode, out, err
+
+
+@pytest.mark.slow
+def test_a_sweep_stopped_by_the_keyboard_loses_no_step(start, script, tmp_path):
+    before = ray_processes()
+    arguments = ["--regularizers", "l2", "--images-per-epoch", 3200, "--epochs", 1, "--scheduler", "none",
+                 "--robust-images", 8, "--storage", tmp_path, "--name", "stopped"]  # fmt: skip
+    status, out, err = stop(start("all_regularizers.py", *arguments), times=1, timeout=120)
+    assert status == 130, (out, err)
+    assert "every trial saved its state" in out
+    assert err.splitlines()[-1].startswith("interrupted; ")
+    assert "Traceback" not in err
+    saved = sorted((tmp_path / "stopped/trials").glob("*/epoch_0000_step_*/state.pt"))
+    assert len(saved) == 2
+    steps = [torch.load(path, weights_only=True)["step"] for path in saved]
+    assert all(0 < step < 100 for step in steps)
+
+    again = ["--resume", "--storage", tmp_path, "--name", "stopped"]
+    status, out, err = stop(start("all_regularizers.py", *again), times=2, timeout=30)
+    assert status == 130, (out, err)
+    assert_gone(ray_processes() - before)
+
+    status, out, err = script("all_regularizers.py", *again, timeout=300)
+    assert status == 0, (out, err)
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    for row in json.loads((tmp_path / "stopped/result.json").read_text())["trials"]:
+        steps = [point.step for point in client.get_metric_history(row["run"], "step/loss")]
+        assert sorted(steps) == list(range(1, 101))
+        state = torch.load(Path(row["checkpoint"]) / "state.pt", weights_only=True)
+        whole = []
+        fit(Trial(**state["trial"]), lambda metrics, state, whole=whole: whole.append(state))
+        for name, value in whole[-1]["model"].items():
+            assert torch.equal(value, state["model"][name]), (row["regularizer"], name)

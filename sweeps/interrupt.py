@@ -1,0 +1,61 @@
+"""Ctrl-C: once, and trials save their state before the sweep ends, to be resumed; twice, and it ends at once."""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+
+LIMIT = 60.0  # seconds that trials are given to save their state
+
+# A process has one keyboard.
+_asked_at: float | None = None
+_switch: Any = None
+
+
+@contextmanager
+def saving(switch: Any) -> Iterator[None]:
+    """Within the block, Ctrl-C asks for an end that loses nothing.
+
+    Args:
+        switch: the `StopSwitch` that running trials look at.
+    """
+    global _asked_at, _switch
+    _asked_at, _switch = None, switch
+
+    def first(*_: Any) -> None:
+        global _asked_at
+        _asked_at = time.monotonic()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        switch.ask.remote()
+
+    before = signal.signal(signal.SIGINT, first)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def end_if_asked(running: set[str], say: Callable[[str], None]) -> None:
+    """Called again and again while trials run: ends Tune once all have saved their state.
+
+    Args:
+        running: ids of the trials that train.
+        say: takes a line for the user.
+    """
+    global _asked_at
+    if _asked_at is None:
+        return
+    saved = ray.get(_switch.saved.remote())
+    waiting, late = running - saved, time.monotonic() - _asked_at > LIMIT
+    if waiting and not late:
+        return
+    what = (
+        f"{len(waiting)} of {len(running)} trials were between two looks" if waiting else "every trial saved its state"
+    )
+    say(f"interrupted: {what}")
+    _asked_at = None
+    os.kill(os.getpid(), signal.SIGUSR1)  # Tune's own way to an orderly end

@@ -1,0 +1,193 @@
+"""Faults on real processes; the end is compared, bit for bit, with that of a run nothing happened to."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from ray import cloudpickle
+from test_tuning import train_workers
+
+from sweeps.tuning import local_cluster
+from trainer.checkpoints import load_newest, load_state, save_state
+from trainer.config import Trial, UsageError
+from trainer.ray_trial import Placement, _reason, _would_come_again, run_trial
+from trainer.shards import Sample, encode_jpeg, write_shards
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test
+
+
+class NoRecorder:
+    def record(self, metrics, step):
+        pass
+
+    def flush(self):
+        pass
+
+
+@pytest.fixture(scope="module")
+def trial(digits):
+    return Trial(
+        data=str(digits), model="resnet8", regularizer="spectreg", weight=0.1, epochs=3, images_per_epoch=640,
+        batch_size=16, robust_images=8, pgd_steps=1, augment=False,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    with local_cluster(num_cpus=2):
+        yield
+
+
+def train(trial, folder, name, **options):
+    return run_trial(
+        trial, placement=Placement(workers=2), storage=str(folder), name=name, recorder=NoRecorder(), **options
+    )
+
+
+def when(condition, action):
+    """Do it once, in a thread, as soon as the condition holds."""
+
+    def watch():
+        while not condition():
+            time.sleep(0.02)
+        action()
+        done.append(True)
+
+    done = []
+    threading.Thread(target=watch, daemon=True).start()
+    return done
+
+
+def kill_a_worker():
+    os.kill(train_workers()[0].pid, signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cluster, trial, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    result = train(trial, folder, "t")
+    assert result.metrics["epoch"] == 3
+    return load_state(str(folder / "t/epoch_0003"))
+
+
+def assert_same_end(folder, undisturbed):
+    state = load_state(str(folder / "epoch_0003"))
+    assert state["step"] == undisturbed["step"] == 60
+    for name, value in undisturbed["model"].items():
+        assert torch.equal(value, state["model"][name]), name
+    for old, new in zip(undisturbed["optimizer"]["state"].values(), state["optimizer"]["state"].values(), strict=True):
+        assert torch.equal(old["momentum_buffer"], new["momentum_buffer"])
+
+
+@pytest.mark.slow
+def test_a_killed_worker_costs_nothing(cluster, trial, tmp_path, undisturbed):
+    killed = when((tmp_path / "t/epoch_0001/state.pt.sha256").exists, kill_a_worker)
+    assert train(trial, tmp_path, "t").metrics["epoch"] == 3
+    assert killed
+    assert_same_end(tmp_path / "t", undisturbed)
+
+
+@pytest.mark.slow
+def test_a_damaged_checkpoint_is_passed_over(cluster, trial, tmp_path, undisturbed):
+    newest = tmp_path / "t/epoch_0002/state.pt"
+
+    def damage():
+        content = bytearray(newest.read_bytes())
+        content[len(content) // 2] ^= 1  # one bit, which the reader of the file would not notice
+        newest.write_bytes(content)
+        kill_a_worker()
+
+    killed = when(newest.with_suffix(".pt.sha256").exists, damage)
+    assert train(trial, tmp_path, "t").metrics["epoch"] == 3
+    assert killed
+    assert_same_end(tmp_path / "t", undisturbed)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_cannot_be_written_ends_no_training(cluster, trial, tmp_path, undisturbed):
+    (tmp_path / "t").mkdir()
+    (tmp_path / "t/epoch_0002").write_text("in the way")
+    result = train(trial, tmp_path, "t")
+    assert result.metrics["epoch"] == 3
+    assert (tmp_path / "t/epoch_0002").read_text() == "in the way"
+    assert_same_end(tmp_path / "t", undisturbed)
+
+
+@pytest.mark.slow
+def test_an_error_that_would_come_again_ends_the_trial_with_its_reason(cluster, trial, tmp_path):
+    from PIL import Image
+
+    for split in ("train", "val"):
+        samples = [Sample(f"{n}", encode_jpeg(Image.new("RGB", (8, 8), (n, 0, 0))), n % 2) for n in range(64)]
+        write_shards(samples, tmp_path / "tiny", split, ["a", "b"], "test")
+    tiny = dataclasses.replace(trial, data=str(tmp_path / "tiny"), regularizer="ssim", images_per_epoch=64)
+    result = train(tiny, tmp_path, "t", extra={"run": "r"})
+    assert result.metrics["failed"].startswith("ValueError: ssim needs images of at least 11x11 pixels, got 8x8")
+    assert result.metrics["val/robust_accuracy"] == 0
+    failure = json.loads((tmp_path / "t/failure.json").read_text())
+    assert "regularizers/ssim.py" in failure["trace"]
+
+
+def test_errors_are_told_apart():
+    with pytest.raises(RuntimeError) as memory:
+        torch.empty(10**16)
+    assert _would_come_again(memory.value)
+    assert "lower --batch-size" in _reason(memory.value)
+    assert _would_come_again(UsageError("wrong"))
+    assert _reason(UsageError("wrong")) == "wrong"
+    assert not _would_come_again(RuntimeError("[/gloo/transport/tcp/pair.cc:598] Connection closed by peer"))
+    assert not _would_come_again(ConnectionResetError("away"))
+    assert not _would_come_again(OSError(28, "No space left on device"))
+
+
+STATE = {"model": {"w": torch.arange(200_000.0)}, "epoch": 1}
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(tmp_path):
+    save_state(STATE, f"{tmp_path}/epoch_0001")
+    script = (
+        "import resource, sys, torch\n"
+        "from trainer.checkpoints import save_state; from trainer.config import UsageError\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"  # as a disk that is full in the middle
+        "state = {'model': {'w': torch.arange(200_000.0)}, 'epoch': 2}\n"
+        "try: save_state(state, sys.argv[1])\n"
+        "except UsageError as error: print(error); sys.exit(3)\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", script, f"{tmp_path}/epoch_0002"], cwd=Path(__file__).parents[2], text=True,
+        stdout=subprocess.PIPE, preexec_fn=lambda: signal.signal(signal.SIGXFSZ, signal.SIG_IGN),
+    )  # fmt: skip
+    assert ended.returncode == 3
+    assert "File too large" in ended.stdout
+    assert list((tmp_path / "epoch_0002").iterdir()) == []
+    state, name = load_newest(str(tmp_path), "epoch_0002")
+    assert (name, state["epoch"]) == ("epoch_0001", 1)
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "gone", "empty"])
+def test_the_newest_good_checkpoint_is_found(tmp_path, damage, capsys):
+    for epoch in (1, 2, 3):
+        save_state(STATE | {"epoch": epoch}, f"{tmp_path}/epoch_{epoch:04d}")
+    path = tmp_path / "epoch_0002/state.pt"
+    content = bytearray(path.read_bytes())
+    if damage == "gone":
+        path.unlink()
+    else:
+        content[500_000] ^= 1
+        path.write_bytes({"cut": content[:500], "flipped": content, "empty": b""}[damage])
+    assert load_newest(str(tmp_path), "epoch_0003")[0]["epoch"] == 3
+    state, name = load_newest(str(tmp_path), "epoch_0002")
+    assert (name, state["epoch"]) == ("epoch_0001", 1)
+    assert "epoch_0002" in capsys.readouterr().out
+    shutil.rmtree(tmp_path / "epoch_0001")
+    with pytest.raises(UsageError, match="epoch_0002"):
+        load_newest(str(tmp_path), "epoch_0002")
