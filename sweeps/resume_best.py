@@ -20,7 +20,7 @@ from sweeps.ranking import Row
 from sweeps.settings import Sweep
 from sweeps.tracking import RunRecorder, start_sweep, tolerate_absence
 from trainer.config import UsageError
-from trainer.ray_trial import run_trial
+from trainer.ray_trial import failure_of, run_trial
 
 
 def parse() -> argparse.Namespace:
@@ -87,15 +87,16 @@ def main() -> int:
                 recorder=RunRecorder(tracking.uri, run),
                 start=row.checkpoint,
             )
-        metrics = result.metrics or {}
-        if metrics.get("failed"):
-            print(f"error: {metrics['failed']}", file=sys.stderr)
+        reason = failure_of(str(sweep.folder / "trials" / name))
+        if reason is not None:
+            print(f"error: {reason}", file=sys.stderr)
             return 1
         state, checkpoint = "finished", result.checkpoint.path if result.checkpoint else ""
     finally:
         with tolerate_absence(f"that {label} {state}"):
             tracking.end_trial(run, state, checkpoint)
             tracking.end(tracking.parent, "FINISHED")
+    metrics = result.metrics or {}
     print(f"accuracy {metrics['val/accuracy']:.3f}, robust accuracy {metrics['val/robust_accuracy']:.3f} on val")
     print(f"checkpoint: {checkpoint}")
     return 0

@@ -26,6 +26,7 @@ from trainer.distributed import rank, sum_over_workers
 from trainer.fit import Metrics, State, fit
 from trainer.locations import read_json, whole_file
 
+IN_PLACE = train.CheckpointUploadMode.NO_UPLOAD
 FAILURE_FILE = "failure.json"
 PARTIAL = "partial"  # marks a report that brings a checkpoint within an epoch and no metrics
 WORST: dict[str, Any] = {"val/accuracy": 0.0, "val/robust_accuracy": 0.0, "val/heatmap_ssim": -1.0}
@@ -101,9 +102,9 @@ def train_worker(config: dict[str, Any]) -> None:
     report it as the trial's result and train no further.
     """
     folder = config["folder"]
-    failure = read_json(f"{folder}/{FAILURE_FILE}")
+    failure = failure_of(folder)
     if failure is not None:
-        train.report(WORST | {"failed": failure["reason"]} | config["extra"])
+        train.report(WORST | {"failed": failure} | config["extra"])
         return
     try:
         _train(config)
@@ -140,7 +141,7 @@ def _train(config: dict[str, Any]) -> None:
             checkpoint = save(state, f"epoch_{int(metrics['epoch']):04d}")
         values = {name: value if math.isfinite(value) else 0.0 for name, value in metrics.items()}
         known = {"checkpoint_path": newest} if newest else {}
-        train.report(values | known | config["extra"], checkpoint=checkpoint)
+        train.report(values | known | config["extra"], checkpoint, checkpoint_upload_mode=IN_PLACE)
 
     state = None
     found = train.get_checkpoint()
@@ -157,12 +158,22 @@ def _train(config: dict[str, Any]) -> None:
         checkpoint = None
         if rank() == 0:
             checkpoint = save(state, f"epoch_{state['epoch']:04d}_step_{state['step']:08d}")
-        train.report(WORST | {PARTIAL: True}, checkpoint=checkpoint)
+        train.report(WORST | {PARTIAL: True}, checkpoint, checkpoint_upload_mode=IN_PLACE)
         if interruption.final:
             if rank() == 0:
                 ray.get(config["switch"].save.remote(config["name"]))
             while True:  # the driver ends this process
                 time.sleep(1)
+
+
+def failure_of(folder: str) -> str | None:
+    """Why a trial failed, if trying it again would be useless.
+
+    Args:
+        folder: of the trial's checkpoints.
+    """
+    failure = read_json(f"{folder}/{FAILURE_FILE}")
+    return failure["reason"] if failure else None
 
 
 class _Interruption:

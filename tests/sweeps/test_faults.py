@@ -16,10 +16,12 @@ import torch
 from ray import cloudpickle
 from test_tuning import train_workers
 
-from sweeps.tuning import local_cluster
+from sweeps.settings import Sweep
+from sweeps.tracking import start_sweep
+from sweeps.tuning import local_cluster, run_sweep
 from trainer.checkpoints import load_newest, load_state, save_state
 from trainer.config import Trial, UsageError
-from trainer.ray_trial import Placement, _reason, _would_come_again, run_trial
+from trainer.ray_trial import Placement, _reason, _would_come_again, failure_of, run_trial
 from trainer.shards import Sample, encode_jpeg, write_shards
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test
@@ -123,18 +125,29 @@ def test_a_checkpoint_that_cannot_be_written_ends_no_training(cluster, trial, tm
 
 
 @pytest.mark.slow
-def test_an_error_that_would_come_again_ends_the_trial_with_its_reason(cluster, trial, tmp_path):
+def test_an_error_that_would_come_again_ends_its_trial_alone(cluster, trial, tmp_path, capsys):
     from PIL import Image
 
     for split in ("train", "val"):
         samples = [Sample(f"{n}", encode_jpeg(Image.new("RGB", (8, 8), (n, 0, 0))), n % 2) for n in range(64)]
         write_shards(samples, tmp_path / "tiny", split, ["a", "b"], "test")
-    tiny = dataclasses.replace(trial, data=str(tmp_path / "tiny"), regularizer="ssim", images_per_epoch=64)
-    result = train(tiny, tmp_path, "t", extra={"run": "r"})
-    assert result.metrics["failed"].startswith("ValueError: ssim needs images of at least 11x11 pixels, got 8x8")
-    assert result.metrics["val/robust_accuracy"] == 0
-    failure = json.loads((tmp_path / "t/failure.json").read_text())
-    assert "regularizers/ssim.py" in failure["trace"]
+    sweep = Sweep(
+        name="s", storage=str(tmp_path), tracking_uri=f"sqlite:///{tmp_path}/mlflow.db", regularizers=("l2", "ssim"),
+        trial=dataclasses.replace(trial, data=str(tmp_path / "tiny"), images_per_epoch=64, epochs=1, batch_size=32),
+    )  # fmt: skip
+    sweep.folder.mkdir()
+    tracking = start_sweep(sweep.tracking_uri, "s", {}, tmp_path / "mlartifacts")
+    rows = {row.regularizer: row for row in run_sweep(sweep, tracking, {"l2": 1.0, "ssim": 1.0})}
+    assert {name: row.status for name, row in rows.items()} == {"none": "finished", "l2": "finished", "ssim": "failed"}
+    run = tracking.client.get_run(rows["ssim"].run)
+    assert (run.info.status, run.data.tags["state"]) == ("FAILED", "failed")
+    folder = f"{sweep.folder}/trials/{rows['ssim'].trial_id}"
+    assert failure_of(folder).startswith("ValueError: ssim needs images of at least 11x11 pixels, got 8x8")
+    assert "regularizers/ssim.py" in json.loads(Path(folder, "failure.json").read_text())["trace"]
+    assert "ssim w=" in capsys.readouterr().out
+    storage = JournalStorage(JournalFileBackend(str(sweep.folder / "study.journal")))
+    states = {t.params["regularizer"]: t.state.name for t in optuna.load_study(study_name="s", storage=storage).trials}
+    assert states == {"none": "COMPLETE", "l2": "COMPLETE", "ssim": "FAIL"}
 
 
 def test_errors_are_told_apart():
