@@ -13,6 +13,7 @@ LIMIT = 60.0  # seconds that trials are given to save their state
 
 # A process has one keyboard.
 _asked_at: float | None = None
+_ended = False
 _switch: Any = None
 
 
@@ -22,9 +23,12 @@ def saving(switch: Any) -> Iterator[None]:
 
     Args:
         switch: the `StopSwitch` that running trials look at.
+
+    Raises:
+        KeyboardInterrupt: at the end of the block, if it was asked for and not everything had ended by then.
     """
-    global _asked_at, _switch
-    _asked_at, _switch = None, switch
+    global _asked_at, _ended, _switch
+    _asked_at, _ended, _switch = None, False, switch
 
     def first(*_: Any) -> None:
         global _asked_at
@@ -37,6 +41,8 @@ def saving(switch: Any) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+    if _ended:
+        raise KeyboardInterrupt
 
 
 def end_if_asked(running: set[str], say: Callable[[str], None]) -> None:
@@ -46,8 +52,8 @@ def end_if_asked(running: set[str], say: Callable[[str], None]) -> None:
         running: ids of the trials that train.
         say: takes a line for the user.
     """
-    global _asked_at
-    if _asked_at is None:
+    global _ended
+    if _asked_at is None or _ended:
         return
     saved = ray.get(_switch.saved.remote())
     waiting, late = running - saved, time.monotonic() - _asked_at > LIMIT
@@ -57,5 +63,5 @@ def end_if_asked(running: set[str], say: Callable[[str], None]) -> None:
         f"{len(waiting)} of {len(running)} trials were between two looks" if waiting else "every trial saved its state"
     )
     say(f"interrupted: {what}")
-    _asked_at = None
+    _ended = True
     os.kill(os.getpid(), signal.SIGUSR1)  # Tune's own way to an orderly end

@@ -218,8 +218,6 @@ def run_sweep(sweep: Sweep, tracking: Tracking, units: dict[str, float]) -> list
         )
     with interrupt.saving(switch):
         results = tuner.fit()
-    if results.num_terminated + results.num_errors < sweep.total_trials:
-        raise KeyboardInterrupt
     rows = []
     for result in map(results.__getitem__, range(len(results))):
         config, metrics = result.config or {}, result.metrics or {}
