@@ -262,7 +262,13 @@ def test_a_sweep_whose_driver_was_killed_is_resumed(start, script, tmp_path):
 def stop(driver, times, timeout):
     """Press Ctrl-C once workers are there; exit status, output and errors."""
     mine = psutil.Process(driver.pid)
-    while sum("RayTrainWorker" in child.name() for child in mine.children(recursive=True)) < 2:
+
+    def workers():
+        for child in mine.children(recursive=True):
+            with contextlib.suppress(psutil.Error):  # it may have ended meanwhile
+                yield "RayTrainWorker" in "".join(child.cmdline())
+
+    while sum(workers()) < 2:
         assert driver.poll() is None
         time.sleep(0.2)
     for _ in range(times):

@@ -249,6 +249,7 @@ def test_many_checkpoints_are_set_side_by_side(command, checkpoints, digits):
     (("--checkpoint", "published.pth", "--model", "resnet8", "--images", "0"), "--images 0"),
     (("--checkpoint", "published.pth", "--model", "resnet8", "--eps", "x"), "--eps and --l2-eps take numbers"),
     (("--checkpoint", "published.pth", "--model", "resnet8", "--steps", "0"), "steps=0"),
+    (("--checkpoint", "published.pth", "--model", "resnet8", "--queries", "-1"), "--queries -1"),
     (("--checkpoint", "published.pth", "--model", "resnet8", "--device", "cuda:99"), "--device cuda:99"),
     (("--checkpoint", "models:/nothing/1"), "models:/nothing/1: MLflow at"),
 ])  # fmt: skip

@@ -86,6 +86,7 @@ def _parse() -> argparse.Namespace:
     how.add_argument("--l2-eps", default="64,128", metavar="E,E", help="ℓ2 radii in grey levels (default 64,128)")
     how.add_argument("--steps", type=int, default=20, metavar="N", help="of PGD (default 20)")
     how.add_argument("--restarts", type=int, default=1, metavar="N", help="of PGD (default 1)")
+    how.add_argument("--queries", type=int, default=100, metavar="N", help="of Square; 0 leaves it out (default 100)")
     how.add_argument("--autoattack", action="store_true", help="also AutoAttack at each --eps; hours on a CPU")
     how.add_argument("--seed", type=int, metavar="N", help="of attacks and noise (default: the trial's, or 0)")
     where = parser.add_argument_group("how and where")
@@ -138,12 +139,15 @@ def _plan(given: argparse.Namespace, trial: Trial) -> plans.Plan:
         raise UsageError(
             "--images takes a number or all; --eps and --l2-eps take numbers with commas between"
         ) from None
+    if given.queries < 0:
+        raise UsageError(f"--queries {given.queries}: give a whole number, 0 to leave Square out")
     if attacked is not None and attacked < 1:
         raise UsageError(f"--images {attacked}: give a whole number of at least 1, or all")
     if given.evaluate == "light":
         plan = dataclasses.replace(plans.closing(trial), attacked=attacked)
     else:
-        plan = plans.full(trial, attacked=attacked, eps=eps, l2_eps=l2_eps, steps=given.steps, restarts=given.restarts)
+        effort = {"steps": given.steps, "restarts": given.restarts, "queries": given.queries}
+        plan = plans.full(trial, attacked=attacked, eps=eps, l2_eps=l2_eps, **effort)
         plan = dataclasses.replace(plan, full=given.evaluate == "full")
     if given.autoattack:
         plan = dataclasses.replace(plan, attacks=(*plan.attacks, *(AutoAttack(eps=radius) for radius in eps)))

@@ -64,6 +64,7 @@ def full(
     l2_eps: tuple[float, ...] = (64.0, 128.0),
     steps: int = 20,
     restarts: int = 1,
+    queries: int = 100,
 ) -> Plan:
     """Everything.
 
@@ -74,10 +75,11 @@ def full(
         l2_eps: ℓ2 radii of PGD, in grey levels.
         steps: of PGD.
         restarts: of PGD.
+        queries: of Square; 0 leaves it out.
     """
     attacks: list[Attack] = [own_attack(trial)]
     attacks += [fgsm(radius) for radius in eps]
     attacks += [Gradient(eps=radius, steps=steps, restarts=restarts) for radius in eps]
     attacks += [Gradient(norm="l2", eps=radius, steps=steps, restarts=restarts) for radius in l2_eps]
-    attacks += [Square(eps=radius) for radius in eps]
+    attacks += [Square(eps=radius, queries=queries) for radius in eps] if queries else []
     return Plan(attacked=attacked, attacks=tuple(dict.fromkeys(attacks)), full=True)
