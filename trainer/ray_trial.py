@@ -76,7 +76,7 @@ def train_worker(config: dict[str, Any]) -> None:
                 checkpoint = train.Checkpoint.from_directory(folder)
             values = {name: value if math.isfinite(value) else 0.0 for name, value in metrics.items()}
             train.report(
-                values | config["extra"],
+                values | config["extra"] | {"digest": trial.digest()},  # of what this worker trains, whatever was asked
                 checkpoint=checkpoint,
                 checkpoint_dir_name=f"epoch_{int(metrics['epoch']):04d}",
             )
