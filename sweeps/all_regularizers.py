@@ -22,8 +22,10 @@ import optuna
 import torch
 from rich.console import Console
 
+from sweeps import finalists
+from sweeps.finalists import Finalist
 from sweeps.options import parse, sweep_of
-from sweeps.ranking import Row, as_dict, as_text, pick, rule, table
+from sweeps.ranking import Row, as_dict, as_text, pick, plain, reason, rule, table
 from sweeps.settings import Sweep, create_folder, write_json
 from sweeps.tracking import check_tracking, start_sweep
 from trainer.calibrate import calibrate
@@ -52,8 +54,7 @@ def prepare(sweep: Sweep, embedded: bool) -> Sweep:
     build_model(sweep.trial.model, classes=2)  # refuses an unknown name
     if not embedded:
         check_start(sweep.trial, sweep.placement.workers)
-    if not sweep.tracking_uri.startswith("sqlite:///" + sweep.storage):
-        check_tracking(sweep.tracking_uri)
+    reach_tracking(sweep)
     create_folder(sweep)
     if embedded:
         stage("writing handwritten digits as shards")
@@ -61,6 +62,12 @@ def prepare(sweep: Sweep, embedded: bool) -> Sweep:
         stage(f"pretraining {sweep.trial.model} on them")
         sweep = dataclasses.replace(sweep, trial=dataclasses.replace(sweep.trial, checkpoint=pretrain(sweep)))
     return sweep
+
+
+def reach_tracking(sweep: Sweep) -> None:
+    """Refuse a server that is away, or a database that cannot be opened, before anything is started."""
+    if not sweep.tracking_uri.startswith("sqlite:///" + sweep.storage):
+        check_tracking(sweep.tracking_uri)
 
 
 def check_start(trial: Trial, workers: int) -> None:
@@ -97,43 +104,63 @@ def measure_units(sweep: Sweep) -> dict[str, float]:
     return units
 
 
-def run(sweep: Sweep, units: dict[str, float]) -> tuple[list[Row], str]:
-    """All trials of the sweep, recorded; returns them as they ended and the address of their page in MLflow."""
-    from sweeps.tuning import local_cluster, run_sweep, slots
+def run(sweep: Sweep, units: dict[str, float]) -> tuple[list[Row], list[Finalist], str]:
+    """All trials of the sweep, recorded; returns how they ended and the address of their page in MLflow."""
+    from sweeps.tuning import local_cluster, run_finalists, run_sweep, slots
 
     params = sweep.trial.to_dict() | {
         "regularizers": ",".join(sweep.names),
         "trials_per_regularizer": sweep.trials_per_regularizer,
+        "allocation": sweep.allocation,
+        "objectives": sweep.objectives,
+        "scheduler": sweep.scheduler,
         "workers_per_trial": sweep.placement.workers,
         "selection_rule": rule(sweep.max_accuracy_drop),
     }
     for key in ("regularizer", "weight"):
         params.pop(key)
     with start_sweep(sweep.tracking_uri, sweep.name, params, Path(sweep.storage) / "mlartifacts") as tracking:
+        tracking.log_calibration(units)
+        say_how_many(sweep)
         stage("starting Ray")
         with local_cluster():
-            stage(f"running {sweep.total_trials} trials, {slots(sweep)} at a time")
+            stage(f"searching, {slots(sweep)} trials at a time")
             rows = run_sweep(sweep, tracking, units)
+            again = finalists.missing(sweep, finalists.choose(rows, sweep.max_accuracy_drop))
+            if again:
+                stage(f"training the best weight of each regularizer again: {len(again)} trials")
+                run_finalists(sweep, tracking, units, again)
+        repeated = finalists.gather(sweep, rows)
         picked = pick(rows, sweep.max_accuracy_drop)
         result = as_dict(rows, picked, sweep.max_accuracy_drop)
-        write_json(sweep.folder / "result.json", result)
+        result |= {"finalists": finalists.as_dicts(repeated), "trials_per_regularizer": sweep.parts}
+        write_json(sweep.folder / "result.json", result)  # at once: whoever reads it meets the old one or the new
         best = {f"best/{name}": value for name, value in picked.metrics.items()} if picked else {}
-        tracking.log_result(best, result, as_text(rows, picked))
-    return rows, tracking.page()
+        text = f"{as_text(rows, picked)}\n{reason(rows, sweep.max_accuracy_drop)}\n"
+        tracking.log_result(best, result, text + (f"\n{plain(finalists.table(repeated))}" if repeated else ""))
+    return rows, repeated, tracking.page()
 
 
-def conclude(sweep: Sweep, rows: list[Row], page: str) -> int:
-    """Print the table, the pick and what to do next; the exit status."""
+def say_how_many(sweep: Sweep) -> None:
+    """Tell what it will cost before it begins."""
+    parts = " + ".join(str(len(sweep.names) * part) for part in sweep.parts)
+    stage(f"{parts} trials to search, {len(sweep.names)} regularizers with the baseline")
+    if sweep.seeds:
+        stage(f"then up to {len(sweep.names) * sweep.seeds} more for --seeds {sweep.seeds}")
+
+
+def conclude(sweep: Sweep, rows: list[Row], repeated: list[Finalist], page: str) -> int:
+    """Print the tables, the pick and what to do next; the exit status."""
     picked = pick(rows, sweep.max_accuracy_drop)
     console.print(table(rows, picked))
     failed = [row for row in rows if row.status == "failed"]
-    if picked is None:
-        console.print("No baseline trial finished, so there is nothing to compare with: no pick.")
-    else:
-        reason = rule(sweep.max_accuracy_drop)
-        console.print(f"Pick: {picked.regularizer}, trial {picked.trial_id}: {reason}.", highlight=False)
+    short = [finalist.regularizer for finalist in repeated if len(finalist.repetitions) < sweep.seeds]
+    console.print(reason(rows, sweep.max_accuracy_drop), highlight=False)
+    if picked is not None:
         clean, robust = (100 * picked.metrics[f"test/{name}"] for name in ("accuracy", "robust_accuracy"))
         console.print(f"On test, which chose nothing: accuracy {clean:.1f} %, robust {robust:.1f} %.", highlight=False)
+    if repeated:
+        console.print(finalists.table(repeated))
     python = shlex.quote(os.path.relpath(sys.executable) if sys.prefix != sys.base_prefix else "python")
     storage = "" if Path(sweep.storage) == Path("runs").resolve() else f" --storage {shlex.quote(sweep.storage)}"
     if not sweep.tracking_uri.startswith("http"):
@@ -150,7 +177,9 @@ def conclude(sweep: Sweep, rows: list[Row], page: str) -> int:
         console.print(
             f"{len(failed)} of {sweep.total_trials} trials failed: traces are in {sweep.folder}/trials/*/failure.json"
         )
-    return 0 if picked is not None and not failed and len(rows) == sweep.total_trials else 1
+    if short:
+        console.print(f"Not every repetition of {', '.join(short)} finished; see {sweep.folder}/finalists-*")
+    return 0 if picked is not None and not failed and not short and len(rows) == sweep.total_trials else 1
 
 
 def stage(name: str) -> None:
@@ -166,12 +195,14 @@ def main() -> int:
     given = parse(__doc__.partition("\n\n")[0])
     try:
         sweep = sweep_of(given)
-        if given.resume:
+        if given.resume or given.extend is not None:
+            reach_tracking(sweep)
             units = json.loads((sweep.folder / CALIBRATION).read_text())
         else:
             sweep = prepare(sweep, embedded=given.data is None)
             units = measure_units(sweep)
-            sweep.save()  # last: from here on the sweep exists and can be resumed
+        if not given.resume:
+            sweep.save()  # last: from here on the sweep, or its new part, exists and can be resumed
         stage(f"sweep {sweep.name} in {sweep.folder}")
         return conclude(sweep, *run(sweep, units))
     except UsageError as error:

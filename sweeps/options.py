@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from regularizers import REGULARIZERS
-from sweeps.settings import SCHEDULERS, Sweep
+from sweeps.settings import ALLOCATIONS, OBJECTIVES, SCHEDULERS, Sweep, extended
 from trainer.cache import ShardCache
 from trainer.config import BATCH_NORM_MODES, EVALUATIONS, PRECISIONS, Trial, UsageError
 from trainer.locations import absolute
@@ -79,6 +79,22 @@ def parse(description: str) -> argparse.Namespace:
         "--scheduler", choices=SCHEDULERS, default="asha", help="asha (default) stops weak trials early, none does not"
     )
     search.add_argument(
+        "--allocation",
+        choices=ALLOCATIONS,
+        default="equal",
+        help="of trials: as many for each regularizer (default), or Optuna chooses once each had one; as many in all",
+    )
+    search.add_argument(
+        "--objectives", choices=OBJECTIVES, default="robust", help="of the search: robust accuracy (default) or both"
+    )
+    search.add_argument(
+        "--seeds",
+        type=int,
+        metavar="N",
+        help="train the best weight of each regularizer again with N new seeds and give means with 95 %% intervals; "
+        "N trials more for each (default 0)",
+    )
+    search.add_argument(
         "--seed", type=int, metavar="N", default=0, help="of search, data order and attacks (default 0)"
     )
     where = parser.add_argument_group("where it runs")
@@ -108,20 +124,27 @@ def parse(description: str) -> argparse.Namespace:
     kept.add_argument("--tracking-uri", metavar="URI", help="of MLflow (default: an SQLite file in the storage folder)")
     kept.add_argument("--name", help="of the sweep (default: the date and time)")
     kept.add_argument("--resume", action="store_true", help="continue the sweep --name with its own settings")
+    kept.add_argument(
+        "--extend", type=int, metavar="N", help="run N trials more per regularizer of the sweep --name, which has ended"
+    )
     return parser.parse_args()
 
 
 def sweep_of(given: argparse.Namespace) -> Sweep:
-    """The sweep the command line asks for: an earlier one (--resume), of own data, or of the embedded digits.
+    """The sweep the command line asks for: an earlier one (--resume, --extend), of own data, or of the embedded digits.
 
     Raises:
         UsageError: if flags contradict each other or the data cannot be found.
     """
     storage = str(Path(given.storage).expanduser().resolve())
-    if given.resume:
+    if given.resume or given.extend is not None:
         if not given.name:
-            raise UsageError("--resume needs --name: which sweep shall go on?")
-        return Sweep.load(storage, given.name)
+            flag = "--resume" if given.resume else "--extend"
+            raise UsageError(f"{flag} needs --name: which sweep shall go on?")
+        sweep = Sweep.load(storage, given.name)
+        if given.resume and given.extend is not None:
+            raise UsageError("--resume ends what was begun, --extend begins more: give one of them")
+        return sweep if given.resume else extended(sweep, given.extend, given.seeds)
     gpus = given.gpus_per_worker
     if gpus is None:
         gpus = 1.0 if torch.cuda.is_available() else 0.0
@@ -161,6 +184,9 @@ def sweep_of(given: argparse.Namespace) -> Sweep:
         trials_per_regularizer=trials,
         strengths=strengths,
         scheduler=given.scheduler,
+        allocation=given.allocation,
+        objectives=given.objectives,
+        seeds=given.seeds or 0,
         placement=Placement(
             workers=given.workers_per_trial,
             gpus_per_worker=gpus,

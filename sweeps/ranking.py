@@ -29,10 +29,13 @@ class Row:
     metrics: dict[str, float] = field(default_factory=dict)
 
 
+SPLIT = "val"
+
+
 def rule(max_accuracy_drop: float) -> str:
     """The selection rule in words."""
     return (
-        f"best robust accuracy on val among finished trials at most {100 * max_accuracy_drop:g} percentage points "
+        f"best robust accuracy on {SPLIT} among finished trials at most {100 * max_accuracy_drop:g} percentage points "
         "less accurate than the best baseline trial"
     )
 
@@ -44,12 +47,28 @@ def rank(rows: list[Row]) -> list[Row]:
 
 def pick(rows: list[Row], max_accuracy_drop: float) -> Row | None:
     """The trial the rule names, None where no baseline finished."""
-    finished = [row for row in rank(rows) if row.status == "finished"]
-    baseline = [row.accuracy for row in finished if row.regularizer == "none"]
-    if not baseline:
+    reference = baseline(rows)
+    if reference is None:
         return None
-    allowed = [row for row in finished if row.accuracy >= max(baseline) - max_accuracy_drop]
-    return allowed[0]
+    least = reference.accuracy - max_accuracy_drop
+    return next(row for row in rank(rows) if row.status == "finished" and row.accuracy >= least)
+
+
+def baseline(rows: list[Row]) -> Row | None:
+    """The trial the rule compares with: the most accurate that finished without a penalty."""
+    finished = [row for row in rank(rows) if row.status == "finished" and row.regularizer == "none"]
+    return max(finished, key=lambda row: row.accuracy, default=None)
+
+
+def reason(rows: list[Row], max_accuracy_drop: float) -> str:
+    """The pick and why it is that: the rule, the split and the trials it compared."""
+    picked, reference = pick(rows, max_accuracy_drop), baseline(rows)
+    if picked is None or reference is None:
+        return "No baseline trial finished, so there is nothing to compare with: no pick."
+    return (
+        f"Pick: {picked.regularizer}, trial {picked.trial_id}: {rule(max_accuracy_drop)} "
+        f"(trial {reference.trial_id}, accuracy {100 * reference.accuracy:.1f} %)."
+    )
 
 
 def pareto(rows: list[Row]) -> list[str]:
@@ -73,18 +92,20 @@ def table(rows: list[Row], picked: Row | None) -> Table:
     out = Table(
         title="Ranking",
         box=SIMPLE_HEAD,
+        show_edge=False,  # 80 columns are few
         padding=(0, 0),
-        caption="→ pick  * unbeaten in both accuracies (in % of val)",
+        caption=f"→ pick  * unbeaten in both accuracies (in % of {SPLIT})",
     )
-    for name in ("", "regularizer"):
+    for name in ("", "trial", "regularizer"):
         out.add_column(name, no_wrap=True)
-    for name in ("weight", "strength", "accuracy", "robust", "SSIM", "corr."):
+    for name in ("weight", "strength", "acc.", "robust", "SSIM", "corr."):
         out.add_column(name, justify="right", no_wrap=True)
     out.add_column("state", no_wrap=True)
     for row in rank(rows):
         mark = "→" if row is picked else "*" if row.trial_id in front else ""
         out.add_row(
             mark,
+            row.trial_id,
             row.regularizer,
             f"{row.weight:.3g}" if row.weight else "-",
             f"{row.strength:.3g}" if row.weight else "-",
@@ -100,15 +121,23 @@ def table(rows: list[Row], picked: Row | None) -> Table:
 
 def as_text(rows: list[Row], picked: Row | None) -> str:
     """The ranking as plain text, for a file."""
+    return plain(table(rows, picked))
+
+
+def plain(content: Table) -> str:
+    """A table as plain text."""
     console = Console(file=StringIO(), width=100, record=True)
-    console.print(table(rows, picked))
+    console.print(content)
     return console.export_text()
 
 
 def as_dict(rows: list[Row], picked: Row | None, max_accuracy_drop: float) -> dict[str, Any]:
     """The ranking as plain types, for result.json."""
+    reference = baseline(rows)
     return {
         "rule": rule(max_accuracy_drop),
+        "split": SPLIT,
+        "baseline": reference.trial_id if reference else None,
         "pick": picked.trial_id if picked else None,
         "pareto_front": pareto(rows),
         "trials": [dataclasses.asdict(row) for row in rank(rows)],

@@ -17,6 +17,7 @@ from regularizers import REGULARIZERS
 from sweeps.settings import Sweep
 
 METRIC = "val/robust_accuracy"
+OBJECTIVES = {"robust": [METRIC], "both": ["val/accuracy", METRIC]}
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,20 @@ class DurableOptunaSearch(OptunaSearch):
     """OptunaSearch whose study outlives the process.
 
     Stock OptunaSearch trips over a study that knows more than its own snapshot, leaves a trial with a
-    missing or non-finite result running for ever, and forgets trials that were asked after the snapshot.
+    missing or non-finite result running for ever, forgets trials that were asked after the snapshot, and takes
+    the last value of a trial that was stopped early for that of a whole one.
+
+    Args:
+        epochs: of a whole trial.
+        metrics: to maximize, one or several.
+        rest: of OptunaSearch.
     """
+
+    def __init__(self, *, epochs: int, metrics: list[str], **rest: Any) -> None:
+        single = len(metrics) == 1  # Optuna has no intermediate values for several
+        metric, mode = (metrics[0], "max") if single else (metrics, ["max"] * len(metrics))
+        super().__init__(metric=metric, mode=mode, **rest)
+        self.epochs, self.metrics = epochs, metrics
 
     @property
     def _study(self) -> optuna.Study:
@@ -68,13 +81,17 @@ class DurableOptunaSearch(OptunaSearch):
             return
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
-        value = (result or {}).get(METRIC)
-        if result and (result.get("failed") or not (isinstance(value, int | float) and math.isfinite(value))):
+        values = [(result or {}).get(metric) for metric in self.metrics]
+        measured = all(isinstance(value, int | float) and math.isfinite(value) for value in values)
+        if result and (result.get("failed") or not measured):
             result, error = None, True
         trial = self._ot_trials.get(trial_id)
         if trial is not None and self._study._storage.get_trial(trial._trial_id).state.is_finished():
             self._completed_trials.add(trial_id)
             return
+        if result and result.get("epoch", self.epochs) < self.epochs and not result.get("diverged"):
+            self.on_trial_result(trial_id, result)  # where it stood
+            result = None  # with neither result nor error Optuna has it as pruned: worse than every whole trial
         super().on_trial_complete(trial_id, result, error)
 
     def restore(self, checkpoint_path: str) -> None:
@@ -86,28 +103,40 @@ class DurableOptunaSearch(OptunaSearch):
                 self._study.enqueue_trial(trial.params)  # else its regularizer would be one trial short
 
 
-def make_search(sweep: Sweep, units: dict[str, float]) -> DurableOptunaSearch:
-    """The searcher of a new sweep; its study lives in the sweep's folder."""
+def make_search(sweep: Sweep, units: dict[str, float], part: int = 0) -> DurableOptunaSearch:
+    """The searcher of a new sweep, or of a new part of one; the study of all parts lives in the sweep's folder."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)  # `group` is experimental by name only
-        sampler = optuna.samplers.TPESampler(multivariate=True, group=True, constant_liar=True, seed=sweep.seed)
-    return DurableOptunaSearch(
-        Space(sweep.names, units, sweep.seed),
-        metric=METRIC,
-        mode="max",
+        # A sampler of the same seed would propose the first part's random weights again.
+        sampler = optuna.samplers.TPESampler(multivariate=True, group=True, constant_liar=True, seed=sweep.seed + part)
+    search = DurableOptunaSearch(
+        epochs=sweep.trial.epochs,
+        metrics=OBJECTIVES[sweep.objectives],
+        space=Space(sweep.names, units, sweep.seed),
         study_name=sweep.name,
         storage=JournalStorage(JournalFileBackend(str(sweep.folder / "study.journal"))),
         sampler=sampler,
-        points_to_evaluate=_points(sweep, units),
     )
+    study = search._study
+    # What a process left that was killed before Tune had kept anything: nobody would end it.
+    while study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+        study.ask()
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        study.tell(trial.number, state=TrialState.FAIL)
+    for point in _points(sweep, units, part):
+        study.enqueue_trial(point)
+    return search
 
 
-def _points(sweep: Sweep, units: dict[str, float]) -> list[dict[str, Any]]:
+def _points(sweep: Sweep, units: dict[str, float], part: int) -> list[dict[str, Any]]:
     """What Optuna is told to try: the regularizers in turn, so that each gets the same number of trials.
 
-    Weights are Optuna's own, unless the sweep names strengths.
+    Weights are Optuna's own, unless the sweep names strengths. With adaptive allocation every regularizer has one
+    trial, and the rest of the trials is Optuna's own too.
     """
-    strengths = sweep.strengths or (None,) * sweep.trials_per_regularizer
+    if sweep.allocation == "adaptive":
+        return [] if part else [{"regularizer": name} for name in sweep.names]
+    strengths = sweep.strengths if sweep.strengths and not part else (None,) * sweep.parts[part]
     return [
         {"regularizer": name} | ({f"weight_{name}": strength * units[name]} if strength and name in units else {})
         for strength in strengths

@@ -14,6 +14,8 @@ from trainer.config import Trial, UsageError
 from trainer.ray_trial import Placement
 
 SCHEDULERS = ("asha", "none")
+ALLOCATIONS = ("equal", "adaptive")
+OBJECTIVES = ("robust", "both")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +28,12 @@ class Sweep:
         tracking_uri: of MLflow.
         trial: what every trial shares; each gets its own regularizer, weight and seed.
         regularizers: names to compare; the baseline `none` is always among them.
-        trials_per_regularizer: equal for all, so that the comparison is fair.
+        trials_per_regularizer: equal for all, so that the comparison is fair; on average, with `adaptive`.
+        extensions: as many trials more per regularizer, one number for each time the sweep was extended.
+        allocation: `equal` gives every regularizer the same number of trials, `adaptive` lets Optuna choose the
+            regularizer once each had a trial.
+        objectives: what Optuna searches for: `robust` accuracy, or `both` accuracies at once.
+        seeds: how many times the best weight of each regularizer is trained again after the search; 0 is never.
         strengths: of those trials, in calibrated units, one for each; None lets Optuna search.
         scheduler: `asha` stops weak trials early, `none` trains all to the end.
         placement: of each trial's workers.
@@ -41,6 +48,10 @@ class Sweep:
     trial: Trial
     regularizers: tuple[str, ...]
     trials_per_regularizer: int = 1
+    extensions: tuple[int, ...] = ()
+    allocation: str = "equal"
+    objectives: str = "robust"
+    seeds: int = 0
     strengths: tuple[float, ...] | None = None
     scheduler: str = "asha"
     placement: Placement = Placement()
@@ -57,9 +68,18 @@ class Sweep:
             raise UsageError(f"--regularizers: a name stands twice in {','.join(self.regularizers)}")
         if not self.name or any(sign in self.name for sign in "/\\\0") or self.name.startswith("."):
             raise UsageError(f"--name {self.name!r}: give a plain name without slashes")
-        if self.scheduler not in SCHEDULERS:
-            raise UsageError(f"--scheduler {self.scheduler!r} is unknown; choose from {', '.join(SCHEDULERS)}")
+        for option, asked, choices in (
+            ("scheduler", self.scheduler, SCHEDULERS),
+            ("allocation", self.allocation, ALLOCATIONS),
+            ("objectives", self.objectives, OBJECTIVES),
+        ):
+            if asked not in choices:
+                raise UsageError(f"--{option} {asked!r} is unknown; choose from {', '.join(choices)}")
+        if self.seeds < 0 or self.seeds == 1:
+            raise UsageError(f"--seeds {self.seeds}: give at least 2, one alone has no interval; or 0 for none")
         if self.strengths is not None:
+            if self.allocation == "adaptive":
+                raise UsageError("--strengths leaves Optuna nothing to choose; leave out --allocation adaptive")
             if len(self.strengths) != self.trials_per_regularizer:
                 raise UsageError(
                     f"--strengths gives {len(self.strengths)}, --trials-per-regularizer is "
@@ -72,6 +92,7 @@ class Sweep:
                 raise UsageError(f"--strengths {','.join(wrong)}: give numbers from {low:g} to {high:g}")
         for flag, value in (
             ("--trials-per-regularizer", self.trials_per_regularizer),
+            *(("--extend", number) for number in self.extensions),
             ("--workers-per-trial", self.placement.workers),
             ("--max-concurrent", self.max_concurrent if self.max_concurrent is not None else 1),
         ):
@@ -92,9 +113,14 @@ class Sweep:
         return ("none", *(name for name in self.regularizers if name != "none"))
 
     @property
+    def parts(self) -> tuple[int, ...]:
+        """Trials per regularizer of the sweep as it began and of each extension."""
+        return (self.trials_per_regularizer, *self.extensions)
+
+    @property
     def total_trials(self) -> int:
-        """Trials of the whole sweep."""
-        return len(self.names) * self.trials_per_regularizer
+        """Trials of the search, all parts together."""
+        return len(self.names) * sum(self.parts)
 
     def save(self) -> None:
         """Write settings.json, whole or not at all."""
@@ -117,6 +143,7 @@ class Sweep:
         given["placement"] = Placement(**given["placement"], cache=cache)
         given["regularizers"] = tuple(given["regularizers"])
         given["strengths"] = tuple(given["strengths"]) if given.get("strengths") else None
+        given["extensions"] = tuple(given.get("extensions", ()))
         return cls(**given)
 
 
@@ -128,6 +155,19 @@ def write_json(path: Path, content: Any) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     partial.replace(path)
+
+
+def extended(sweep: Sweep, trials: int, seeds: int | None = None) -> Sweep:
+    """The sweep with more trials per regularizer and, where given, another number of seeds.
+
+    Raises:
+        UsageError: if it has not ended.
+    """
+    path = sweep.folder / "result.json"
+    if not path.exists() or tuple(json.loads(path.read_text())["trials_per_regularizer"]) != sweep.parts:
+        raise UsageError(f"--extend: sweep {sweep.name} has not ended; --name {sweep.name} --resume continues it")
+    seeds = sweep.seeds if seeds is None else seeds
+    return dataclasses.replace(sweep, extensions=(*sweep.extensions, trials), seeds=seeds)
 
 
 def create_folder(sweep: Sweep) -> None:

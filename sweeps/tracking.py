@@ -75,6 +75,11 @@ class Tracking:
                 self.end(run.info.run_id, "KILLED")
             self.end(self.parent, "FINISHED" if kind is None else "FAILED" if issubclass(kind, Exception) else "KILLED")
 
+    def log_calibration(self, units: dict[str, float]) -> None:
+        """Put the calibrated unit of each weight on the parent run."""
+        with tolerate_absence("the calibrated units"):
+            self.client.log_dict(self.parent, units, "calibration.json")
+
     def log_result(self, metrics: dict[str, float], result: dict[str, Any], table: str) -> None:
         """Put the ranking on the parent run."""
         with tolerate_absence("the ranking"):

@@ -5,24 +5,26 @@ The driver of a trial reserves no CPU: the workers' placement group, made by Ray
 """
 
 import contextlib
-import dataclasses
 import logging
 import os
 import pickle
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
-from ray.tune.schedulers import TrialScheduler
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
 
-from sweeps import interrupt
+from sweeps import finalists, interrupt
+from sweeps.outcomes import FIXED, keep_rows, kept_rows, mismatch, proposal, row_of, status_of, trial_of
 from sweeps.progress import Progress
 from sweeps.ranking import Row
-from sweeps.search import METRIC, make_scheduler, make_search, weight_of
+from sweeps.search import make_scheduler, make_search
 from sweeps.settings import Sweep
 from sweeps.tracking import RunRecorder, Tracking, tolerate_absence
 from trainer.config import UsageError
@@ -64,8 +66,8 @@ def local_cluster(num_cpus: int | None = None) -> Iterator[None]:
         ray.shutdown()
 
 
-def slots(sweep: Sweep) -> int:
-    """How many trials fit on the cluster at once.
+def slots(sweep: Sweep, trials: int | None = None) -> int:
+    """How many trials fit on the cluster at once; of `trials`, by default those of the search.
 
     Raises:
         UsageError: if not even one fits.
@@ -80,7 +82,7 @@ def slots(sweep: Sweep) -> int:
             f"the cluster has {have.get('CPU', 0):g} CPU and {have.get('GPU', 0):g} GPU; "
             "lower --workers-per-trial or --gpus-per-worker"
         )
-    return min(fit, sweep.max_concurrent or fit, sweep.total_trials)
+    return min(fit, sweep.max_concurrent or fit, trials or sweep.total_trials)
 
 
 def trial_name(regularizer: str, weight: float) -> str:
@@ -103,13 +105,13 @@ class EpochReports(TuneReportCallback):
 def drive_trial(config: dict[str, Any], sweep: Sweep, tracking: Tracking, units: dict[str, float], switch: Any) -> None:
     """The Tune trial: find or create its MLflow run, then let Ray Train work."""
     trial_id = tune.get_context().get_trial_id()
-    regularizer, weight = config["regularizer"], weight_of(config)
-    trial = dataclasses.replace(sweep.trial, regularizer=regularizer, weight=weight, seed=config["seed"])
-    strength = weight / units[regularizer] if weight else 0.0
+    trial = trial_of(sweep, config)
+    strength = trial.weight / units[trial.regularizer] if trial.weight else 0.0
     run = tracking.trial_run(
         trial_id,
-        trial_name(regularizer, weight),
+        trial_name(trial.regularizer, trial.weight),
         trial.to_dict() | {"strength": strength, "workers": sweep.placement.workers, "digest": trial.digest()},
+        {"finalist": trial.regularizer} if FIXED in config else None,
     )
     run_trial(
         trial,
@@ -130,9 +132,9 @@ class SweepCallback(tune.Callback):
     lives makes that controller ask for a new group, which nobody then frees.
     """
 
-    def __init__(self, sweep: Sweep, tracking: Tracking, scheduler: TrialScheduler) -> None:
+    def __init__(self, sweep: Sweep, tracking: Tracking, scheduler: TrialScheduler, trials: int) -> None:
         self.sweep, self.tracking, self.scheduler = sweep, tracking, scheduler
-        self.progress = Progress(sweep.total_trials, sweep.trial.epochs)
+        self.progress = Progress(trials, sweep.trial.epochs)
 
     def get_state(self) -> dict[str, bytes]:
         """Tune restores the searcher, but not the scheduler's rungs nor what callbacks know."""
@@ -143,14 +145,18 @@ class SweepCallback(tune.Callback):
         self.progress = pickle.loads(state["progress"])
 
     def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        self.progress.started(trial.trial_id, trial_name(trial.config["regularizer"], weight_of(trial.config)))
+        asked = trial_of(self.sweep, trial.config)
+        self.progress.started(trial.trial_id, trial_name(asked.regularizer, asked.weight))
 
     def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
         self.progress.reported(trial.trial_id, result)
 
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         result = trial.last_result or {}
-        self._ended(trial, status_of(self.sweep, result), result.get("failed", ""))
+        self._ended(trial, status_of(self.sweep, trial.config, result), result.get("failed", ""))
+        wrong = mismatch(self.sweep, trial.config, result) if result and not result.get("failed") else None
+        if wrong:
+            self.progress.say(f"{trial.trial_id}: {wrong}")
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         self._ended(trial, "failed", _last_line(trial.get_error()))
@@ -166,7 +172,7 @@ class SweepCallback(tune.Callback):
         result = trial.last_result or {}
         with tolerate_absence(f"that {trial.trial_id} {status}", self.progress.say):
             run = result.get("run") or self.tracking.trial_run(trial.trial_id, trial.trial_id, {})
-            self.tracking.end_trial(run, status, str(result.get("checkpoint_path", "")))
+            tell_end(self.tracking, run, status, result)
         self.progress.ended(trial.trial_id, status, result, reason)
 
 
@@ -175,22 +181,62 @@ def _last_line(error: Any) -> str:
     return (str(error or "").strip().splitlines() or [""])[-1][:300]
 
 
-def status_of(sweep: Sweep, result: dict[str, Any]) -> str:
-    """finished, stopped (early), diverged or failed (no result at all)."""
-    if METRIC not in result or result.get("failed"):
-        return "failed"
-    if result.get("diverged"):
-        return "diverged"
-    return "finished" if result.get("epoch") == sweep.trial.epochs else "stopped"
+def tell_end(tracking: Tracking, run: str, status: str, result: dict[str, Any]) -> None:
+    """Tell MLflow how a trial ended, and which configuration its worker says it trained."""
+    tracking.tag(run, {"effective_digest": str(result.get("digest", ""))})
+    tracking.end_trial(run, status, str(result.get("checkpoint_path", "")))
 
 
 def run_sweep(sweep: Sweep, tracking: Tracking, units: dict[str, float]) -> list[Row]:
-    """Run or continue all trials and return them as they ended.
+    """Run or continue the search, all its parts, and return the trials as they ended.
 
     Raises:
         KeyboardInterrupt: if Tune was interrupted before all of them ended.
     """
-    path, switch = sweep.folder / "tune", ray.remote(num_cpus=0)(StopSwitch).remote()
+    rows: list[Row] = []
+    for part, trials_each in enumerate(sweep.parts):
+        folder = f"tune-{part}" if part else "tune"
+        kept = kept_rows(sweep.folder / folder)
+        # Trials that failed are tried again, but not once the study went on without them.
+        if kept is None or (part == len(sweep.parts) - 1 and any(row.status == "failed" for row in kept)):
+            kept = _run_trials(
+                sweep,
+                tracking,
+                units,
+                folder,
+                len(sweep.names) * trials_each,
+                scheduler=partial(make_scheduler, sweep),
+                search=partial(make_search, sweep, units, part),
+            )
+        rows += kept
+    return rows
+
+
+def run_finalists(
+    sweep: Sweep, tracking: Tracking, units: dict[str, float], configs: list[dict[str, Any]]
+) -> list[Row]:
+    """Run or continue fixed trials, to their end, and return them as they ended.
+
+    Raises:
+        KeyboardInterrupt: if Tune was interrupted before all of them ended.
+    """
+    folder = finalists.folder_of(configs)
+    return _run_trials(sweep, tracking, units, folder, len(configs), param_space={FIXED: tune.grid_search(configs)})
+
+
+def _run_trials(
+    sweep: Sweep,
+    tracking: Tracking,
+    units: dict[str, float],
+    folder: str,
+    trials: int,
+    *,
+    scheduler: Callable[[], TrialScheduler] = FIFOScheduler,
+    search: Callable[[], Searcher | None] = lambda: None,
+    param_space: dict[str, Any] | None = None,
+) -> list[Row]:
+    """One run of Tune, in a folder of its own; one that was begun there goes on."""
+    path, switch = sweep.folder / folder, ray.remote(num_cpus=0)(StopSwitch).remote()
     trainable = tune.with_resources(
         tune.with_parameters(drive_trial, sweep=sweep, tracking=tracking, units=units, switch=switch),
         {"node:__internal_head__": 0.001},
@@ -198,22 +244,23 @@ def run_sweep(sweep: Sweep, tracking: Tracking, units: dict[str, float]) -> list
     if tune.Tuner.can_restore(str(path)):
         tuner = tune.Tuner.restore(str(path), trainable, resume_unfinished=True, resume_errored=True)
     else:
-        scheduler = make_scheduler(sweep)
+        scheduling = scheduler()
         tuner = tune.Tuner(
             trainable,
+            param_space=param_space,
             tune_config=tune.TuneConfig(
-                num_samples=sweep.total_trials,
-                max_concurrent_trials=slots(sweep),
-                search_alg=make_search(sweep, units),
-                scheduler=scheduler,
+                num_samples=1 if param_space else trials,
+                max_concurrent_trials=slots(sweep, trials),
+                search_alg=search(),
+                scheduler=scheduling,
                 trial_dirname_creator=_folder_name,
             ),
             run_config=tune.RunConfig(
-                name="tune",
+                name=folder,
                 storage_path=str(sweep.folder),
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=2),
-                callbacks=[SweepCallback(sweep, tracking, scheduler)],
+                callbacks=[SweepCallback(sweep, tracking, scheduling, trials)],
             ),
         )
     with interrupt.saving(switch):
@@ -221,28 +268,13 @@ def run_sweep(sweep: Sweep, tracking: Tracking, units: dict[str, float]) -> list
     rows = []
     for result in map(results.__getitem__, range(len(results))):
         config, metrics = result.config or {}, result.metrics or {}
-        if "regularizer" not in config:
+        if "regularizer" not in proposal(config):
             continue
-        status = "failed" if result.error else status_of(sweep, metrics)
-        weight = weight_of(config)
-        rows.append(
-            Row(
-                trial_id=str(metrics.get("trial_id", Path(result.path).name)),
-                regularizer=config["regularizer"],
-                weight=weight,
-                strength=weight / units[config["regularizer"]] if weight else 0.0,
-                seed=config["seed"],
-                status=status,
-                accuracy=metrics.get("val/accuracy", 0.0),
-                robust_accuracy=metrics.get(METRIC, 0.0),
-                heatmap_ssim=metrics.get("val/heatmap_ssim", 0.0),
-                heatmap_correlation=metrics.get("val/heatmap_correlation", 0.0),
-                checkpoint=str(metrics.get("checkpoint_path", "")),
-                run=str(metrics.get("run", "")),
-                metrics={name: value for name, value in metrics.items() if name.startswith(("val/", "test/"))},
-            )
-        )
-        if rows[-1].run:  # a process that was killed may not have told MLflow how its last trials ended
-            with tolerate_absence(f"that {rows[-1].trial_id} {status}"):
-                tracking.end_trial(rows[-1].run, status, rows[-1].checkpoint)
+        trial_id = str(metrics.get("trial_id", Path(result.path).name))
+        row = row_of(sweep, units, config, metrics, trial_id, failed=result.error is not None)
+        rows.append(row)
+        if row.run:  # a process that was killed may not have told MLflow how its last trials ended
+            with tolerate_absence(f"that {row.trial_id} {row.status}"):
+                tell_end(tracking, row.run, row.status, metrics)
+    keep_rows(path, rows)
     return rows

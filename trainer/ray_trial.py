@@ -141,6 +141,7 @@ def _train(config: dict[str, Any]) -> None:
             checkpoint = save(state, f"epoch_{int(metrics['epoch']):04d}")
         values = {name: value if math.isfinite(value) else 0.0 for name, value in metrics.items()}
         known = {"checkpoint_path": newest} if newest else {}
+        known["digest"] = trial.digest()  # of what this worker trains, whatever was asked
         train.report(values | known | config["extra"], checkpoint, checkpoint_upload_mode=IN_PLACE)
 
     state = None

@@ -1,11 +1,12 @@
 """The ranking, the named rule and the front."""
 
+import dataclasses
 import io
 
 import pytest
 from rich.console import Console
 
-from sweeps.ranking import Row, as_dict, pareto, pick, rank, table
+from sweeps.ranking import Row, as_dict, pareto, pick, rank, reason, table
 
 
 def row(name, accuracy, robust, status="finished"):
@@ -39,6 +40,31 @@ def test_without_a_finished_baseline_nothing_is_picked():
     assert as_dict([], None, 0.02)["pick"] is None
 
 
+def test_a_stopped_trial_never_wins_by_its_low_budget_value():
+    rows = [row("none", 0.9, 0.1), row("l2", 0.9, 0.2), row("cor", 1.0, 1.0, "stopped"), row("tv", 1, 1, "diverged")]
+    assert pick(rows, 0.02).regularizer == "l2"
+    assert pareto(rows) == ["id_l2"]
+    assert [r.regularizer for r in rank(rows)[:2]] == ["l2", "none"]
+    best_baseline_stopped = [*rows, row("none", 1.0, 0.9, "stopped")]
+    assert pick(best_baseline_stopped, 0.02).regularizer == "l2"
+
+
+def test_the_pick_says_rule_split_and_trials():
+    again = dataclasses.replace(row("none", 0.89, 0.2), trial_id="worse_none")
+    text = reason([*ROWS, again], 0.02)
+    for words in (
+        "Pick: l2, trial id_l2",
+        "best robust accuracy on val",
+        "2 percentage points",
+        "trial id_none",
+        "90.0 %",
+    ):
+        assert words in text
+    assert "no pick" in reason([], 0.02)
+    result = as_dict(ROWS, pick(ROWS, 0.02), 0.02)
+    assert (result["pick"], result["baseline"], result["split"]) == ("id_l2", "id_none", "val")
+
+
 def test_unfinished_trials_come_last():
     assert [r.regularizer for r in rank(ROWS)] == ["tv", "l2", "none", "cor"]
 
@@ -56,8 +82,11 @@ def test_equal_trials_do_not_beat_each_other(twins):
 
 def test_table_fits_a_narrow_terminal():
     console = Console(width=80, file=io.StringIO())
-    console.print(table([row("tv_abs_unscaled", 1.0, 1.0), row("none", 0.9, 0.123, "diverged")], None))
+    rows = [row("tv_abs_unscaled", 1.0, 1.0), row("none", 0.9, 0.123, "diverged")]
+    changes = {"trial_id": "1a2b3c4d", "weight": 1.23e-05, "strength": 1e3, "heatmap_ssim": -0.1}
+    rows = [dataclasses.replace(r, **changes) for r in rows]
+    console.print(table(rows, rows[0]))
     text = console.file.getvalue()
-    for figure in ("tv_abs_unscaled", "100.0", "12.3", "+0.000", "diverged", "strength"):
+    for figure in ("1a2b3c4d", "1.23e-05", "tv_abs_unscaled", "100.0", "12.3", "-0.100", "diverged", "strength"):
         assert figure in text
     assert "…" not in text

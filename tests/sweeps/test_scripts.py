@@ -10,10 +10,13 @@ import time
 import uuid
 from pathlib import Path
 
+import optuna
 import psutil
 import pytest
 import torch
 from mlflow import MlflowClient
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 
 from sweeps import all_regularizers
 from sweeps.tracking import SWEEP_TAG, TRIAL_TAG
@@ -86,6 +89,9 @@ def test_bad_input_is_one_line_before_anything_starts(
         ([*own, "--batch-size", "2000", "--images-per-epoch", "4000"], "fewer than one step"),
         ([*own, "--storage", file], "cannot be written"),
         (["--resume", "--name", "nothing"], "no sweep 'nothing'"),
+        (["--extend", "1", "--name", "nothing"], "no sweep 'nothing'"),
+        (["--extend", "1"], "--extend needs --name"),
+        (["--seeds", "1"], "at least 2"),
         (["--trials-per-regularizer", "0"], "at least 1"),
         (["--tracking-uri", "http://127.0.0.1:9"], "no MLflow answers"),
         (["--tracking-uri", "htp:/typo"], "no MLflow answers"),
@@ -122,6 +128,7 @@ def test_help_names_every_flag(script):
     status, out, _ = script("all_regularizers.py", "--help")
     assert status == 0
     for flag in ("data", "model", "checkpoint", "regularizers", "trials-per-regularizer", "strengths", "scheduler",
+                 "allocation", "objectives", "seeds", "extend",
                  "epochs", "images-per-epoch", "batch-size", "evaluate", "robust-images", "workers-per-trial",
                  "gpus-per-worker", "max-concurrent", "storage", "tracking-uri", "name", "seed", "resume"):  # fmt: skip
         assert f"--{flag}" in out
@@ -206,6 +213,62 @@ def test_a_small_sweep_end_to_end_and_its_pick_resumed(script, tmp_path):
     state = torch.load(Path(resumed[0].data.tags["checkpoint"]) / "state.pt", weights_only=True)
     assert state["epoch"] == torch.load(Path(picked["checkpoint"]) / "state.pt", weights_only=True)["epoch"] + 1
     assert_gone(ray_processes() - before)
+
+
+@pytest.mark.slow
+def test_finalists_are_repeated_and_a_sweep_extended(script, tmp_path):
+    status, out, err = script(
+        "all_regularizers.py", "--regularizers", "l2", "--images-per-epoch", 128, "--epochs", 1, "--robust-images", 8,
+        "--seeds", 2, "--storage", tmp_path, "--name", "s", timeout=400,
+    )  # fmt: skip
+    assert status == 0, (out, err)
+    assert out.index("then up to 4 more for --seeds 2") < out.index("starting Ray")
+    path, extend = tmp_path / "s/result.json", ("--extend", 1, "--storage", tmp_path, "--name", "s")
+    first = json.loads(path.read_text())
+    path.rename(tmp_path / "kept.json")  # as if the sweep had not ended
+    status, _, err = script("all_regularizers.py", *extend)
+    assert (status, err.count("\n")) == (2, 1)
+    assert "--resume" in err
+    (tmp_path / "kept.json").rename(path)
+    status, out, err = script("all_regularizers.py", *extend, timeout=400)
+    assert status == 0, (out, err)
+    result = json.loads(path.read_text())
+
+    trials = {row["trial_id"]: row for row in result["trials"]}
+    assert {row["trial_id"] for row in first["trials"]} < set(trials)
+    assert sorted((row["regularizer"], row["seed"]) for row in trials.values()) == [
+        ("l2", 0), ("l2", 1), ("none", 0), ("none", 1)
+    ]  # fmt: skip
+    assert result["pick"] in out
+    assert result["baseline"] in out
+    storage = JournalStorage(JournalFileBackend(str(tmp_path / "s/study.journal")))
+    study = optuna.load_study(study_name="s", storage=storage)
+    assert [(trial.number, trial.state.name) for trial in study.trials] == [(i, "COMPLETE") for i in range(4)]
+
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    experiment = client.get_experiment_by_name("heatmap-sweeps").experiment_id
+    (parent,) = client.search_runs([experiment], f"tags.`{SWEEP_TAG}` = 's'")
+    units = json.loads((tmp_path / "s/calibration.json").read_text())
+    assert json.loads(Path(client.download_artifacts(parent.info.run_id, "calibration.json")).read_text()) == units
+    runs = [run for run in client.search_runs([experiment]) if run.data.tags.get("mlflow.parentRunId")]
+    assert {run.data.tags["mlflow.parentRunId"] for run in runs} == {parent.info.run_id}
+    assert all(run.data.tags["effective_digest"] == run.data.params["digest"] for run in runs)
+    repeated = {run.data.tags[TRIAL_TAG]: run for run in runs if "finalist" in run.data.tags}
+    assert len(runs) == 4 + len(repeated)
+    assert [finalist["regularizer"] for finalist in first["finalists"]] != []
+    for finalist in result["finalists"]:
+        assert finalist["weight"] == trials[finalist["chosen"]]["weight"]
+        assert len(set(finalist["seeds"]) - {row["seed"] for row in trials.values()}) == 2
+        for figure, summary in finalist["figures"].items():
+            values = [repeated[trial].data.metrics[figure] for trial in finalist["trials"]]
+            assert values == summary["values"]
+            assert summary["interval"][0] <= summary["mean"] <= summary["interval"][1]
+        for trial in finalist["trials"]:
+            assert repeated[trial].data.tags["finalist"] == finalist["regularizer"]
+            assert float(repeated[trial].data.params["weight"]) == finalist["weight"]
+    again = {finalist["regularizer"]: set(finalist["trials"]) for finalist in first["finalists"]}
+    now = {finalist["regularizer"]: set(finalist["trials"]) for finalist in result["finalists"]}
+    assert now["none"] == again["none"], "what had been repeated was repeated again"
 
 
 def terminated(folder):

@@ -11,8 +11,9 @@ from ray import cloudpickle
 
 from regularizers import REGULARIZERS
 from sweeps.search import METRIC, Space, make_scheduler, make_search, weight_of
-from sweeps.settings import Sweep
+from sweeps.settings import Sweep, extended, write_json
 from trainer.config import Trial, UsageError
+from trainer.ray_trial import Placement
 
 UNITS = {"l2": 2.0, "ssim": 0.5}
 
@@ -68,9 +69,14 @@ def test_named_strengths_are_tried_by_every_regularizer(sweep):
         ({"strengths": (1.0,)}, "--strengths gives 1, --trials-per-regularizer is 2"),
         ({"strengths": (0.05, 1e4)}, "--strengths 0.05,10000: give numbers from 0.1 to 1000"),
         ({"scheduler": "hyperband"}, "--scheduler 'hyperband' is unknown; choose from asha, none"),
+        ({"allocation": "fair"}, "--allocation 'fair' is unknown; choose from equal, adaptive"),
+        ({"objectives": "all"}, "--objectives 'all' is unknown; choose from robust, both"),
+        ({"strengths": (1.0, 2.0), "allocation": "adaptive"}, "leave out --allocation adaptive"),
+        ({"seeds": 1}, "--seeds 1: give at least 2"),
+        ({"extensions": (0,)}, "--extend 0: give a whole number of at least 1"),
     ],
 )
-def test_strengths_and_schedulers_that_cannot_be_are_refused(sweep, change, words):
+def test_settings_that_cannot_be_are_refused(sweep, change, words):
     with pytest.raises(UsageError, match=words):
         dataclasses.replace(sweep, **change)
 
@@ -120,3 +126,127 @@ def test_a_study_newer_than_the_snapshot_is_taken_up(sweep, tmp_path):
     asked = again._study.get_trials(states=(TrialState.RUNNING, TrialState.COMPLETE))
     assert sorted(trial.params["regularizer"] for trial in asked) == 2 * ["l2"] + 2 * ["none"] + 2 * ["ssim"]
     assert sorted(c["seed"] for c in configs if c["regularizer"] == "ssim") == [0, 1]
+
+
+def run_to_the_end(search, number, score=lambda config: 0.5, start=0):
+    """Propose and end trials one by one, as Tune would; their configurations."""
+    configs = []
+    for i in range(start, start + number):
+        configs.append(search.suggest(f"t{i}"))
+        result = {METRIC: score(configs[-1]), "val/accuracy": 0.9, "epoch": 1, "training_iteration": 1}
+        search.on_trial_complete(f"t{i}", result)
+    return configs
+
+
+def test_adaptive_allocation_tries_every_regularizer_and_then_what_works(sweep):
+    sweep = dataclasses.replace(sweep, allocation="adaptive", trials_per_regularizer=12)
+    configs = run_to_the_end(make_search(sweep, UNITS), 36, lambda config: float(config["regularizer"] == "ssim"))
+    assert sweep.total_trials == 36
+    names = [config["regularizer"] for config in configs]
+    assert sorted(names[:3]) == ["l2", "none", "ssim"]
+    assert names[12:].count("ssim") > 12, names
+    seeds = [config["seed"] for config in configs if config["regularizer"] == "ssim"]
+    assert seeds == list(range(len(seeds)))
+
+
+def test_an_extension_goes_on_with_the_study(sweep):
+    first = run_to_the_end(make_search(sweep, UNITS), 6)
+    sweep = dataclasses.replace(sweep, extensions=(3,))
+    assert sweep.parts == (2, 3)
+    assert sweep.total_trials == 15
+    search = make_search(sweep, UNITS, part=1)
+    second = run_to_the_end(search, 9)
+    assert [trial.number for trial in search._study.trials] == list(range(15))
+    assert sorted(config["regularizer"] for config in second) == 3 * ["l2"] + 3 * ["none"] + 3 * ["ssim"]
+    for name in ("none", "l2", "ssim"):
+        assert [c["seed"] for c in first + second if c["regularizer"] == name] == [0, 1, 2, 3, 4]
+    weights = [weight_of(c) for c in first + second if c["regularizer"] != "none"]
+    assert len(set(weights)) == len(weights), "an extension proposed the same weights again"
+
+
+def test_named_strengths_are_not_tried_again_by_an_extension(sweep):
+    sweep = dataclasses.replace(sweep, strengths=(1.0, 2.0), extensions=(1,))
+    run_to_the_end(make_search(sweep, UNITS), 6)
+    weights = [weight_of(config) for config in run_to_the_end(make_search(sweep, UNITS, part=1), 3)]
+    assert not {2.0, 4.0, 0.5, 1.0} & set(weights)
+
+
+def test_an_adaptive_extension_has_no_turns(sweep):
+    sweep = dataclasses.replace(sweep, allocation="adaptive", extensions=(2,))
+    run_to_the_end(make_search(sweep, UNITS), 6)
+    waiting = make_search(sweep, UNITS, part=1)._study.get_trials(states=(TrialState.WAITING,))
+    assert waiting == []
+
+
+def test_what_a_process_left_that_was_killed_at_its_start_is_ended(sweep):
+    make_search(sweep, UNITS).suggest("lost")
+    search = make_search(sweep, UNITS)
+    states = [trial.state for trial in search._study.trials]
+    assert states == 6 * [TrialState.FAIL] + 6 * [TrialState.WAITING]
+    assert sorted((c["regularizer"], c["seed"]) for c in run_to_the_end(search, 6)) == [
+        (name, seed) for name in ("l2", "none", "ssim") for seed in (0, 1)
+    ]
+
+
+def test_both_objectives_reach_the_study(sweep):
+    sweep = dataclasses.replace(sweep, objectives="both", trials_per_regularizer=5)
+    search = make_search(sweep, UNITS)
+    run_to_the_end(search, 14, weight_of)  # more than TPE draws at random
+    assert search._study.trials[3].values == [0.9, search._study.trials[3].params.get("weight_l2", 0.0)]
+    search.suggest("bad")
+    search.on_trial_result("bad", {"val/accuracy": 0.9, METRIC: 0.1, "training_iteration": 1})
+    search.on_trial_complete("bad", {"val/accuracy": math.nan, METRIC: 0.1, "epoch": 1, "training_iteration": 1})
+    states = [trial.state for trial in search._study.trials]
+    assert states == 14 * [TrialState.COMPLETE] + [TrialState.FAIL]
+    assert search._study.best_trials
+
+
+@pytest.mark.parametrize("objectives", ["robust", "both"])
+def test_the_low_budget_value_of_a_stopped_trial_is_not_a_result(sweep, objectives):
+    trial = dataclasses.replace(sweep.trial, epochs=4)
+    search = make_search(dataclasses.replace(sweep, trial=trial, objectives=objectives), UNITS)
+    whole = {METRIC: 0.1, "val/accuracy": 0.5, "epoch": 4.0, "training_iteration": 4}
+    for name, change in (
+        ("whole", {}),
+        ("stopped", {METRIC: 0.9, "epoch": 1.0, "training_iteration": 1}),
+        ("diverged", {METRIC: 0.0, "epoch": 2.0, "diverged": 1.0}),
+    ):
+        search.suggest(name)
+        search.on_trial_complete(name, whole | change)
+    states = [trial.state for trial in search._study.trials[:3]]
+    assert states == [TrialState.COMPLETE, TrialState.PRUNED, TrialState.COMPLETE]
+    assert search._study.best_trials[0].number == 0
+    if objectives == "robust":  # Optuna knows where it stood
+        assert search._study.trials[1].intermediate_values == {1: 0.9}
+
+
+def test_rungs_are_images_seen_and_the_same_for_all(sweep):
+    trial = dataclasses.replace(sweep.trial, epochs=4, images_per_epoch=1000)
+    scheduler = make_scheduler(dataclasses.replace(sweep, trial=trial))
+    (bracket,) = scheduler._brackets
+    assert sorted(rung[0] for rung in bracket._rungs) == [1000, 2000, 4000]
+
+    def decide(name, robust, images):
+        trial = SimpleNamespace(trial_id=f"{name}{robust}", config={"regularizer": name})
+        scheduler.on_trial_add(None, trial)
+        return scheduler.on_trial_result(None, trial, {METRIC: robust, "images_seen": images, "training_iteration": 99})
+
+    assert decide("l2", 0.5, 1000) == "CONTINUE"
+    assert decide("ssim", 0.4, 999) == "CONTINUE"  # before the rung, whatever the iteration
+    assert decide("ssim", 0.1, 1000) == "STOP"
+    assert decide("none", 0.0, 1000) == "CONTINUE"  # the baseline is what everything is measured against
+
+
+def test_only_a_sweep_that_has_ended_is_extended(sweep):
+    sweep = dataclasses.replace(sweep, placement=Placement(gpus_per_worker=0.0, cpus_per_worker=1.0))
+    sweep.save()
+    with pytest.raises(UsageError, match="has not ended; --name s --resume"):
+        extended(sweep, 1)
+    write_json(sweep.folder / "result.json", {"trials_per_regularizer": [2]})
+    more = extended(sweep, 3, seeds=4)
+    assert (more.parts, more.seeds) == ((2, 3), 4)
+    assert extended(dataclasses.replace(sweep, seeds=2), 3).seeds == 2
+    more.save()
+    assert Sweep.load(sweep.storage, "s") == more
+    with pytest.raises(UsageError, match="has not ended"):  # the result is that of the part before
+        extended(more, 1)

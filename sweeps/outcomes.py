@@ -1,0 +1,75 @@
+"""What a trial was asked to do and how it ended; knows no running Ray."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from sweeps.ranking import Row
+from sweeps.search import METRIC, weight_of
+from sweeps.settings import Sweep, write_json
+from trainer.config import Trial
+
+ROWS = "rows.json"
+FIXED = "fixed"
+
+
+def proposal(config: dict[str, Any]) -> dict[str, Any]:
+    """Regularizer, weight and seed in what Tune gives a trial: a proposal of the search, or a fixed one."""
+    return config.get(FIXED, config)
+
+
+def trial_of(sweep: Sweep, config: dict[str, Any]) -> Trial:
+    """The training that Tune's configuration asks for."""
+    asked = proposal(config)
+    return dataclasses.replace(
+        sweep.trial, regularizer=asked["regularizer"], weight=weight_of(asked), seed=asked["seed"]
+    )
+
+
+def status_of(sweep: Sweep, config: dict[str, Any], result: dict[str, Any]) -> str:
+    """finished, stopped (early), diverged or failed: no result, an error's, or that of another configuration."""
+    if METRIC not in result or result.get("failed") or mismatch(sweep, config, result):
+        return "failed"
+    if result.get("diverged"):
+        return "diverged"
+    return "finished" if result.get("epoch") == sweep.trial.epochs else "stopped"
+
+
+def mismatch(sweep: Sweep, config: dict[str, Any], result: dict[str, Any]) -> str | None:
+    """What to say where a worker trained something else than it was asked to; None where it did not."""
+    asked, trained = trial_of(sweep, config).digest(), result.get("digest")
+    return None if trained == asked else f"its worker trained configuration {trained}, not {asked}"
+
+
+def row_of(
+    sweep: Sweep, units: dict[str, float], config: dict[str, Any], result: dict[str, Any], trial_id: str, failed: bool
+) -> Row:
+    """How a trial ended, for the ranking."""
+    trial = trial_of(sweep, config)
+    return Row(
+        trial_id=trial_id,
+        regularizer=trial.regularizer,
+        weight=trial.weight,
+        strength=trial.weight / units[trial.regularizer] if trial.weight else 0.0,
+        seed=trial.seed,
+        status="failed" if failed else status_of(sweep, config, result),
+        accuracy=result.get("val/accuracy", 0.0),
+        robust_accuracy=result.get(METRIC, 0.0),
+        heatmap_ssim=result.get("val/heatmap_ssim", 0.0),
+        heatmap_correlation=result.get("val/heatmap_correlation", 0.0),
+        checkpoint=str(result.get("checkpoint_path", "")),
+        run=str(result.get("run", "")),
+        metrics={name: value for name, value in result.items() if name.startswith(("val/", "test/"))},
+    )
+
+
+def keep_rows(folder: Path, rows: list[Row]) -> None:
+    """Keep how the trials of a Tune folder ended: later parts need no Tune, nor its version, to know."""
+    write_json(folder / ROWS, [dataclasses.asdict(row) for row in rows])
+
+
+def kept_rows(folder: Path) -> list[Row] | None:
+    """How the trials of a Tune folder ended; None where they have not."""
+    path = folder / ROWS
+    return [Row(**row) for row in json.loads(path.read_text())] if path.exists() else None

@@ -1,0 +1,122 @@
+"""The best weights, trained again: which, how often, and what their figures say."""
+
+import dataclasses
+import io
+import math
+
+import pytest
+from rich.console import Console
+
+from sweeps import finalists
+from sweeps.outcomes import keep_rows
+from sweeps.ranking import Row
+from sweeps.settings import Sweep
+from trainer.config import Trial
+
+
+def row(name, weight, accuracy, robust, status="finished", seed=0):
+    return Row(
+        trial_id=f"{name}_{weight}_{seed}", regularizer=name, weight=weight, strength=weight, seed=seed, status=status,
+        accuracy=accuracy, robust_accuracy=robust, heatmap_ssim=0.0, heatmap_correlation=0.0, checkpoint="", run="",
+        metrics=dict.fromkeys(finalists.FIGURES, accuracy),
+    )  # fmt: skip
+
+
+ROWS = [
+    row("none", 0.0, 0.90, 0.1),
+    row("none", 0.0, 0.89, 0.2, seed=1),
+    row("l2", 1.0, 0.89, 0.3),
+    row("l2", 2.0, 0.50, 0.8, seed=1),  # more robust, but not accurate enough for the rule
+    row("tv", 1.0, 0.40, 0.5),
+    row("tv", 2.0, 0.30, 0.6, seed=1),
+    row("cor", 1.0, 0.99, 0.9, "stopped"),
+]
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    sweep = Sweep(
+        name="s", storage=str(tmp_path), tracking_uri="", trial=Trial(data=str(tmp_path), model="resnet8"),
+        regularizers=("l2", "tv", "cor"), trials_per_regularizer=2, seeds=3, seed=5,
+    )  # fmt: skip
+    sweep.folder.mkdir()
+    return sweep
+
+
+def run(sweep, configs, status="finished"):
+    """Keep an outcome for every configuration, as a run of Tune would."""
+    folder = sweep.folder / finalists.folder_of(configs)
+    folder.mkdir()
+    names = ((c["regularizer"], c.get(f"weight_{c['regularizer']}", 0.0), c["seed"]) for c in configs)
+    keep_rows(folder, [row(name, weight, 0.9, 0.5, status, seed) for name, weight, seed in names])
+
+
+def test_finalists_are_the_best_finished_weights():
+    chosen = finalists.choose(ROWS, 0.02)
+    assert [(r.regularizer, r.weight, r.seed) for r in chosen] == [("l2", 1.0, 0), ("none", 0.0, 1), ("tv", 2.0, 1)]
+    assert finalists.choose(ROWS, 0.5)[0].weight == 2.0
+    assert [r.regularizer for r in finalists.choose(ROWS[2:], 0.02)] == ["l2", "tv"]  # without a baseline too
+
+
+def test_seeds_are_new_and_the_same_for_all(sweep):
+    configs = finalists.missing(sweep, finalists.choose(ROWS, 0.02))
+    by_name = {name: [c["seed"] for c in configs if c["regularizer"] == name] for name in ("none", "l2", "tv")}
+    assert by_name["none"] == by_name["l2"] == by_name["tv"]
+    assert len(set(by_name["none"])) == 3
+    assert min(by_name["none"]) > 1000
+    assert finalists.missing(dataclasses.replace(sweep, seeds=0), ROWS) == []
+
+
+def test_only_what_is_missing_is_run_again(sweep):
+    chosen = finalists.choose(ROWS, 0.02)
+    first = finalists.missing(sweep, chosen)
+    (sweep.folder / finalists.folder_of(first)).mkdir()  # begun and interrupted: the same folder goes on
+    assert finalists.missing(sweep, chosen) == first
+    (sweep.folder / finalists.folder_of(first)).rmdir()
+    run(sweep, first[:4], "finished")
+    run(sweep, first[4:5], "failed")
+    assert finalists.missing(sweep, chosen) == first[4:]
+    run(sweep, first[4:])
+    assert finalists.missing(sweep, chosen) == []
+    better = [*ROWS, row("l2", 3.0, 0.9, 0.7, seed=2)]  # of an extension
+    new = finalists.missing(sweep, finalists.choose(better, 0.02))
+    assert {(c["regularizer"], c["weight_l2"]) for c in new} == {("l2", 3.0)}
+    assert len(new) == 3
+    more = finalists.missing(dataclasses.replace(sweep, seeds=4), chosen)
+    assert len(more) == 3
+    assert len({c["seed"] for c in more}) == 1
+    gathered = {finalist.regularizer: len(finalist.repetitions) for finalist in finalists.gather(sweep, better)}
+    assert gathered == {"l2": 0, "none": 3, "tv": 3}
+
+
+def test_the_interval_is_students():
+    # t(0.975, 4) = 2.776445; mean 3, deviation sqrt(2.5).
+    mean, margin = finalists.mean_and_margin([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert mean == 3.0
+    assert margin == pytest.approx(2.776445 * math.sqrt(2.5 / 5), rel=1e-6)
+    assert math.isnan(finalists.mean_and_margin([1.0])[1])
+    assert math.isnan(finalists.mean_and_margin([])[0])
+
+
+def test_the_result_says_mean_and_interval_or_nothing(sweep):
+    run(sweep, finalists.missing(sweep, finalists.choose(ROWS, 0.02))[:4])  # l2 twice, the others once
+    found = {finalist["regularizer"]: finalist for finalist in finalists.as_dicts(finalists.gather(sweep, ROWS))}
+    assert found["l2"]["chosen"] == "l2_1.0_0"
+    assert found["l2"]["figures"]["test/accuracy"] == {"mean": 0.9, "interval": [0.9, 0.9], "values": [0.9, 0.9]}
+    assert found["none"]["figures"]["val/robust_accuracy"] == {"mean": 0.9, "interval": None, "values": [0.9]}
+    assert finalists.as_dicts(finalists.gather(dataclasses.replace(sweep, seeds=0), ROWS)) == []
+
+
+def test_table_fits_a_narrow_terminal():
+    rows = tuple(row("tv_abs_unscaled", 1e3, value, value) for value in (0.2, 0.35))
+    found = finalists.Finalist(
+        regularizer="tv_abs_unscaled", weight=1e3, strength=1e3, chosen="", repetitions=rows
+    )  # fmt: skip
+    none = finalists.Finalist(regularizer="none", weight=0.0, strength=0.0, chosen="", repetitions=rows[:1])
+    console = Console(width=80, file=io.StringIO())
+    console.print(finalists.table([found, none]))
+    text = console.file.getvalue()
+    assert text.count("27.5 ± 95.3") == 4
+    for words in ("tv_abs_unscaled", "1e+03", "seeds", "strength", " 20.0", "nan"):
+        assert (words in text) == (words != "nan")
+    assert "…" not in text

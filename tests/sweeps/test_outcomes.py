@@ -1,0 +1,122 @@
+"""How trials end: what a worker really trained, and what MLflow is told; without Ray."""
+
+from types import SimpleNamespace
+
+import pytest
+from mlflow import MlflowClient
+from ray import cloudpickle
+
+from sweeps.outcomes import FIXED, mismatch, row_of, status_of, trial_of
+from sweeps.search import METRIC, make_scheduler
+from sweeps.settings import Sweep
+from sweeps.tracking import start_sweep
+from sweeps.tuning import SweepCallback
+from trainer import ray_trial
+from trainer.cache import ShardCache
+from trainer.config import Trial
+
+UNITS = {"l2": 2.0}
+CONFIG = {"regularizer": "l2", "weight_l2": 0.5, "seed": 3}
+
+
+@pytest.fixture
+def sweep(tmp_path, digits):
+    trial = Trial(data=str(digits), model="resnet8", epochs=2, images_per_epoch=48, batch_size=16, robust_images=8)
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    return Sweep(name="s", storage=str(tmp_path), tracking_uri=uri, trial=trial, regularizers=("l2",))
+
+
+def result(sweep, config=CONFIG, **change):
+    return {METRIC: 0.9, "epoch": 2.0, "digest": trial_of(sweep, config).digest()} | change
+
+
+def test_fixed_and_proposed_configurations_ask_for_the_same(sweep):
+    trial = trial_of(sweep, CONFIG)
+    assert (trial.regularizer, trial.weight, trial.seed) == ("l2", 0.5, 3)
+    assert trial_of(sweep, {FIXED: CONFIG}) == trial
+    assert trial_of(sweep, {"regularizer": "none", "seed": 0}).weight == 0.0
+
+
+def test_status(sweep):
+    assert status_of(sweep, CONFIG, result(sweep)) == "finished"
+    assert status_of(sweep, CONFIG, result(sweep, epoch=1.0)) == "stopped"
+    assert status_of(sweep, CONFIG, result(sweep, epoch=1.0, diverged=1.0)) == "diverged"
+    assert status_of(sweep, CONFIG, {}) == "failed"
+    other = result(sweep, CONFIG | {"weight_l2": 0.6})
+    assert status_of(sweep, CONFIG, other) == "failed"
+    assert mismatch(sweep, CONFIG, result(sweep)) is None
+    assert other["digest"] in mismatch(sweep, CONFIG, other)
+    row = row_of(sweep, UNITS, CONFIG, result(sweep), "id", failed=False)
+    assert (row.strength, row.status) == (0.25, "finished")
+    assert row_of(sweep, UNITS, CONFIG, result(sweep), "id", failed=True).status == "failed"
+
+
+class Points:
+    """A recorder that keeps what it is given."""
+
+    def __init__(self):
+        self.losses = []
+
+    def record(self, metrics, step):
+        self.losses += [metrics["step/loss"]] if "step/loss" in metrics else []
+
+    def flush(self):
+        pass
+
+
+@pytest.fixture
+def work(sweep, monkeypatch):
+    """Run what a worker runs, in this process: its reports and its losses."""
+
+    def _work(config):
+        reports, points = [], Points()
+        train = SimpleNamespace(
+            get_checkpoint=lambda: None,
+            Checkpoint=SimpleNamespace(from_directory=lambda folder: None),
+            report=lambda metrics, **rest: reports.append(metrics),
+        )
+        monkeypatch.setattr(ray_trial, "train", train)
+        monkeypatch.setattr(ray_trial, "get_device", lambda: None)
+        trial = trial_of(sweep, config).to_dict()
+        ray_trial.train_worker(
+            {"trial": trial, "recorder": points, "start": None, "extra": {"run": "r"}, "cache": ShardCache()}
+        )
+        return reports, points.losses
+
+    return _work
+
+
+def test_two_weights_are_two_configurations_and_two_losses(sweep, work):
+    light, strong = CONFIG, CONFIG | {"weight_l2": 50.0}
+    (light_reports, light_losses), (strong_reports, strong_losses) = work(light), work(strong)
+    assert len(light_losses) == len(strong_losses) == 6
+    assert all(a != b for a, b in zip(light_losses, strong_losses, strict=True))
+    digests = [{report["digest"] for report in reports} for reports in (light_reports, strong_reports)]
+    assert digests == [{trial_of(sweep, config).digest()} for config in (light, strong)]
+    assert digests[0] != digests[1]
+    assert mismatch(sweep, light, light_reports[-1]) is None
+    assert mismatch(sweep, light, strong_reports[-1])
+    again, losses = work(light)
+    assert losses == light_losses
+    assert again[-1]["digest"] == light_reports[-1]["digest"]
+
+
+@pytest.mark.parametrize(
+    ("change", "state", "status"),
+    [({}, "finished", "FINISHED"), ({"epoch": 1.0}, "stopped", "KILLED"), ({"digest": "other"}, "failed", "FAILED")],
+)
+def test_mlflow_is_told_how_a_trial_ended_and_what_it_trained(sweep, tmp_path, change, state, status, capsys):
+    tracking = start_sweep(sweep.tracking_uri, sweep.name, {}, tmp_path / "mlartifacts")
+    tracking.log_calibration(UNITS)
+    run = tracking.trial_run("id", "l2", {})
+    last = result(sweep, run=run, checkpoint_path="where") | {"val/accuracy": 0.5} | change
+    callback = SweepCallback(sweep, tracking, make_scheduler(sweep), trials=1)
+    cloudpickle.dumps(callback)
+    callback.on_trial_complete(0, [], SimpleNamespace(trial_id="id", config=CONFIG, last_result=last))
+    told = MlflowClient(sweep.tracking_uri).get_run(run)
+    assert told.info.status == status
+    assert told.data.tags["state"] == state
+    assert told.data.tags["effective_digest"] == last["digest"]
+    out = capsys.readouterr().out
+    assert state in out
+    assert ("its worker trained configuration other" in out) == (state == "failed")
