@@ -25,7 +25,7 @@ from rich.console import Console
 from sweeps.options import parse, sweep_of
 from sweeps.ranking import Row, as_dict, as_text, pick, rule, table
 from sweeps.settings import Sweep, create_folder, write_json
-from sweeps.tracking import check_tracking, start_sweep
+from sweeps.tracking import Tracking, check_tracking, start_sweep
 from trainer.calibrate import calibrate
 from trainer.config import Trial, UsageError
 from trainer.data import train_loader
@@ -97,8 +97,8 @@ def measure_units(sweep: Sweep) -> dict[str, float]:
     return units
 
 
-def run(sweep: Sweep, units: dict[str, float]) -> tuple[list[Row], str]:
-    """All trials of the sweep, recorded; returns them as they ended and the address of their page in MLflow."""
+def run(sweep: Sweep, units: dict[str, float]) -> tuple[list[Row], Tracking]:
+    """All trials of the sweep, recorded; returns them as they ended and how they are kept in MLflow."""
     from sweeps.tuning import local_cluster, run_sweep, slots
 
     params = sweep.trial.to_dict() | {
@@ -109,7 +109,7 @@ def run(sweep: Sweep, units: dict[str, float]) -> tuple[list[Row], str]:
     }
     for key in ("regularizer", "weight"):
         params.pop(key)
-    with start_sweep(sweep.tracking_uri, sweep.name, params, Path(sweep.storage) / "mlartifacts") as tracking:
+    with start_sweep(sweep.tracking_uri, sweep.name, params, Path(sweep.storage)) as tracking:
         stage("starting Ray")
         with local_cluster():
             stage(f"running {sweep.total_trials} trials, {slots(sweep)} at a time")
@@ -119,10 +119,10 @@ def run(sweep: Sweep, units: dict[str, float]) -> tuple[list[Row], str]:
         write_json(sweep.folder / "result.json", result)
         best = {f"best/{name}": value for name, value in picked.metrics.items()} if picked else {}
         tracking.log_result(best, result, as_text(rows, picked))
-    return rows, tracking.page()
+    return rows, tracking
 
 
-def conclude(sweep: Sweep, rows: list[Row], page: str) -> int:
+def conclude(sweep: Sweep, rows: list[Row], tracking: Tracking) -> int:
     """Print the table, the pick and what to do next; the exit status."""
     picked = pick(rows, sweep.max_accuracy_drop)
     console.print(table(rows, picked))
@@ -139,13 +139,15 @@ def conclude(sweep: Sweep, rows: list[Row], page: str) -> int:
     if not sweep.tracking_uri.startswith("http"):
         ui = f"{python} -m mlflow ui --backend-store-uri {shlex.quote(sweep.tracking_uri)}"
         console.print(f"Start MLflow:  {ui}", soft_wrap=True, highlight=False)
-    console.print(f"Look at it:  {page}", soft_wrap=True, highlight=False)
+    console.print(f"Look at it:  {tracking.page()}", soft_wrap=True, highlight=False)
     if picked is not None:
         console.print(
             f"Train the pick further:  {python} sweeps/resume_best.py --name {shlex.quote(sweep.name)}{storage}",
             soft_wrap=True,
             highlight=False,
         )
+    if unheard := tracking.unheard():
+        console.print(unheard, soft_wrap=True, highlight=False, markup=False)
     if failed or len(rows) < sweep.total_trials:
         console.print(f"{len(failed)} of {sweep.total_trials} trials failed; see {sweep.folder / 'tune'}")
     return 0 if picked is not None and not failed and len(rows) == sweep.total_trials else 1

@@ -23,7 +23,7 @@ from sweeps.progress import Progress
 from sweeps.ranking import Row
 from sweeps.search import METRIC, make_scheduler, make_search, weight_of
 from sweeps.settings import Sweep
-from sweeps.tracking import RunRecorder, Tracking, tolerate_absence
+from sweeps.tracking import Tracking
 from trainer.config import UsageError
 from trainer.ray_trial import run_trial
 
@@ -91,12 +91,12 @@ def _folder_name(trial: Any) -> str:
 
 
 def drive_trial(config: dict[str, Any], sweep: Sweep, tracking: Tracking, units: dict[str, float]) -> None:
-    """The Tune trial: find or create its MLflow run, then let Ray Train work."""
+    """The Tune trial: begin its MLflow run or go on with it, then let Ray Train work."""
     trial_id = tune.get_context().get_trial_id()
     regularizer, weight = config["regularizer"], weight_of(config)
     trial = dataclasses.replace(sweep.trial, regularizer=regularizer, weight=weight, seed=config["seed"])
     strength = weight / units[regularizer] if weight else 0.0
-    run = tracking.trial_run(
+    recorder = tracking.trial(
         trial_id,
         trial_name(regularizer, weight),
         trial.to_dict() | {"strength": strength, "workers": sweep.placement.workers, "digest": trial.digest()},
@@ -106,9 +106,9 @@ def drive_trial(config: dict[str, Any], sweep: Sweep, tracking: Tracking, units:
         placement=sweep.placement,
         storage=str(sweep.folder / "trials"),
         name=trial_id,
-        recorder=RunRecorder(tracking.uri, run),
+        recorder=recorder,
         callbacks=[TuneReportCallback()],
-        extra={"run": run, "strength": strength},
+        extra={"strength": strength},
     )
 
 
@@ -151,9 +151,7 @@ class SweepCallback(tune.Callback):
 
     def _ended(self, trial: Any, status: str) -> None:
         result = trial.last_result or {}
-        with tolerate_absence(f"that {trial.trial_id} {status}", self.progress.say):
-            run = result.get("run") or self.tracking.trial_run(trial.trial_id, trial.trial_id, {})
-            self.tracking.end_trial(run, status, str(result.get("checkpoint_path", "")))
+        self.tracking.end_trial(trial.trial_id, status, str(result.get("checkpoint_path", "")))
         self.progress.ended(trial.trial_id, status, result)
 
 
@@ -221,11 +219,11 @@ def run_sweep(sweep: Sweep, tracking: Tracking, units: dict[str, float]) -> list
                 heatmap_ssim=metrics.get("val/heatmap_ssim", 0.0),
                 heatmap_correlation=metrics.get("val/heatmap_correlation", 0.0),
                 checkpoint=str(metrics.get("checkpoint_path", "")),
-                run=str(metrics.get("run", "")),
+                run="",  # known once MLflow has heard of it
                 metrics={name: value for name, value in metrics.items() if name.startswith(("val/", "test/"))},
             )
         )
-        if rows[-1].run:  # a process that was killed may not have told MLflow how its last trials ended
-            with tolerate_absence(f"that {rows[-1].trial_id} {status}"):
-                tracking.end_trial(rows[-1].run, status, rows[-1].checkpoint)
-    return rows
+        # A process that was killed may not have said how its last trials ended.
+        tracking.end_trial(rows[-1].trial_id, status, rows[-1].checkpoint)
+    tracking.drain()
+    return [dataclasses.replace(row, run=tracking.run_of(row.trial_id)) for row in rows]
