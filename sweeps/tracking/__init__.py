@@ -15,8 +15,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 # Before MLflow is imported: the spool tries again by itself, and nobody should wait for a server that hangs.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # an address for every run that ends
 
 from mlflow import MlflowClient
 
