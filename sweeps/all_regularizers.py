@@ -27,7 +27,7 @@ from sweeps.finalists import Finalist
 from sweeps.options import parse, sweep_of
 from sweeps.ranking import Row, as_dict, as_text, pick, plain, reason, rule, table
 from sweeps.settings import Sweep, create_folder, write_json
-from sweeps.tracking import check_tracking, start_sweep
+from sweeps.tracking import Tracking, check_tracking, start_sweep
 from trainer.calibrate import calibrate
 from trainer.config import Trial, UsageError
 from trainer.data import train_loader
@@ -104,8 +104,8 @@ def measure_units(sweep: Sweep) -> dict[str, float]:
     return units
 
 
-def run(sweep: Sweep, units: dict[str, float]) -> tuple[list[Row], list[Finalist], str]:
-    """All trials of the sweep, recorded; returns how they ended and the address of their page in MLflow."""
+def run(sweep: Sweep, units: dict[str, float]) -> tuple[list[Row], list[Finalist], Tracking]:
+    """All trials of the sweep, recorded; returns how they ended and how they are kept in MLflow."""
     from sweeps.tuning import local_cluster, run_finalists, run_sweep, slots
 
     params = sweep.trial.to_dict() | {
@@ -119,7 +119,7 @@ def run(sweep: Sweep, units: dict[str, float]) -> tuple[list[Row], list[Finalist
     }
     for key in ("regularizer", "weight"):
         params.pop(key)
-    with start_sweep(sweep.tracking_uri, sweep.name, params, Path(sweep.storage) / "mlartifacts") as tracking:
+    with start_sweep(sweep.tracking_uri, sweep.name, params, Path(sweep.storage)) as tracking:
         tracking.log_calibration(units)
         say_how_many(sweep)
         stage("starting Ray")
@@ -138,7 +138,7 @@ def run(sweep: Sweep, units: dict[str, float]) -> tuple[list[Row], list[Finalist
         best = {f"best/{name}": value for name, value in picked.metrics.items()} if picked else {}
         text = f"{as_text(rows, picked)}\n{reason(rows, sweep.max_accuracy_drop)}\n"
         tracking.log_result(best, result, text + (f"\n{plain(finalists.table(repeated))}" if repeated else ""))
-    return rows, repeated, tracking.page()
+    return rows, repeated, tracking
 
 
 def say_how_many(sweep: Sweep) -> None:
@@ -149,7 +149,7 @@ def say_how_many(sweep: Sweep) -> None:
         stage(f"then up to {len(sweep.names) * sweep.seeds} more for --seeds {sweep.seeds}")
 
 
-def conclude(sweep: Sweep, rows: list[Row], repeated: list[Finalist], page: str) -> int:
+def conclude(sweep: Sweep, rows: list[Row], repeated: list[Finalist], tracking: Tracking) -> int:
     """Print the tables, the pick and what to do next; the exit status."""
     picked = pick(rows, sweep.max_accuracy_drop)
     console.print(table(rows, picked))
@@ -166,13 +166,15 @@ def conclude(sweep: Sweep, rows: list[Row], repeated: list[Finalist], page: str)
     if not sweep.tracking_uri.startswith("http"):
         ui = f"{python} -m mlflow ui --backend-store-uri {shlex.quote(sweep.tracking_uri)}"
         console.print(f"Start MLflow:  {ui}", soft_wrap=True, highlight=False)
-    console.print(f"Look at it:  {page}", soft_wrap=True, highlight=False)
+    console.print(f"Look at it:  {tracking.page()}", soft_wrap=True, highlight=False)
     if picked is not None:
         console.print(
             f"Train the pick further:  {python} sweeps/resume_best.py --name {shlex.quote(sweep.name)}{storage}",
             soft_wrap=True,
             highlight=False,
         )
+    if unheard := tracking.unheard():
+        console.print(unheard, soft_wrap=True, highlight=False, markup=False)
     if failed or len(rows) < sweep.total_trials:
         console.print(
             f"{len(failed)} of {sweep.total_trials} trials failed: traces are in {sweep.folder}/trials/*/failure.json"

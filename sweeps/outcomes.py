@@ -59,7 +59,7 @@ def row_of(
         heatmap_ssim=result.get("val/heatmap_ssim", 0.0),
         heatmap_correlation=result.get("val/heatmap_correlation", 0.0),
         checkpoint=str(result.get("checkpoint_path", "")),
-        run=str(result.get("run", "")),
+        run="",  # known once MLflow has heard of it
         metrics={name: value for name, value in result.items() if name.startswith(("val/", "test/"))},
     )
 

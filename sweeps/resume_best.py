@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the script runs 
 
 from sweeps.ranking import Row
 from sweeps.settings import Sweep
-from sweeps.tracking import RunRecorder, start_sweep, tolerate_absence
+from sweeps.tracking import start_sweep
 from trainer.config import UsageError
 from trainer.ray_trial import failure_of, run_trial
 
@@ -68,15 +68,17 @@ def main() -> int:
     from sweeps.tuning import local_cluster, trial_name
 
     name = f"resume-{row.trial_id}-{time.strftime('%Y%m%d-%H%M%S')}"
-    tracking = start_sweep(sweep.tracking_uri, sweep.name, {}, Path(sweep.storage) / "mlartifacts")
+    tracking = start_sweep(sweep.tracking_uri, sweep.name, {}, Path(sweep.storage))
     epochs = sweep.trial.epochs + given.epochs
     trial = dataclasses.replace(
         sweep.trial, regularizer=row.regularizer, weight=row.weight, seed=row.seed, epochs=epochs
     )
     label = f"{trial_name(row.regularizer, row.weight)} resumed"
-    run = tracking.trial_run(name, label, trial.to_dict(), {"resumed_from": row.run, "start": row.checkpoint})
+    origin = row.run or tracking.run_of(row.trial_id) or row.trial_id  # no run yet: MLflow was away all the time
+    recorder = tracking.trial(name, label, trial.to_dict(), {"resumed_from": origin, "start": row.checkpoint})
     print(f"continuing {label.removesuffix(' resumed')} ({row.trial_id}) to epoch {epochs}")
     state, checkpoint = "failed", ""
+    tracking.open()
     try:
         with local_cluster():
             result = run_trial(
@@ -84,7 +86,7 @@ def main() -> int:
                 placement=sweep.placement,
                 storage=str(sweep.folder / "trials"),
                 name=name,
-                recorder=RunRecorder(tracking.uri, run),
+                recorder=recorder,
                 start=row.checkpoint,
             )
         reason = failure_of(str(sweep.folder / "trials" / name))
@@ -93,12 +95,14 @@ def main() -> int:
             return 1
         state, checkpoint = "finished", result.checkpoint.path if result.checkpoint else ""
     finally:
-        with tolerate_absence(f"that {label} {state}"):
-            tracking.end_trial(run, state, checkpoint)
-            tracking.end(tracking.parent, "FINISHED")
+        tracking.end_trial(name, state, {"checkpoint": checkpoint})
+        tracking.end("FINISHED")
+        tracking.close()
     metrics = result.metrics or {}
     print(f"accuracy {metrics['val/accuracy']:.3f}, robust accuracy {metrics['val/robust_accuracy']:.3f} on val")
     print(f"checkpoint: {checkpoint}")
+    if unheard := tracking.unheard():
+        print(unheard)
     return 0
 
 

@@ -5,6 +5,7 @@ The driver of a trial reserves no CPU: the workers' placement group, made by Ray
 """
 
 import contextlib
+import dataclasses
 import logging
 import os
 import pickle
@@ -26,7 +27,7 @@ from sweeps.progress import Progress
 from sweeps.ranking import Row
 from sweeps.search import make_scheduler, make_search
 from sweeps.settings import Sweep
-from sweeps.tracking import RunRecorder, Tracking, tolerate_absence
+from sweeps.tracking import Tracking
 from trainer.config import UsageError
 from trainer.ray_trial import PARTIAL, StopSwitch, run_trial
 
@@ -103,11 +104,11 @@ class EpochReports(TuneReportCallback):
 
 
 def drive_trial(config: dict[str, Any], sweep: Sweep, tracking: Tracking, units: dict[str, float], switch: Any) -> None:
-    """The Tune trial: find or create its MLflow run, then let Ray Train work."""
+    """The Tune trial: begin its MLflow run or go on with it, then let Ray Train work."""
     trial_id = tune.get_context().get_trial_id()
     trial = trial_of(sweep, config)
     strength = trial.weight / units[trial.regularizer] if trial.weight else 0.0
-    run = tracking.trial_run(
+    recorder = tracking.trial(
         trial_id,
         trial_name(trial.regularizer, trial.weight),
         trial.to_dict() | {"strength": strength, "workers": sweep.placement.workers, "digest": trial.digest()},
@@ -118,9 +119,9 @@ def drive_trial(config: dict[str, Any], sweep: Sweep, tracking: Tracking, units:
         placement=sweep.placement,
         storage=str(sweep.folder / "trials"),
         name=trial_id,
-        recorder=RunRecorder(tracking.uri, run),
+        recorder=recorder,
         callbacks=[EpochReports()],
-        extra={"run": run, "strength": strength},
+        extra={"strength": strength},
         switch=switch,
     )
 
@@ -170,9 +171,7 @@ class SweepCallback(tune.Callback):
 
     def _ended(self, trial: Any, status: str, reason: str = "") -> None:
         result = trial.last_result or {}
-        with tolerate_absence(f"that {trial.trial_id} {status}", self.progress.say):
-            run = result.get("run") or self.tracking.trial_run(trial.trial_id, trial.trial_id, {})
-            tell_end(self.tracking, run, status, result)
+        tell_end(self.tracking, trial.trial_id, status, result)
         self.progress.ended(trial.trial_id, status, result, reason)
 
 
@@ -181,10 +180,10 @@ def _last_line(error: Any) -> str:
     return (str(error or "").strip().splitlines() or [""])[-1][:300]
 
 
-def tell_end(tracking: Tracking, run: str, status: str, result: dict[str, Any]) -> None:
+def tell_end(tracking: Tracking, trial_id: str, status: str, result: dict[str, Any]) -> None:
     """Tell MLflow how a trial ended, and which configuration its worker says it trained."""
-    tracking.tag(run, {"effective_digest": str(result.get("digest", ""))})
-    tracking.end_trial(run, status, str(result.get("checkpoint_path", "")))
+    tags = {"checkpoint": str(result.get("checkpoint_path", "")), "effective_digest": str(result.get("digest", ""))}
+    tracking.end_trial(trial_id, status, tags)
 
 
 def run_sweep(sweep: Sweep, tracking: Tracking, units: dict[str, float]) -> list[Row]:
@@ -271,10 +270,10 @@ def _run_trials(
         if "regularizer" not in proposal(config):
             continue
         trial_id = str(metrics.get("trial_id", Path(result.path).name))
-        row = row_of(sweep, units, config, metrics, trial_id, failed=result.error is not None)
-        rows.append(row)
-        if row.run:  # a process that was killed may not have told MLflow how its last trials ended
-            with tolerate_absence(f"that {row.trial_id} {row.status}"):
-                tell_end(tracking, row.run, row.status, metrics)
+        rows.append(row_of(sweep, units, config, metrics, trial_id, failed=result.error is not None))
+        # A process that was killed may not have said how its last trials ended.
+        tell_end(tracking, trial_id, rows[-1].status, metrics)
+    tracking.drain()
+    rows = [dataclasses.replace(row, run=tracking.run_of(row.trial_id)) for row in rows]
     keep_rows(path, rows)
     return rows

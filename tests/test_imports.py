@@ -11,7 +11,11 @@ FORBIDDEN = {
 }
 HOMES = {
     "webdataset": {"trainer/data.py", "trainer/shards/__init__.py"},
-    "mlflow": {"sweeps/tracking.py", "trainer/evaluate/checkpoints.py"},  # records; loads a registered model
+    "mlflow": {
+        "sweeps/tracking/__init__.py",
+        "sweeps/tracking/delivery.py",
+        "trainer/evaluate/checkpoints.py",
+    },  # records; loads a registered model
 }
 
 

@@ -34,14 +34,14 @@ WORST: dict[str, Any] = {"val/accuracy": 0.0, "val/robust_accuracy": 0.0, "val/h
 
 @runtime_checkable
 class Recorder(Protocol):
-    """Where rank 0 puts its points; must be picklable and never raise for a server that is away."""
+    """Where rank 0 puts its points; must be picklable and neither raise nor wait for a server that is away."""
 
     def record(self, metrics: Metrics, step: int) -> None:
         """Take the metrics of one step."""
         ...
 
     def flush(self) -> None:
-        """Send what was taken."""
+        """Bring what was taken to where a kill of this process cannot reach it."""
         ...
 
 

@@ -136,7 +136,7 @@ def test_an_error_that_would_come_again_ends_its_trial_alone(cluster, trial, tmp
         trial=dataclasses.replace(trial, data=str(tmp_path / "tiny"), images_per_epoch=64, epochs=1, batch_size=32),
     )  # fmt: skip
     sweep.folder.mkdir()
-    tracking = start_sweep(sweep.tracking_uri, "s", {}, tmp_path / "mlartifacts")
+    tracking = start_sweep(sweep.tracking_uri, "s", {}, tmp_path)
     rows = {row.regularizer: row for row in run_sweep(sweep, tracking, {"l2": 1.0, "ssim": 1.0})}
     assert {name: row.status for name, row in rows.items()} == {"none": "finished", "l2": "finished", "ssim": "failed"}
     run = tracking.client.get_run(rows["ssim"].run)

@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
+import torch
 from mlflow import MlflowClient
 from ray import cloudpickle
 
@@ -64,23 +65,34 @@ class Points:
         pass
 
 
+class Pointer:
+    """A checkpoint of Ray's, which is only a place."""
+
+    def __init__(self, path, filesystem):
+        self.path = path
+
+
 @pytest.fixture
-def work(sweep, monkeypatch):
+def work(sweep, monkeypatch, tmp_path):
     """Run what a worker runs, in this process: its reports and its losses."""
 
     def _work(config):
         reports, points = [], Points()
+        storage = SimpleNamespace(experiment_fs_path="/", storage_filesystem=None)
         train = SimpleNamespace(
             get_checkpoint=lambda: None,
-            Checkpoint=SimpleNamespace(from_directory=lambda folder: None),
-            report=lambda metrics, **rest: reports.append(metrics),
+            get_context=lambda: SimpleNamespace(get_storage=lambda: storage),
+            Checkpoint=Pointer,
+            report=lambda metrics, *rest, **more: reports.append(metrics),
         )
         monkeypatch.setattr(ray_trial, "train", train)
-        monkeypatch.setattr(ray_trial, "get_device", lambda: None)
-        trial = trial_of(sweep, config).to_dict()
+        monkeypatch.setattr(ray_trial, "get_device", lambda: torch.device("cpu"))
+        monkeypatch.setenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+        trial = trial_of(sweep, config)
         ray_trial.train_worker(
-            {"trial": trial, "recorder": points, "start": None, "extra": {"run": "r"}, "cache": ShardCache()}
-        )
+            {"trial": trial.to_dict(), "recorder": points, "start": None, "extra": {"strength": 1.0},
+             "cache": ShardCache(), "folder": str(tmp_path / trial.digest()), "name": "t", "switch": None}
+        )  # fmt: skip
         return reports, points.losses
 
     return _work
@@ -106,14 +118,15 @@ def test_two_weights_are_two_configurations_and_two_losses(sweep, work):
     [({}, "finished", "FINISHED"), ({"epoch": 1.0}, "stopped", "KILLED"), ({"digest": "other"}, "failed", "FAILED")],
 )
 def test_mlflow_is_told_how_a_trial_ended_and_what_it_trained(sweep, tmp_path, change, state, status, capsys):
-    tracking = start_sweep(sweep.tracking_uri, sweep.name, {}, tmp_path / "mlartifacts")
+    tracking = start_sweep(sweep.tracking_uri, sweep.name, {}, tmp_path)
     tracking.log_calibration(UNITS)
-    run = tracking.trial_run("id", "l2", {})
-    last = result(sweep, run=run, checkpoint_path="where") | {"val/accuracy": 0.5} | change
+    tracking.trial("id", "l2", {})
+    last = result(sweep, checkpoint_path="where") | {"val/accuracy": 0.5} | change
     callback = SweepCallback(sweep, tracking, make_scheduler(sweep), trials=1)
     cloudpickle.dumps(callback)
     callback.on_trial_complete(0, [], SimpleNamespace(trial_id="id", config=CONFIG, last_result=last))
-    told = MlflowClient(sweep.tracking_uri).get_run(run)
+    assert tracking.drain() == ""
+    told = MlflowClient(sweep.tracking_uri).get_run(tracking.run_of("id"))
     assert told.info.status == status
     assert told.data.tags["state"] == state
     assert told.data.tags["effective_digest"] == last["digest"]

@@ -69,7 +69,7 @@ def test_trials_that_want_more_cpus_than_there_are_finish_and_free_them(sweep, t
         assert slots(sweep) == 2
         with pytest.raises(UsageError, match="lower --workers-per-trial"):
             slots(dataclasses.replace(sweep, placement=Placement(workers=5)))
-        tracking = start_sweep(sweep.tracking_uri, sweep.name, {}, tmp_path / "mlartifacts")
+        tracking = start_sweep(sweep.tracking_uri, sweep.name, {}, tmp_path)
         rows = run_sweep(sweep, tracking, UNITS)
         deadline = time.monotonic() + 60
         while ray.available_resources().get("CPU", 0) < 4 and time.monotonic() < deadline:

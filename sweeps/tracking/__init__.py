@@ -1,0 +1,193 @@
+"""MLflow: one parent run per sweep, one child per trial, found again by tag after any restart.
+
+Nothing that trains waits for MLflow: all that is said here goes to the sweep's spool (`sweeps.spool`), and the driver
+sends it on in the background. What is left when a sweep ends, `python -m sweeps.tracking flush` sends.
+"""
+
+import json
+import os
+import shlex
+import socket
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+# Before MLflow is imported: the spool tries again by itself, and nobody should wait for a server that hangs.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # an address for every run that ends
+
+from mlflow import MlflowClient
+
+from sweeps.spool import SWEEP, Spool, spools
+from sweeps.tracking.delivery import PARENT_TAG, SWEEP_TAG, TRIAL_TAG, Courier, Delivery, reason
+from trainer.config import UsageError
+
+__all__ = ["PARENT_TAG", "SWEEP_TAG", "TRIAL_TAG", "Tracking", "check_tracking", "start_sweep"]
+
+
+@dataclass
+class Tracking:
+    """How a sweep is recorded; travels to every process of it.
+
+    Args:
+        uri: of MLflow.
+        storage: the sweep's storage folder.
+        name: of the sweep.
+    """
+
+    uri: str
+    storage: Path
+    name: str
+    _courier: Courier | None = field(default=None, repr=False, compare=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Only one process sends."""
+        return self.__dict__ | {"_courier": None}
+
+    @property
+    def folder(self) -> Path:
+        """Where all waits until MLflow has it."""
+        return self.storage / self.name / "spool"
+
+    @property
+    def client(self) -> MlflowClient:
+        """A client of its own for the calling process."""
+        return MlflowClient(self.uri)
+
+    def page(self) -> str:
+        """Address of the runs in the UI, which otherwise opens on its pages for language models."""
+        server = self.uri.rstrip("/") if self.uri.startswith("http") else "http://127.0.0.1:5000"
+        experiment = Spool(self.folder, SWEEP).sent().experiment
+        runs = f"/{experiment}/runs?workflowType=machine_learning" if experiment else ""
+        return f"{server}/#/experiments{runs}"
+
+    def trial(self, trial_id: str, name: str, params: dict[str, Any], tags: dict[str, str] | None = None) -> Spool:
+        """Begin the trial's run, or go on with that of an earlier start; where its points are put."""
+        spool = Spool(self.folder, trial_id)
+        spool.begin(name, tags or {}, params)
+        return spool
+
+    def end_trial(self, trial_id: str, state: str, tags: dict[str, str]) -> None:
+        """End a trial's run with its state (finished, stopped, diverged, failed); one that ended so stays as it is."""
+        spool = Spool(self.folder, trial_id)
+        if not spool.state():  # its process failed before it could say anything
+            spool.begin(trial_id, {}, {})
+        status = {"finished": "FINISHED", "failed": "FAILED"}.get(state, "KILLED")
+        spool.end(status, tags | {"state": state})
+
+    def run_of(self, trial_id: str) -> str:
+        """Id of the trial's run, empty until MLflow has heard of it."""
+        return Spool(self.folder, trial_id).sent().run
+
+    def log_calibration(self, units: dict[str, float]) -> None:
+        """Put the calibrated unit of each weight on the parent run."""
+        Spool(self.folder, SWEEP).attach({"calibration.json": json.dumps(units, indent=2)})
+
+    def log_result(self, metrics: dict[str, float], result: dict[str, Any], table: str) -> None:
+        """Put the ranking on the parent run."""
+        spool = Spool(self.folder, SWEEP)
+        earlier, step = spool.last()
+        spool.record(metrics, max(step, 0) if metrics == earlier else step + 1)  # another after failed trials' repeat
+        spool.flush()
+        spool.attach({"result.json": json.dumps(result, indent=2), "ranking.txt": table})
+
+    def end(self, status: str) -> None:
+        """End the parent run as FINISHED, FAILED or KILLED."""
+        Spool(self.folder, SWEEP).end(status, {})
+
+    def open(self) -> None:
+        """Send in the background from now on."""
+        self._courier = Courier(self.folder, self.uri)
+        self._courier.start()
+
+    def close(self) -> None:
+        """Send no more in the background; a last attempt to send what is left."""
+        if self._courier is not None:
+            self._courier.stop()
+            self._courier = None
+        self.drain()
+
+    def drain(self) -> str:
+        """Send what waits, now; why that was not possible, else empty."""
+        try:
+            return "" if Delivery(self.folder, self.uri).send(patience=60) else "another process is sending"
+        except Exception as error:
+            return reason(error)
+
+    def unheard(self) -> str:
+        """What still waits and how to send it, in words; empty if MLflow has everything."""
+        waiting = [spool for spool in (Spool(self.folder, SWEEP), *spools(self.folder)) if spool.waiting()]
+        if not waiting:
+            return ""
+        points = sum(len(line.get("metrics", ())) for s in waiting for line, _ in s.lines(s.sent().offset))
+        python = shlex.quote(os.path.relpath(sys.executable) if sys.prefix != sys.base_prefix else "python")
+        storage = "" if self.storage == Path("runs").resolve() else f" --storage {shlex.quote(str(self.storage))}"
+        return (
+            f"MLflow at {self.uri} has not heard all: {points} points of {len(waiting)} runs wait in {self.folder}. "
+            f"Once it answers:  {python} -m sweeps.tracking flush --name {shlex.quote(self.name)}{storage}"
+        )
+
+    def __enter__(self) -> "Tracking":
+        self.open()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        """End the parent run, and as KILLED every trial's run whose process went without a word."""
+        for spool in spools(self.folder):
+            if "begin" in spool.state():
+                spool.end("KILLED", {})
+        self.end("FINISHED" if kind is None else "FAILED" if issubclass(kind, Exception) else "KILLED")
+        self.close()
+        if kind is not None and self.unheard():  # else said with the result
+            print(self.unheard())
+
+
+def check_tracking(uri: str) -> None:
+    """Ask the server, or the database, for a sign of life; a server that is away for now is only told of.
+
+    Raises:
+        UsageError: if the address cannot be right: no such scheme or host, or something that is not MLflow answers.
+    """
+    try:
+        MlflowClient(uri).search_experiments(max_results=1)
+    except Exception as error:
+        if not _is_away(uri, error):
+            raise UsageError(
+                f"--tracking-uri {uri}: no MLflow answers there; give http://HOST:PORT of a server or "
+                f"sqlite:///PATH ({reason(error)[:120]})"
+            ) from None
+        print(f"No MLflow answers at {uri} yet. The sweep goes on, and what it has to say waits in its spool.")
+
+
+def _is_away(uri: str, error: Exception) -> bool:
+    """Whether nobody is at home behind an address that may well be right."""
+    address = urlsplit(uri)
+    if address.scheme not in ("http", "https") or not address.hostname:
+        return False
+    try:
+        port = address.port or {"http": 80, "https": 443}[address.scheme]
+        with socket.create_connection((address.hostname, port), timeout=5):
+            pass
+    except (ValueError, socket.gaierror):
+        return False
+    except OSError:
+        return True
+    # Something listens: silence, and what a proxy says for a dead server, have these codes; another service has not.
+    return getattr(error, "error_code", "") in ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE")
+
+
+def start_sweep(uri: str, name: str, params: dict[str, Any], storage: Path) -> Tracking:
+    """Begin the sweep's parent run, or go on with it.
+
+    The database, the experiment and the parent are made by the one process that sends: processes that create a fresh
+    database together break each other.
+    """
+    tracking = Tracking(uri, storage.resolve(), name)
+    artifacts = (storage / "mlartifacts").resolve().as_uri() if uri.startswith("sqlite") else None
+    Spool(tracking.folder, SWEEP).begin(
+        name, {SWEEP_TAG: name}, params, **({"artifacts": artifacts} if artifacts else {})
+    )
+    return tracking

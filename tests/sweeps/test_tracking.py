@@ -1,0 +1,369 @@
+"""MLflow away at the start, for a while and for good: every point arrives, once."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from sweeps.spool import SWEEP, Sent, Spool
+from sweeps.tracking import PARENT_TAG, SWEEP_TAG, TRIAL_TAG, check_tracking, start_sweep
+from sweeps.tracking.delivery import Delivery
+from trainer.config import UsageError
+
+ROOT = Path(__file__).parents[2]
+PARAMS = {"regularizer": "l2", "weight": 0.5}
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def wait_for(what, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+class Server:
+    """`mlflow server` on loopback, which can be killed and started again on the same port and database."""
+
+    def __init__(self, folder):
+        self.folder, self.port, self.process = folder, free_port(), None
+        self.uri = f"http://127.0.0.1:{self.port}"
+
+    def start(self):
+        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port),
+                   "--workers", "1", "--backend-store-uri", f"sqlite:///{self.folder}/server.db",
+                   "--artifacts-destination", str(self.folder / "artifacts")]  # fmt: skip
+        self.process = subprocess.Popen(
+            command, cwd=self.folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        wait_for(self.answers)
+
+    def answers(self):
+        with contextlib.suppress(Exception):
+            return bool(MlflowClient(self.uri).search_experiments(max_results=1))
+        return False
+
+    def kill(self):
+        if self.process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+            self.process = None
+
+
+@pytest.fixture(scope="module")
+def empty_database(tmp_path_factory):
+    """Made once: it takes many seconds."""
+    path = tmp_path_factory.mktemp("mlflow") / "empty.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments(max_results=1)
+    return path
+
+
+@pytest.fixture
+def database(empty_database, tmp_path):
+    """URI of a database of its own."""
+    return f"sqlite:///{shutil.copy(empty_database, tmp_path / 'mlflow.db')}"
+
+
+@pytest.fixture
+def server(tmp_path, empty_database):
+    (tmp_path / "server").mkdir()
+    shutil.copy(empty_database, tmp_path / "server/server.db")
+    server = Server(tmp_path / "server")
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def silent():
+    """A server that takes connections and never answers."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        yield listener
+
+
+def start(uri, tmp_path, name="s"):
+    folder = tmp_path / "runs" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "settings.json").write_text(json.dumps({"tracking_uri": uri}))
+    return start_sweep(uri, name, {"epochs": 2}, tmp_path / "runs")
+
+
+def train(spool, first, last):
+    """Steps as `fit` records them; what MLflow should have of them."""
+    for step in range(first, last + 1):
+        spool.record({"step/loss": 1 / step, "step/penalty": 2 / step}, step)
+    spool.record({"val/accuracy": 1 - 1 / last}, last)
+    spool.flush()
+
+
+def points(client, run):
+    return sorted(
+        (point.key, point.step, point.value, point.timestamp)
+        for name in client.get_run(run).data.metrics
+        for point in client.get_metric_history(run, name)
+    )
+
+
+def recorded(tracking, key):
+    return sorted(
+        (name, line["step"], value, line["time"])
+        for line, _ in Spool(tracking.folder, key).lines()
+        for name, value in line.get("metrics", {}).items()
+    )
+
+
+def assert_all_there(tracking, key, last):
+    client, run = tracking.client, tracking.run_of(key)
+    there = points(client, run)
+    assert there == recorded(tracking, key)
+    wanted = [("step/loss", step, 1 / step) for step in range(1, last + 1)]
+    assert [point[:3] for point in there if point[0] == "step/loss"] == wanted
+    return client.get_run(run)
+
+
+def flush(*arguments):
+    done = subprocess.run(
+        [sys.executable, "-m", "sweeps.tracking", "flush", *map(str, arguments)],
+        cwd=ROOT, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.slow
+def test_a_server_that_comes_late_goes_and_comes_back_has_every_point_once(server, tmp_path, capsys):
+    with start(server.uri, tmp_path) as tracking:
+        spool = tracking.trial("t1", "l2 w=0.5", PARAMS)
+        train(spool, 1, 600)
+        wait_for(lambda: "MLflow is away" in capsys.readouterr().out)
+        assert tracking.run_of("t1") == ""
+        server.start()
+        train(spool, 601, 700)
+        wait_for(lambda: not tracking.unheard())
+        assert "MLflow is back" in capsys.readouterr().out
+        assert_all_there(tracking, "t1", 700)
+
+        server.kill()
+        train(spool, 701, 1400)
+        tracking.end_trial("t1", "finished", {"checkpoint": "/checkpoints/t1"})
+        tracking.trial("t2", "none", {"regularizer": "none"})
+        wait_for(lambda: "MLflow is away" in capsys.readouterr().out)
+        tracking.log_result({"best/val/accuracy": 0.9}, {"pick": "t1"}, "the table")
+        assert "points of 3 runs wait" in tracking.unheard()
+        server.start()
+    assert tracking.unheard() == ""
+    run = assert_all_there(tracking, "t1", 1400)
+    ended = Spool(tracking.folder, "t1").state()["time"]
+    assert (run.info.run_name, run.info.status, run.info.end_time) == ("l2 w=0.5", "FINISHED", ended)
+    assert run.data.params == {"regularizer": "l2", "weight": "0.5"}
+    parent = tracking.client.get_run(tracking.run_of(SWEEP))
+    tags = {"state": "finished", "checkpoint": "/checkpoints/t1", TRIAL_TAG: "t1", PARENT_TAG: parent.info.run_id}
+    assert tags.items() <= run.data.tags.items()
+    assert (parent.info.status, parent.data.tags[SWEEP_TAG], parent.data.params) == ("FINISHED", "s", {"epochs": "2"})
+    assert parent.data.metrics == {"best/val/accuracy": 0.9}
+    table = tracking.client.download_artifacts(parent.info.run_id, "ranking.txt", str(tmp_path))
+    assert Path(table).read_text() == "the table"
+    silenced = tracking.client.get_run(tracking.run_of("t2"))  # its process went without a word
+    assert silenced.info.status == "KILLED"
+    assert len(tracking.client.search_runs([parent.info.experiment_id])) == 3
+
+
+@pytest.mark.slow
+def test_away_for_good_then_flushed_by_two_processes_at_once_and_again(server, database, tmp_path):
+    with start(server.uri, tmp_path) as tracking:
+        for trial in ("t1", "t2"):
+            train(tracking.trial(trial, f"name of {trial}", PARAMS), 1, 2500)
+    message = tracking.unheard()
+    assert f"{2 * 5001} points of 3 runs wait" in message
+    assert message.endswith(f"-m sweeps.tracking flush --name s --storage {tmp_path}/runs")
+    status, out, err = flush("--storage", tmp_path / "runs", "--name", "s")
+    assert (status, out) == (2, "")
+    assert err.startswith("error: s: MLflow at http")
+    assert err.count("\n") == 1
+
+    server.start()
+    command = [sys.executable, "-m", "sweeps.tracking", "flush", "--storage", str(tmp_path / "runs")]
+    both = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    outs = [process.communicate(timeout=300)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    lines = Counter("".join(outs).splitlines())
+    assert lines == Counter(
+        ["s: sent 0 points of s", "s: sent 5001 points of name of t1", "s: sent 5001 points of name of t2",
+         "s: nothing waits"]
+    )  # fmt: skip
+    for trial in ("t1", "t2"):
+        assert_all_there(tracking, trial, 2500)
+    assert tracking.unheard() == ""
+
+    # Sent twice: what was marked as sent is forgotten, as by a kill between a batch and its mark.
+    spool = Spool(tracking.folder, "t1")
+    end = next(end for line, end in spool.lines() if "begin" in line)
+    spool.mark(Sent(tracking.run_of("t1"), spool.sent().experiment, end))
+    status, out, _ = flush("--storage", tmp_path / "runs")
+    assert (status, out) == (0, "s: sent 5001 points of t1\n")
+    assert_all_there(tracking, "t1", 2500)
+
+    # A second MLflow gets everything anew.
+    spool.record({"step/loss": 1 / 2501}, 2501)
+    spool.flush()
+    status, out, _ = flush("--storage", tmp_path / "runs", "--tracking-uri", database)
+    assert status == 0
+    assert "sent 5002 points of name of t1" in out
+    tracking.uri = database
+    assert_all_there(tracking, "t1", 2501)
+    assert_all_there(tracking, "t2", 2500)
+
+
+def test_flush_refuses_unknown_sweeps(tmp_path):
+    start("sqlite:///x.db", tmp_path)
+    status, _, err = flush("--storage", tmp_path / "runs", "--name", "other")
+    assert (status, err) == (2, f"error: no sweep 'other' under {tmp_path}/runs; there is s\n")
+
+
+def test_nothing_waits_for_a_server_that_never_answers(silent, tmp_path):
+    tracking = start(f"http://127.0.0.1:{silent.getsockname()[1]}", tmp_path)
+    tracking.open()
+    spool = tracking.trial("t1", "l2", PARAMS)
+    train(spool, 1, 10)
+    connection, _ = silent.accept()
+    with connection:
+        assert connection.recv(1)  # the question has been asked and will not be answered
+        for epoch in range(1, 200):
+            train(spool, 10 * epoch + 1, 10 * epoch + 10)
+        tracking.end_trial("t1", "finished", {})
+        courier = tracking._courier
+        assert courier.is_alive()
+        assert not courier.delivery.refused
+        connection.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while connection.recv(4096):
+                pass
+            raise AssertionError("the question was given up, so something may have waited for it")
+    assert "4200 points of 2 runs wait" in tracking.unheard()  # of 2,000 steps and 200 epochs
+    courier.ended.set()
+
+
+def test_a_run_that_mlflow_refuses_keeps_no_other_from_its_points(database, tmp_path):
+    tracking = start(database, tmp_path)
+    spools = [tracking.trial(trial, trial, PARAMS) for trial in ("t1", "t2")]
+    assert tracking.drain() == ""
+    tracking.client.delete_run(tracking.run_of("t1"))
+    for spool in spools:
+        train(spool, 1, 5)
+    delivery = Delivery(tracking.folder, tracking.uri)
+    assert delivery.send()
+    assert list(delivery.refused) == ["t1"]
+    assert_all_there(tracking, "t2", 5)
+    assert "11 points of 1 runs wait" in tracking.unheard()
+
+
+def test_a_trial_whose_spool_is_lost_adds_only_later_steps(database, tmp_path):
+    tracking = start(database, tmp_path)
+    train(tracking.trial("t1", "l2", PARAMS), 1, 30)
+    assert tracking.drain() == ""
+    run = tracking.run_of("t1")
+    before = points(tracking.client, run)
+    tracking.folder.rename(tmp_path / "lost")
+    tracking = start(tracking.uri, tmp_path)
+    spool = tracking.trial("t1", "l2", PARAMS)
+    train(spool, 21, 40)  # from its checkpoint of step 20
+    assert tracking.drain() == ""
+    assert tracking.run_of("t1") == run
+    there = points(tracking.client, run)
+    assert set(before) < set(there)
+    assert [step for name, step, *_ in there if name == "step/loss"] == list(range(1, 41))
+    assert spool.sent().known == {"step/loss": 30, "step/penalty": 30, "val/accuracy": 30}
+
+
+TRAIN = """
+import sys, time
+from pathlib import Path
+from sweeps.tracking import start_sweep
+storage, uri, steps = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+checkpoint = storage / "checkpoint"
+done = int(checkpoint.read_text()) if checkpoint.exists() else 0
+tracking = start_sweep(uri, "s", {}, storage)
+with tracking:
+    spool = tracking.trial("t1", "l2", {"weight": 1})
+    for step in range(done + 1, steps + 1):
+        spool.record({"step/loss": 1 / step, "step/penalty": 2 / step}, step)
+        if step % 10 == 0:
+            spool.flush()
+            print(step, bool(tracking.run_of("t1")), flush=True)
+            partial = checkpoint.with_suffix(".partial")
+            partial.write_text(str(step))
+            partial.replace(checkpoint)
+            time.sleep(0.01)
+    tracking.end_trial("t1", "finished", {})
+"""
+
+
+@pytest.mark.slow
+def test_killed_while_it_trains_and_sends_no_step_is_missing_or_doubled(database, tmp_path):
+    storage = tmp_path / "runs"
+    storage.mkdir()
+
+    def child(steps):
+        command = [sys.executable, "-c", TRAIN, str(storage), database, str(steps)]
+        return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+
+    for kill in range(4):
+        process = child(10**7)
+        next(line for line in process.stdout if "True" in line)  # the run exists: points are being sent
+        time.sleep(1 + 0.1 * kill)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        checkpoint = storage / "checkpoint"
+        checkpoint.write_text(str(max(0, int(checkpoint.read_text()) - 10 * kill)))
+    last = int((storage / "checkpoint").read_text()) + 100
+    process = child(last)
+    process.communicate()
+    assert process.returncode == 0
+    tracking = start(database, tmp_path)
+    tracking.end("FINISHED")
+    status, _, err = flush("--storage", storage)
+    assert status == 0, err
+    run = assert_all_there(tracking, "t1", max(last, recorded(tracking, "t1")[-1][1]))
+    assert run.info.status == "FINISHED"
+    assert len(tracking.client.search_runs([run.info.experiment_id])) == 2
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("htp:/typo", "no MLflow answers there"),
+        ("http://no-such-host.invalid:5000", "no MLflow answers there"),
+        ("http://127.0.0.1:PORT", "no MLflow answers there"),
+    ],
+)
+def test_an_address_that_cannot_be_right_is_refused(uri, message, tmp_path):
+    command = [sys.executable, "-m", "http.server", "--bind", "127.0.0.1", "0", "-d", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+                          env=os.environ | {"PYTHONUNBUFFERED": "1"}) as other:  # fmt: skip
+        port = other.stdout.readline().split("port ")[1].split()[0]
+        try:
+            with pytest.raises(UsageError, match=message):
+                check_tracking(uri.replace("PORT", port))
+        finally:
+            other.kill()
+
+
+def test_a_server_that_is_away_is_told_of_and_not_refused(capsys):
+    check_tracking(f"http://127.0.0.1:{free_port()}")
+    assert "The sweep goes on" in capsys.readouterr().out
