@@ -1,11 +1,13 @@
 """What waits for MLflow: each step once in the file, whatever is killed and whoever else writes."""
 
+import fcntl
 import json
 import pickle
 import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -40,6 +42,7 @@ def test_points_keep_order_value_and_their_own_time(spool):
     assert steps(spool) == []
     time.sleep(0.01)
     spool.flush()
+    assert spool._buffer == []
     (begin, _), (line, end) = spool.lines()
     assert begin == {"begin": "l2 w=1", "tags": {}, "params": {"weight": "1.0"}}
     assert line["metrics"] == {"step/loss": 0.5, "step/penalty": float("inf")}
@@ -178,6 +181,18 @@ def test_killed_and_continued_from_its_checkpoint_no_step_is_missing_or_doubled(
     wanted = [("step/loss", step, 1 / step) for step in every] + [("step/penalty", step, 2 / step) for step in every]
     wanted += [("val/accuracy", 20 * epoch + 20, epoch / 10) for epoch in range(epochs)]
     assert found == sorted(wanted)
+
+
+def test_a_writer_waits_for_another_and_heeds_what_it_wrote(spool):
+    with spool.path.open("ab") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        writer = threading.Thread(target=record, args=(spool, 1, 2))
+        writer.start()
+        writer.join(0.3)
+        assert writer.is_alive()
+        other.write(b'{"step": 1, "time": 0, "metrics": {"step/loss": 1.0}}\n')
+    writer.join()
+    assert steps(spool) == [1, 2]
 
 
 def test_two_processes_that_train_the_same_trial_write_each_step_once(tmp_path):
