@@ -2,6 +2,7 @@
 # make test                                    everything CI runs
 # make check                                   lint, types and the fast tests
 PYTHON ?= python3
+FAST = .venv/bin/python -m pytest -m "not slow" -n auto --dist loadfile
 PIP = .venv/bin/python -m pip --disable-pip-version-check
 
 .PHONY: sweep test check clean
@@ -13,13 +14,14 @@ test: .venv/test.done
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
-	.venv/bin/python -m pytest
+	$(FAST)
+	.venv/bin/python -m pytest -m slow
 
 check: .venv/test.done
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
-	.venv/bin/python -m pytest -m "not slow" -n auto --dist loadfile
+	$(FAST)
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

@@ -11,8 +11,11 @@ import threading
 import time
 from pathlib import Path
 
+import optuna
 import pytest
 import torch
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 from ray import cloudpickle
 from test_tuning import train_workers
 
