@@ -361,7 +361,7 @@ def test_a_sweep_stopped_by_the_keyboard_loses_no_step(start, script, tmp_path):
     assert all(0 < step < 100 for step in steps)
 
     again = ["--resume", "--storage", tmp_path, "--name", "stopped"]
-    status, out, err = stop(start("all_regularizers.py", *again), times=2, timeout=30)
+    status, out, err = stop(start("all_regularizers.py", *again), times=2, timeout=60)
     assert status == 130, (out, err)
     assert_gone(ray_processes() - before)
 
