@@ -66,7 +66,7 @@ def test_evaluation_reads_only_the_shards_it_needs(digits, monkeypatch):
     assert opened == ["000002.tar", "000003.tar"]
 
 
-@pytest.mark.parametrize(("ranks", "workers"), [(1, 0), (2, 0), (5, 0), (2, 2)])
+@pytest.mark.parametrize(("ranks", "workers"), [(1, 0), (2, 0), (5, 0), pytest.param(2, 2, marks=pytest.mark.slow)])
 def test_training_takes_the_same_number_of_full_batches_on_every_rank(digits, ranks, workers):
     shards = read_shards(digits, "val")  # 4 shards: fewer than lanes in the last cases
     seen = []
@@ -92,7 +92,7 @@ def test_order_is_a_function_of_seed_and_epoch(digits):
     assert order(1, 0) != order(2, 0)
 
 
-@pytest.mark.parametrize("workers", [0, 3])
+@pytest.mark.parametrize("workers", [0, pytest.param(3, marks=pytest.mark.slow)])
 def test_an_epoch_entered_at_a_step_gives_what_is_left_of_it(digits, workers):
     """With random crops; worker processes live through several epochs."""
     shards = read_shards(digits, "train")

@@ -298,6 +298,7 @@ except UsageError as error:
 """
 
 
+@pytest.mark.slow
 def test_compiled_loss_equals_eager():
     """In a process of its own: the compiler cannot see through the shape checks that are on here."""
     done = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True, timeout=300)
