@@ -60,7 +60,9 @@ def end_if_asked(running: set[str], say: Callable[[str], None]) -> None:
     if waiting and not late:
         return
     what = (
-        f"{len(waiting)} of {len(running)} trials were between two looks" if waiting else "every trial saved its state"
+        f"{len(waiting)} of {len(running)} trials did not save theirs in time and resume from their last epoch"
+        if waiting
+        else "every trial saved its state"
     )
     say(f"interrupted: {what}")
     _ended = True

@@ -49,7 +49,8 @@ class Progress:
     def reported(self, trial_id: str, result: dict[str, Any]) -> None:
         """A trial finished an epoch."""
         self.running[trial_id] = result
-        if ROBUST in result and (self.best is None or result[ROBUST] > self.best[0]):
+        done = result.get("epoch") == self.epochs  # before that, few images were attacked
+        if done and ROBUST in result and (self.best is None or result[ROBUST] > self.best[0]):
             self.best = (result[ROBUST], self.names.get(trial_id, trial_id))
         if not self.console.is_terminal and result.get("epoch", self.epochs) < self.epochs:
             name = self.names.get(trial_id, trial_id)
