@@ -106,7 +106,8 @@ def measure_units(sweep: Sweep) -> dict[str, float]:
 
 def run(sweep: Sweep, units: dict[str, float]) -> tuple[list[Row], list[Finalist], Tracking]:
     """All trials of the sweep, recorded; returns how they ended and how they are kept in MLflow."""
-    from sweeps.tuning import local_cluster, run_finalists, run_sweep, slots
+    from sweeps.cluster import local_cluster, slots
+    from sweeps.tuning import run_finalists, run_sweep
 
     params = sweep.trial.to_dict() | {
         "regularizers": ",".join(sweep.names),

@@ -65,7 +65,8 @@ def main() -> int:
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    from sweeps.tuning import local_cluster, trial_name
+    from sweeps.callback import trial_name
+    from sweeps.cluster import local_cluster
 
     name = f"resume-{row.trial_id}-{time.strftime('%Y%m%d-%H%M%S')}"
     tracking = start_sweep(sweep.tracking_uri, sweep.name, {}, Path(sweep.storage))

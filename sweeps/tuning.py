@@ -4,13 +4,8 @@ The driver of a trial reserves no CPU: the workers' placement group, made by Ray
 `max_concurrent_trials` keeps the groups from starving each other.
 """
 
-import contextlib
 import dataclasses
-import logging
-import os
-import pickle
-import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,73 +17,14 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from sweeps import finalists, interrupt
-from sweeps.outcomes import FIXED, keep_rows, kept_rows, mismatch, proposal, row_of, status_of, trial_of
-from sweeps.progress import Progress
+from sweeps.callback import SweepCallback, tell_end, trial_name
+from sweeps.cluster import slots
+from sweeps.outcomes import FIXED, keep_rows, kept_rows, proposal, row_of, trial_of
 from sweeps.ranking import Row
 from sweeps.search import make_scheduler, make_search
 from sweeps.settings import Sweep
 from sweeps.tracking import Tracking
-from trainer.config import UsageError
 from trainer.ray_trial import PARTIAL, StopSwitch, run_trial
-
-QUIET = {
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # also the pace of reports; the default is 2 s
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",  # autoscaling takes minutes
-}
-
-
-@contextlib.contextmanager
-def local_cluster(num_cpus: int | None = None) -> Iterator[None]:
-    """A Ray instance of this machine alone, ended with the block."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    # The clean-up of stopped trials asks the dashboard; on a machine with several Ray instances it must know which.
-    env = QUIET | {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}"}
-    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "5")
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # sweeps.interrupt has one that lets trials save their state
-    root = str(Path(__file__).resolve().parents[1])
-    env["PYTHONPATH"] = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
-    ray.init(
-        address="local",
-        num_cpus=num_cpus,
-        include_dashboard=True,
-        dashboard_port=port,
-        runtime_env={"env_vars": env},
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def slots(sweep: Sweep, trials: int | None = None) -> int:
-    """How many trials fit on the cluster at once; of `trials`, by default those of the search.
-
-    Raises:
-        UsageError: if not even one fits.
-    """
-    have, need = ray.cluster_resources(), sweep.placement
-    fit = int(have.get("CPU", 0) // (need.workers * need.cpus_per_worker))
-    if need.gpus_per_worker:
-        fit = min(fit, int(have.get("GPU", 0) // (need.workers * need.gpus_per_worker)))
-    if fit < 1:
-        raise UsageError(
-            f"a trial needs {need.workers} worker(s) x {need.cpus_per_worker:g} CPU and {need.gpus_per_worker:g} GPU, "
-            f"the cluster has {have.get('CPU', 0):g} CPU and {have.get('GPU', 0):g} GPU; "
-            "lower --workers-per-trial or --gpus-per-worker"
-        )
-    return min(fit, sweep.max_concurrent or fit, trials or sweep.total_trials)
-
-
-def trial_name(regularizer: str, weight: float) -> str:
-    """Such as `ssim w=0.13`."""
-    return f"{regularizer} w={weight:.3g}" if weight else regularizer
 
 
 def _folder_name(trial: Any) -> str:
@@ -124,66 +60,6 @@ def drive_trial(config: dict[str, Any], sweep: Sweep, tracking: Tracking, units:
         extra={"strength": strength},
         switch=switch,
     )
-
-
-class SweepCallback(tune.Callback):
-    """Ends MLflow runs, carries the scheduler's state over a restart, shows progress.
-
-    It leaves placement groups to Ray Train's cleaner: a group removed while the controller of a stopped trial still
-    lives makes that controller ask for a new group, which nobody then frees.
-    """
-
-    def __init__(self, sweep: Sweep, tracking: Tracking, scheduler: TrialScheduler, trials: int) -> None:
-        self.sweep, self.tracking, self.scheduler = sweep, tracking, scheduler
-        self.progress = Progress(trials, sweep.trial.epochs)
-
-    def get_state(self) -> dict[str, bytes]:
-        """Tune restores the searcher, but not the scheduler's rungs nor what callbacks know."""
-        return {"scheduler": pickle.dumps(self.scheduler.__dict__), "progress": pickle.dumps(self.progress)}
-
-    def set_state(self, state: dict[str, bytes]) -> None:
-        self.scheduler.__dict__.update(pickle.loads(state["scheduler"]))
-        self.progress = pickle.loads(state["progress"])
-
-    def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        asked = trial_of(self.sweep, trial.config)
-        self.progress.started(trial.trial_id, trial_name(asked.regularizer, asked.weight))
-
-    def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
-        self.progress.reported(trial.trial_id, result)
-
-    def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        result = trial.last_result or {}
-        self._ended(trial, status_of(self.sweep, trial.config, result), result.get("failed", ""))
-        wrong = mismatch(self.sweep, trial.config, result) if result and not result.get("failed") else None
-        if wrong:
-            self.progress.say(f"{trial.trial_id}: {wrong}")
-
-    def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        self._ended(trial, "failed", _last_line(trial.get_error()))
-
-    def on_step_end(self, iteration: int, trials: list, **info: Any) -> None:
-        self.progress.tick()
-        interrupt.end_if_asked({t.trial_id for t in trials if t.status == t.RUNNING}, self.progress.say)
-
-    def on_experiment_end(self, trials: list, **info: Any) -> None:
-        self.progress.close()
-
-    def _ended(self, trial: Any, status: str, reason: str = "") -> None:
-        result = trial.last_result or {}
-        tell_end(self.tracking, trial.trial_id, status, result)
-        self.progress.ended(trial.trial_id, status, result, reason)
-
-
-def _last_line(error: Any) -> str:
-    """What an exception's trace ends with."""
-    return (str(error or "").strip().splitlines() or [""])[-1][:300]
-
-
-def tell_end(tracking: Tracking, trial_id: str, status: str, result: dict[str, Any]) -> None:
-    """Tell MLflow how a trial ended, and which configuration its worker says it trained."""
-    tags = {"checkpoint": str(result.get("checkpoint_path", "")), "effective_digest": str(result.get("digest", ""))}
-    tracking.end_trial(trial_id, status, tags)
 
 
 def run_sweep(sweep: Sweep, tracking: Tracking, units: dict[str, float]) -> list[Row]:

@@ -19,9 +19,10 @@ from optuna.storages.journal import JournalFileBackend
 from ray import cloudpickle
 from test_tuning import train_workers
 
+from sweeps.cluster import local_cluster
 from sweeps.settings import Sweep
 from sweeps.tracking import start_sweep
-from sweeps.tuning import local_cluster, run_sweep
+from sweeps.tuning import run_sweep
 from trainer.checkpoints import load_newest, load_state, save_state
 from trainer.config import Trial, UsageError
 from trainer.ray_trial import Placement, _reason, _would_come_again, failure_of, run_trial

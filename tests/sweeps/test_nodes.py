@@ -12,7 +12,7 @@ from ray.cluster_utils import Cluster
 from ray.core.generated import autoscaler_pb2
 from test_faults import assert_same_end, train, trial, when  # noqa: F401  # trial is a fixture
 
-from sweeps.tuning import QUIET
+from sweeps.cluster import QUIET
 from trainer.checkpoints import load_state
 from trainer.config import Trial
 

@@ -7,11 +7,11 @@ import torch
 from mlflow import MlflowClient
 from ray import cloudpickle
 
+from sweeps.callback import SweepCallback
 from sweeps.outcomes import FIXED, mismatch, row_of, status_of, trial_of
 from sweeps.search import METRIC, make_scheduler
 from sweeps.settings import Sweep
 from sweeps.tracking import start_sweep
-from sweeps.tuning import SweepCallback
 from trainer import ray_trial
 from trainer.cache import ShardCache
 from trainer.config import Trial

@@ -11,10 +11,11 @@ import ray
 import torch
 from ray.tune.schedulers import TrialScheduler
 
+from sweeps.cluster import local_cluster, slots
 from sweeps.search import FairASHA, make_scheduler
 from sweeps.settings import Sweep
 from sweeps.tracking import start_sweep
-from sweeps.tuning import local_cluster, run_sweep, slots
+from sweeps.tuning import run_sweep
 from trainer.config import Trial, UsageError
 from trainer.models import build_model
 from trainer.ray_trial import Placement

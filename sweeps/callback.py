@@ -1,0 +1,78 @@
+"""What the driver does as trials begin, report and end: MLflow, the terminal, the scheduler's state."""
+
+import pickle
+from typing import Any
+
+from ray import tune
+from ray.tune.schedulers import TrialScheduler
+
+from sweeps import interrupt
+from sweeps.outcomes import mismatch, status_of, trial_of
+from sweeps.progress import Progress
+from sweeps.settings import Sweep
+from sweeps.tracking import Tracking
+
+
+def trial_name(regularizer: str, weight: float) -> str:
+    """Such as `ssim w=0.13`."""
+    return f"{regularizer} w={weight:.3g}" if weight else regularizer
+
+
+class SweepCallback(tune.Callback):
+    """Ends MLflow runs, carries the scheduler's state over a restart, shows progress.
+
+    It leaves placement groups to Ray Train's cleaner: a group removed while the controller of a stopped trial still
+    lives makes that controller ask for a new group, which nobody then frees.
+    """
+
+    def __init__(self, sweep: Sweep, tracking: Tracking, scheduler: TrialScheduler, trials: int) -> None:
+        self.sweep, self.tracking, self.scheduler = sweep, tracking, scheduler
+        self.progress = Progress(trials, sweep.trial.epochs)
+
+    def get_state(self) -> dict[str, bytes]:
+        """Tune restores the searcher, but not the scheduler's rungs nor what callbacks know."""
+        return {"scheduler": pickle.dumps(self.scheduler.__dict__), "progress": pickle.dumps(self.progress)}
+
+    def set_state(self, state: dict[str, bytes]) -> None:
+        self.scheduler.__dict__.update(pickle.loads(state["scheduler"]))
+        self.progress = pickle.loads(state["progress"])
+
+    def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        asked = trial_of(self.sweep, trial.config)
+        self.progress.started(trial.trial_id, trial_name(asked.regularizer, asked.weight))
+
+    def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
+        self.progress.reported(trial.trial_id, result)
+
+    def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        result = trial.last_result or {}
+        self._ended(trial, status_of(self.sweep, trial.config, result), result.get("failed", ""))
+        wrong = mismatch(self.sweep, trial.config, result) if result and not result.get("failed") else None
+        if wrong:
+            self.progress.say(f"{trial.trial_id}: {wrong}")
+
+    def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        self._ended(trial, "failed", _last_line(trial.get_error()))
+
+    def on_step_end(self, iteration: int, trials: list, **info: Any) -> None:
+        self.progress.tick()
+        interrupt.end_if_asked({t.trial_id for t in trials if t.status == t.RUNNING}, self.progress.say)
+
+    def on_experiment_end(self, trials: list, **info: Any) -> None:
+        self.progress.close()
+
+    def _ended(self, trial: Any, status: str, reason: str = "") -> None:
+        result = trial.last_result or {}
+        tell_end(self.tracking, trial.trial_id, status, result)
+        self.progress.ended(trial.trial_id, status, result, reason)
+
+
+def _last_line(error: Any) -> str:
+    """What an exception's trace ends with."""
+    return (str(error or "").strip().splitlines() or [""])[-1][:300]
+
+
+def tell_end(tracking: Tracking, trial_id: str, status: str, result: dict[str, Any]) -> None:
+    """Tell MLflow how a trial ended, and which configuration its worker says it trained."""
+    tags = {"checkpoint": str(result.get("checkpoint_path", "")), "effective_digest": str(result.get("digest", ""))}
+    tracking.end_trial(trial_id, status, tags)
