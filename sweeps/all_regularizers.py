@@ -8,7 +8,6 @@ commands to open the MLflow UI and to train the pick further.
 """
 
 import dataclasses
-import json
 import logging
 import os
 import shlex
@@ -23,6 +22,7 @@ import torch
 from rich.console import Console
 
 from sweeps import finalists
+from sweeps.checkpoints import check_space, keep_only
 from sweeps.finalists import Finalist
 from sweeps.options import parse, sweep_of
 from sweeps.ranking import Row, as_dict, as_text, pick, plain, reason, rule, table
@@ -33,6 +33,7 @@ from trainer.config import Trial, UsageError
 from trainer.data import train_loader
 from trainer.digits import write_digits
 from trainer.fit import count_classes, fit, prepare_model
+from trainer.locations import read_json, whole_file
 from trainer.models import build_model, load_weights
 from trainer.preprocess import Transform
 from trainer.shards import read_shards
@@ -58,7 +59,7 @@ def prepare(sweep: Sweep, embedded: bool) -> Sweep:
     create_folder(sweep)
     if embedded:
         stage("writing handwritten digits as shards")
-        write_digits(Path(sweep.trial.data))
+        write_digits(sweep.trial.data)
         stage(f"pretraining {sweep.trial.model} on them")
         sweep = dataclasses.replace(sweep, trial=dataclasses.replace(sweep.trial, checkpoint=pretrain(sweep)))
     return sweep
@@ -66,7 +67,7 @@ def prepare(sweep: Sweep, embedded: bool) -> Sweep:
 
 def reach_tracking(sweep: Sweep) -> None:
     """Refuse a server that is away, or a database that cannot be opened, before anything is started."""
-    if not sweep.tracking_uri.startswith("sqlite:///" + sweep.storage):
+    if not sweep.tracking_uri.startswith(f"sqlite:///{sweep.local_storage}"):
         check_tracking(sweep.tracking_uri)
 
 
@@ -84,15 +85,14 @@ def check_start(trial: Trial, workers: int) -> None:
 
 def pretrain(sweep: Sweep) -> str:
     """Train the start checkpoint of the embedded default, in this process."""
-    path = sweep.folder / "pretrained.pt"
+    path = f"{sweep.folder}/pretrained.pt"
     trial = dataclasses.replace(sweep.trial, **PRETRAINING, robust_images=1)
     states: list[dict] = []
     fit(trial, lambda metrics, state: states.append(state | {"accuracy": metrics["val/accuracy"]}))
-    partial = path.with_suffix(".partial")
-    torch.save({"model": states[-1]["model"]}, partial)
-    partial.replace(path)
+    with whole_file(path) as stream:
+        torch.save({"model": states[-1]["model"]}, stream)
     console.print(f"  accuracy {states[-1]['accuracy']:.3f} on val", highlight=False)
-    return str(path)
+    return path
 
 
 def measure_units(sweep: Sweep) -> dict[str, float]:
@@ -100,7 +100,7 @@ def measure_units(sweep: Sweep) -> dict[str, float]:
     stage("calibrating the weight of each regularizer")
     device = torch.device("cuda" if sweep.placement.gpus_per_worker and torch.cuda.is_available() else "cpu")
     units = calibrate(sweep.trial, sweep.names, device, sweep.placement.cache)
-    write_json(sweep.folder / CALIBRATION, units)
+    write_json(f"{sweep.folder}/{CALIBRATION}", units)
     return units
 
 
@@ -120,7 +120,7 @@ def run(sweep: Sweep, units: dict[str, float]) -> tuple[list[Row], list[Finalist
     }
     for key in ("regularizer", "weight"):
         params.pop(key)
-    with start_sweep(sweep.tracking_uri, sweep.name, params, Path(sweep.storage)) as tracking:
+    with start_sweep(sweep.tracking_uri, sweep.name, params, sweep.local_storage, sweep.storage) as tracking:
         tracking.log_calibration(units)
         say_how_many(sweep)
         stage("starting Ray")
@@ -135,9 +135,10 @@ def run(sweep: Sweep, units: dict[str, float]) -> tuple[list[Row], list[Finalist
         picked = pick(rows, sweep.max_accuracy_drop)
         result = as_dict(rows, picked, sweep.max_accuracy_drop)
         result |= {"finalists": finalists.as_dicts(repeated), "trials_per_regularizer": sweep.parts}
-        write_json(sweep.folder / "result.json", result)  # at once: whoever reads it meets the old one or the new
+        write_json(f"{sweep.folder}/result.json", result)  # at once: whoever reads it meets the old one or the new
         best = {f"best/{name}": value for name, value in picked.metrics.items()} if picked else {}
         text = f"{as_text(rows, picked)}\n{reason(rows, sweep.max_accuracy_drop)}\n"
+        keep_only(sweep, rows, [row.trial_id for finalist in repeated for row in finalist.repetitions], picked)
         tracking.log_result(best, result, text + (f"\n{plain(finalists.table(repeated))}" if repeated else ""))
     return rows, repeated, tracking
 
@@ -163,7 +164,7 @@ def conclude(sweep: Sweep, rows: list[Row], repeated: list[Finalist], tracking: 
     if repeated:
         console.print(finalists.table(repeated))
     python = shlex.quote(os.path.relpath(sys.executable) if sys.prefix != sys.base_prefix else "python")
-    storage = "" if Path(sweep.storage) == Path("runs").resolve() else f" --storage {shlex.quote(sweep.storage)}"
+    storage = "" if sweep.storage == str(Path("runs").resolve()) else f" --storage {shlex.quote(sweep.storage)}"
     if not sweep.tracking_uri.startswith("http"):
         ui = f"{python} -m mlflow ui --backend-store-uri {shlex.quote(sweep.tracking_uri)}"
         console.print(f"Start MLflow:  {ui}", soft_wrap=True, highlight=False)
@@ -200,9 +201,12 @@ def main() -> int:
         sweep = sweep_of(given)
         if given.resume or given.extend is not None:
             reach_tracking(sweep)
-            units = json.loads((sweep.folder / CALIBRATION).read_text())
+            if given.extend is not None:
+                stage(check_space(sweep))
+            units = read_json(f"{sweep.folder}/{CALIBRATION}")
         else:
             sweep = prepare(sweep, embedded=given.data is None)
+            stage(check_space(sweep))
             units = measure_units(sweep)
         if not given.resume:
             sweep.save()  # last: from here on the sweep, or its new part, exists and can be resumed

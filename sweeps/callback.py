@@ -9,6 +9,7 @@ from ray.tune.schedulers import TrialScheduler
 from sweeps import interrupt
 from sweeps.outcomes import mismatch, status_of, trial_of
 from sweeps.progress import Progress
+from sweeps.search import keep_rungs
 from sweeps.settings import Sweep
 from sweeps.tracking import Tracking
 
@@ -25,8 +26,8 @@ class SweepCallback(tune.Callback):
     lives makes that controller ask for a new group, which nobody then frees.
     """
 
-    def __init__(self, sweep: Sweep, tracking: Tracking, scheduler: TrialScheduler, trials: int) -> None:
-        self.sweep, self.tracking, self.scheduler = sweep, tracking, scheduler
+    def __init__(self, sweep: Sweep, tracking: Tracking, scheduler: TrialScheduler, trials: int, folder: str) -> None:
+        self.sweep, self.tracking, self.scheduler, self.folder = sweep, tracking, scheduler, folder
         self.progress = Progress(trials, sweep.trial.epochs)
 
     def get_state(self) -> dict[str, bytes]:
@@ -60,6 +61,7 @@ class SweepCallback(tune.Callback):
 
     def on_experiment_end(self, trials: list, **info: Any) -> None:
         self.progress.close()
+        keep_rungs(self.scheduler, self.folder)
 
     def _ended(self, trial: Any, status: str, reason: str = "") -> None:
         result = trial.last_result or {}
@@ -74,5 +76,5 @@ def _last_line(error: Any) -> str:
 
 def tell_end(tracking: Tracking, trial_id: str, status: str, result: dict[str, Any]) -> None:
     """Tell MLflow how a trial ended, and which configuration its worker says it trained."""
-    tags = {"checkpoint": str(result.get("checkpoint_path", "")), "effective_digest": str(result.get("digest", ""))}
+    tags = {"checkpoint": str(result.get("checkpoint_folder", "")), "effective_digest": str(result.get("digest", ""))}
     tracking.end_trial(trial_id, status, tags)

@@ -18,6 +18,7 @@ from scipy.stats import t as student  # mlflow brings scipy; the quantile has no
 from sweeps.outcomes import kept_rows
 from sweeps.ranking import Row, baseline, rank
 from sweeps.settings import Sweep
+from trainer.locations import folders_in
 
 FIRST_SEED = 1_000_000  # behind every seed a search will ever reach
 LEVEL = 0.95
@@ -87,7 +88,8 @@ def folder_of(configs: list[dict[str, Any]]) -> str:
 
 def repetitions(sweep: Sweep) -> list[Row]:
     """All that ended, of whichever finalists."""
-    return [row for folder in sorted(sweep.folder.glob("finalists-*")) for row in kept_rows(folder) or ()]
+    folders = sorted(name for name in folders_in(sweep.folder) if name.startswith("finalists-"))
+    return [row for name in folders for row in kept_rows(f"{sweep.folder}/{name}") or ()]
 
 
 def gather(sweep: Sweep, rows: list[Row]) -> list[Finalist]:

@@ -12,7 +12,7 @@ from regularizers import REGULARIZERS
 from sweeps.settings import ALLOCATIONS, OBJECTIVES, SCHEDULERS, Sweep, extended
 from trainer.cache import ShardCache
 from trainer.config import BATCH_NORM_MODES, EVALUATIONS, PRECISIONS, Trial, UsageError
-from trainer.locations import absolute
+from trainer.locations import absolute, is_url
 from trainer.models import default_image_size
 from trainer.ray_trial import Placement
 from trainer.shards import evaluation_splits, read_shards
@@ -119,7 +119,23 @@ def parse(description: str) -> argparse.Namespace:
     where.add_argument("--max-concurrent", type=int, metavar="N", help="trials at once (default: as many as fit)")
     kept = parser.add_argument_group("where it is kept")
     kept.add_argument(
-        "--storage", metavar="FOLDER", default="runs", help="folder for everything that is written (default ./runs)"
+        "--storage",
+        metavar="WHERE",
+        default="runs",
+        help="folder, s3:// or gs:// URL for all that is written (default ./runs)",
+    )
+    kept.add_argument(
+        "--local-dir",
+        metavar="FOLDER",
+        help="of this machine, where --storage is a URL: the search's journal, points on their way to MLflow "
+        "(default ./runs)",
+    )
+    kept.add_argument(
+        "--keep",
+        metavar="WHAT",
+        default="best",
+        help="checkpoints that stay whole once the sweep is over: all, those of "
+        "the pick (best, default) or of the top-K trials; of others only the weights stay",
     )
     kept.add_argument("--tracking-uri", metavar="URI", help="of MLflow (default: an SQLite file in the storage folder)")
     kept.add_argument("--name", help="of the sweep (default: the date and time)")
@@ -136,7 +152,7 @@ def sweep_of(given: argparse.Namespace) -> Sweep:
     Raises:
         UsageError: if flags contradict each other or the data cannot be found.
     """
-    storage = str(Path(given.storage).expanduser().resolve())
+    storage = absolute(given.storage).rstrip("/")
     if given.resume or given.extend is not None:
         if not given.name:
             flag = "--resume" if given.resume else "--extend"
@@ -158,7 +174,7 @@ def sweep_of(given: argparse.Namespace) -> Sweep:
     if given.data is None:
         if given.checkpoint:
             raise UsageError("--checkpoint needs --data: the embedded digits pretrain a checkpoint of their own")
-        settings = DIGITS | asked | {"data": str(Path(storage) / "digits")}
+        settings = DIGITS | asked | {"data": f"{storage}/digits"}
     else:
         if given.model is None:
             raise UsageError("--data needs --model: which architecture is to be finetuned?")
@@ -175,10 +191,14 @@ def sweep_of(given: argparse.Namespace) -> Sweep:
     trials = given.trials_per_regularizer
     if trials is None:
         trials = len(strengths) if strengths else 1
+    if given.local_dir and not is_url(storage):
+        raise UsageError(f"--local-dir is for a --storage that is a URL; all is kept in {storage}")
+    local_dir = absolute(given.local_dir or "runs") if is_url(storage) else None
     return Sweep(
         name=given.name or time.strftime("sweep-%Y%m%d-%H%M%S"),
         storage=storage,
-        tracking_uri=given.tracking_uri or f"sqlite:///{storage}/mlflow.db",
+        local_dir=local_dir,
+        tracking_uri=given.tracking_uri or f"sqlite:///{local_dir or storage}/mlflow.db",
         trial=Trial(seed=given.seed, **settings),
         regularizers=tuple(given.regularizers.split(",")) if given.regularizers else tuple(sorted(REGULARIZERS)),
         trials_per_regularizer=trials,
@@ -187,6 +207,7 @@ def sweep_of(given: argparse.Namespace) -> Sweep:
         allocation=given.allocation,
         objectives=given.objectives,
         seeds=given.seeds or 0,
+        keep=given.keep,
         placement=Placement(
             workers=given.workers_per_trial,
             gpus_per_worker=gpus,

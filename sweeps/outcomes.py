@@ -1,14 +1,13 @@
 """What a trial was asked to do and how it ended; knows no running Ray."""
 
 import dataclasses
-import json
-from pathlib import Path
 from typing import Any
 
 from sweeps.ranking import Row
 from sweeps.search import METRIC, weight_of
 from sweeps.settings import Sweep, write_json
 from trainer.config import Trial
+from trainer.locations import read_json
 
 ROWS = "rows.json"
 FIXED = "fixed"
@@ -58,18 +57,18 @@ def row_of(
         robust_accuracy=result.get(METRIC, 0.0),
         heatmap_ssim=result.get("val/heatmap_ssim", 0.0),
         heatmap_correlation=result.get("val/heatmap_correlation", 0.0),
-        checkpoint=str(result.get("checkpoint_path", "")),
+        checkpoint=str(result.get("checkpoint_folder", "")),
         run="",  # known once MLflow has heard of it
         metrics={name: value for name, value in result.items() if name.startswith(("val/", "test/"))},
     )
 
 
-def keep_rows(folder: Path, rows: list[Row]) -> None:
+def keep_rows(folder: str, rows: list[Row]) -> None:
     """Keep how the trials of a Tune folder ended: later parts need no Tune, nor its version, to know."""
-    write_json(folder / ROWS, [dataclasses.asdict(row) for row in rows])
+    write_json(f"{folder}/{ROWS}", [dataclasses.asdict(row) for row in rows])
 
 
-def kept_rows(folder: Path) -> list[Row] | None:
+def kept_rows(folder: str) -> list[Row] | None:
     """How the trials of a Tune folder ended; None where they have not."""
-    path = folder / ROWS
-    return [Row(**row) for row in json.loads(path.read_text())] if path.exists() else None
+    rows = read_json(f"{folder}/{ROWS}")
+    return None if rows is None else [Row(**row) for row in rows]

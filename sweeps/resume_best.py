@@ -4,22 +4,22 @@
     python sweeps/resume_best.py --name SWEEP --trial ID --epochs 10
 
 Continues with the optimizer's state and the data order a longer trial would have had, in a new MLflow run that
-names the old one, and prints its accuracy, robust accuracy and checkpoint.
+names the old one, and prints its accuracy, robust accuracy and checkpoint. Interrupted, the same command goes on.
 """
 
 import argparse
 import dataclasses
-import json
 import sys
-import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the script runs without being installed
 
+from sweeps.checkpoints import only_weights
 from sweeps.ranking import Row
 from sweeps.settings import Sweep
 from sweeps.tracking import start_sweep
 from trainer.config import UsageError
+from trainer.locations import absolute, read_json
 from trainer.ray_trial import failure_of, run_trial
 
 
@@ -29,7 +29,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--name", required=True, help="of the sweep")
     parser.add_argument("--trial", metavar="ID", help="another trial of it than the pick")
     parser.add_argument("--epochs", type=int, default=2, help="how many more (default 2)")
-    parser.add_argument("--storage", default="runs", help="the sweep's storage folder (default ./runs)")
+    parser.add_argument("--storage", metavar="WHERE", default="runs", help="of the sweep (default ./runs)")
     return parser.parse_args()
 
 
@@ -39,19 +39,72 @@ def choose(sweep: Sweep, trial_id: str | None) -> Row:
     Raises:
         UsageError: if the sweep has no result, or the trial no checkpoint.
     """
-    path = sweep.folder / "result.json"
-    if not path.exists():
+    result = read_json(f"{sweep.folder}/result.json")
+    if result is None:
         raise UsageError(f"sweep {sweep.name} has not ended; continue it with sweeps/all_regularizers.py --resume")
-    result = json.loads(path.read_text())
     wanted = trial_id or result["pick"]
     if wanted is None:
         raise UsageError(f"sweep {sweep.name} has no pick; name a trial with --trial")
     rows = {row["trial_id"]: Row(**row) for row in result["trials"]}
     if wanted not in rows:
         raise UsageError(f"--trial {wanted}: sweep {sweep.name} has {', '.join(rows)}")
-    if not rows[wanted].checkpoint:
-        raise UsageError(f"--trial {wanted}: it {rows[wanted].status} and left no checkpoint")
-    return rows[wanted]
+    row = rows[wanted]
+    if not row.checkpoint:
+        raise UsageError(f"--trial {wanted}: it {row.status} and left no checkpoint")
+    if only_weights(sweep, wanted):
+        raise UsageError(
+            f"--trial {wanted}: of it only the weights were kept (--keep), "
+            "and training on needs the optimizer's state; "
+            f"start a sweep from them with --checkpoint {row.checkpoint}"
+        )
+    return row
+
+
+def train_on(sweep: Sweep, row: Row, epochs: int) -> int:
+    """Continue the trial up to so many epochs; the exit status."""
+    from sweeps.callback import trial_name
+    from sweeps.cluster import local_cluster
+    from sweeps.desk import Handed, open_desk
+
+    name = f"resume-{row.trial_id}-to-{epochs}"  # the same command goes on with what it had begun
+    trial = dataclasses.replace(
+        sweep.trial, regularizer=row.regularizer, weight=row.weight, seed=row.seed, epochs=epochs
+    )
+    tracking = start_sweep(sweep.tracking_uri, sweep.name, {}, sweep.local_storage, sweep.storage)
+    origin = row.run or tracking.run_of(row.trial_id) or row.trial_id  # no run yet: MLflow was away all the time
+    label, state, checkpoint = trial_name(row.regularizer, row.weight), "failed", ""
+    print(f"continuing {label} ({row.trial_id}) to epoch {epochs}")
+    tracking.open()
+    try:
+        with local_cluster():
+            recorder = Handed(tracking.folder, name, desk=open_desk(tracking.folder))
+            recorder.begin(f"{label} resumed", {"resumed_from": origin, "start": row.checkpoint}, {})
+            result = run_trial(
+                trial,
+                placement=sweep.placement,
+                storage=sweep.trials_folder,
+                name=name,
+                recorder=recorder,
+                start=row.checkpoint,
+            )
+        reason = failure_of(f"{sweep.trials_folder}/{name}")
+        if reason is not None:
+            print(f"error: {reason}", file=sys.stderr)
+            return 1
+        metrics = result.metrics or {}
+        state, checkpoint = "finished", str(metrics.get("checkpoint_folder", ""))
+    except KeyboardInterrupt:
+        state = "stopped"
+        raise
+    finally:
+        tracking.end_trial(name, state, {"checkpoint": checkpoint})
+        tracking.end("FINISHED")
+        tracking.close()
+    print(f"accuracy {metrics['val/accuracy']:.3f}, robust accuracy {metrics['val/robust_accuracy']:.3f} on val")
+    print(f"checkpoint: {checkpoint}")
+    if unheard := tracking.unheard():
+        print(unheard)
+    return 0
 
 
 def main() -> int:
@@ -60,51 +113,14 @@ def main() -> int:
     try:
         if given.epochs < 1:
             raise UsageError(f"--epochs {given.epochs}: give a whole number of at least 1")
-        sweep = Sweep.load(str(Path(given.storage).expanduser().resolve()), given.name)
-        row = choose(sweep, given.trial)
+        sweep = Sweep.load(absolute(given.storage), given.name)
+        return train_on(sweep, choose(sweep, given.trial), sweep.trial.epochs + given.epochs)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    from sweeps.callback import trial_name
-    from sweeps.cluster import local_cluster
-
-    name = f"resume-{row.trial_id}-{time.strftime('%Y%m%d-%H%M%S')}"
-    tracking = start_sweep(sweep.tracking_uri, sweep.name, {}, Path(sweep.storage))
-    epochs = sweep.trial.epochs + given.epochs
-    trial = dataclasses.replace(
-        sweep.trial, regularizer=row.regularizer, weight=row.weight, seed=row.seed, epochs=epochs
-    )
-    label = f"{trial_name(row.regularizer, row.weight)} resumed"
-    origin = row.run or tracking.run_of(row.trial_id) or row.trial_id  # no run yet: MLflow was away all the time
-    recorder = tracking.trial(name, label, trial.to_dict(), {"resumed_from": origin, "start": row.checkpoint})
-    print(f"continuing {label.removesuffix(' resumed')} ({row.trial_id}) to epoch {epochs}")
-    state, checkpoint = "failed", ""
-    tracking.open()
-    try:
-        with local_cluster():
-            result = run_trial(
-                trial,
-                placement=sweep.placement,
-                storage=str(sweep.folder / "trials"),
-                name=name,
-                recorder=recorder,
-                start=row.checkpoint,
-            )
-        reason = failure_of(str(sweep.folder / "trials" / name))
-        if reason is not None:
-            print(f"error: {reason}", file=sys.stderr)
-            return 1
-        state, checkpoint = "finished", result.checkpoint.path if result.checkpoint else ""
-    finally:
-        tracking.end_trial(name, state, {"checkpoint": checkpoint})
-        tracking.end("FINISHED")
-        tracking.close()
-    metrics = result.metrics or {}
-    print(f"accuracy {metrics['val/accuracy']:.3f}, robust accuracy {metrics['val/robust_accuracy']:.3f} on val")
-    print(f"checkpoint: {checkpoint}")
-    if unheard := tracking.unheard():
-        print(unheard)
-    return 0
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last epoch", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import math
 import warnings
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -14,9 +15,11 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search.optuna import OptunaSearch
 
 from regularizers import REGULARIZERS
-from sweeps.settings import Sweep
+from sweeps.settings import Sweep, write_json
+from trainer.locations import file_size, is_url, open_file, read_json, whole_file
 
 METRIC = "val/robust_accuracy"
+RUNGS = "rungs.json"
 OBJECTIVES = {"robust": [METRIC], "both": ["val/accuracy", METRIC]}
 
 
@@ -60,14 +63,16 @@ class DurableOptunaSearch(OptunaSearch):
     Args:
         epochs: of a whole trial.
         metrics: to maximize, one or several.
+        journal: path of the study, and where a copy is kept with each snapshot of this searcher.
         rest: of OptunaSearch.
     """
 
-    def __init__(self, *, epochs: int, metrics: list[str], **rest: Any) -> None:
+    def __init__(self, *, epochs: int, metrics: list[str], journal: tuple[Path, str], **rest: Any) -> None:
         single = len(metrics) == 1  # Optuna has no intermediate values for several
         metric, mode = (metrics[0], "max") if single else (metrics, ["max"] * len(metrics))
-        super().__init__(metric=metric, mode=mode, **rest)
-        self.epochs, self.metrics = epochs, metrics
+        storage = JournalStorage(JournalFileBackend(str(journal[0])))
+        super().__init__(metric=metric, mode=mode, storage=storage, **rest)
+        self.epochs, self.metrics, self.journal = epochs, metrics, journal
 
     @property
     def _study(self) -> optuna.Study:
@@ -94,6 +99,13 @@ class DurableOptunaSearch(OptunaSearch):
             result = None  # with neither result nor error Optuna has it as pruned: worse than every whole trial
         super().on_trial_complete(trial_id, result, error)
 
+    def save(self, checkpoint_path: str) -> None:
+        path, copy = self.journal
+        if is_url(copy):  # first: the study may know more than the snapshot, not less
+            with whole_file(copy) as stream:
+                stream.write(path.read_bytes())
+        super().save(checkpoint_path)
+
     def restore(self, checkpoint_path: str) -> None:
         super().restore(checkpoint_path)
         known = {trial.number for trial in self._ot_trials.values()}
@@ -101,6 +113,19 @@ class DurableOptunaSearch(OptunaSearch):
             if trial.number not in known:
                 self._study.tell(trial.number, state=TrialState.FAIL)
                 self._study.enqueue_trial(trial.params)  # else its regularizer would be one trial short
+
+
+def _journal(sweep: Sweep) -> tuple[Path, str]:
+    return sweep.local_folder / "study.journal", f"{sweep.folder}/study.journal"
+
+
+def recover_journal(sweep: Sweep) -> None:
+    """Fetch the study's journal from the storage if this machine has none: the one that drove the sweep is gone."""
+    path, copy = _journal(sweep)
+    if path.exists() or not is_url(copy) or file_size(copy) is None:
+        return
+    with open_file(copy) as source, whole_file(str(path)) as target:
+        target.write(source.read())
 
 
 def make_search(sweep: Sweep, units: dict[str, float], part: int = 0) -> DurableOptunaSearch:
@@ -114,7 +139,7 @@ def make_search(sweep: Sweep, units: dict[str, float], part: int = 0) -> Durable
         metrics=OBJECTIVES[sweep.objectives],
         space=Space(sweep.names, units, sweep.seed),
         study_name=sweep.name,
-        storage=JournalStorage(JournalFileBackend(str(sweep.folder / "study.journal"))),
+        journal=_journal(sweep),
         sampler=sampler,
     )
     study = search._study
@@ -153,12 +178,15 @@ class FairASHA(ASHAScheduler):
         return super().on_trial_result(tune_controller, trial, result)
 
 
-def make_scheduler(sweep: Sweep) -> TrialScheduler:
-    """Early stopping by images seen, the same budget for every regularizer; or none."""
+def make_scheduler(sweep: Sweep, part: int = 0) -> TrialScheduler:
+    """Early stopping by images seen, the same budget for every regularizer; or none.
+
+    A later part of a sweep goes on with the rungs of the parts before it.
+    """
     if sweep.scheduler == "none":
         return FIFOScheduler()
     budget = sweep.trial.epochs * sweep.trial.images_per_epoch
-    return FairASHA(
+    asha = FairASHA(
         time_attr="images_seen",
         metric=METRIC,
         mode="max",
@@ -166,3 +194,20 @@ def make_scheduler(sweep: Sweep) -> TrialScheduler:
         grace_period=max(budget // 4, 1),
         reduction_factor=2,
     )
+    if part:
+        earlier = read_json(f"{sweep.folder}/{tune_folder(part - 1)}/{RUNGS}") or []
+        for (milestone, recorded), (known, values) in zip(asha._brackets[0]._rungs, earlier, strict=False):
+            if milestone == known:
+                recorded.update(values)
+    return asha
+
+
+def keep_rungs(scheduler: TrialScheduler, folder: str) -> None:
+    """Keep what ASHA knows of the trials of a Tune folder, all parts before included, for the next part."""
+    if isinstance(scheduler, FairASHA):
+        write_json(f"{folder}/{RUNGS}", scheduler._brackets[0]._rungs)
+
+
+def tune_folder(part: int) -> str:
+    """Name of the folder in which Tune keeps a part of the sweep."""
+    return f"tune-{part}" if part else "tune"

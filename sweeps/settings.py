@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import math
-import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from regularizers import REGULARIZERS
 from trainer.cache import ShardCache
 from trainer.config import Trial, UsageError
+from trainer.locations import file_size, folders_in, read_json, remove_file, whole_file
 from trainer.ray_trial import Placement
 
 SCHEDULERS = ("asha", "none")
@@ -24,7 +25,7 @@ class Sweep:
 
     Args:
         name: of the sweep, its folder, its Optuna study and its MLflow parent run.
-        storage: folder for everything the sweep writes.
+        storage: folder or URL that all nodes see: settings, checkpoints, results.
         tracking_uri: of MLflow.
         trial: what every trial shares; each gets its own regularizer, weight and seed.
         regularizers: names to compare; the baseline `none` is always among them.
@@ -36,10 +37,14 @@ class Sweep:
         seeds: how many times the best weight of each regularizer is trained again after the search; 0 is never.
         strengths: of those trials, in calibrated units, one for each; None lets Optuna search.
         scheduler: `asha` stops weak trials early, `none` trains all to the end.
+        keep: `all` checkpoints whole once the sweep is over, or only those of the pick (`best`) or of the `top-K`
+            trials, and of the others the weights.
         placement: of each trial's workers.
         max_concurrent: trials at a time; None is as many as fit.
         max_accuracy_drop: how far below the baseline's accuracy (fraction of 1) the pick may lie.
         seed: of Optuna's sampler and of the trials.
+        local_dir: where the storage is a URL, a folder of the machine that drives the sweep, for the study's journal
+            and what waits for MLflow.
     """
 
     name: str
@@ -54,10 +59,12 @@ class Sweep:
     seeds: int = 0
     strengths: tuple[float, ...] | None = None
     scheduler: str = "asha"
+    keep: str = "best"
     placement: Placement = Placement()
     max_concurrent: int | None = None
     max_accuracy_drop: float = 0.02
     seed: int = 0
+    local_dir: str | None = None
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.regularizers if name not in REGULARIZERS]
@@ -75,6 +82,8 @@ class Sweep:
         ):
             if asked not in choices:
                 raise UsageError(f"--{option} {asked!r} is unknown; choose from {', '.join(choices)}")
+        if self.keep not in ("all", "best") and not re.fullmatch(r"top-[1-9]\d*", self.keep):
+            raise UsageError(f"--keep {self.keep}: give all, best or top-K, such as top-3")
         if self.seeds < 0 or self.seeds == 1:
             raise UsageError(f"--seeds {self.seeds}: give at least 2, one alone has no interval; or 0 for none")
         if self.strengths is not None:
@@ -103,9 +112,24 @@ class Sweep:
         self.trial.steps_per_epoch(self.placement.workers)
 
     @property
-    def folder(self) -> Path:
-        """The sweep's own folder."""
-        return Path(self.storage) / self.name
+    def folder(self) -> str:
+        """The sweep's own folder in the storage, a path or URL."""
+        return f"{self.storage}/{self.name}"
+
+    @property
+    def local_storage(self) -> Path:
+        """What only the machine that drives the sweep needs; the storage itself, unless that is a URL."""
+        return Path(self.local_dir or self.storage)
+
+    @property
+    def local_folder(self) -> Path:
+        """The sweep's own folder on that machine."""
+        return self.local_storage / self.name
+
+    @property
+    def trials_folder(self) -> str:
+        """Where each trial has a folder with its checkpoints."""
+        return f"{self.folder}/trials"
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -124,7 +148,7 @@ class Sweep:
 
     def save(self) -> None:
         """Write settings.json, whole or not at all."""
-        write_json(self.folder / "settings.json", dataclasses.asdict(self))
+        write_json(f"{self.folder}/settings.json", dataclasses.asdict(self))
 
     @classmethod
     def load(cls, storage: str, name: str) -> "Sweep":
@@ -133,11 +157,9 @@ class Sweep:
         Raises:
             UsageError: if there is none of that name; the names there are listed.
         """
-        path = Path(storage) / name / "settings.json"
-        if not path.exists():
-            known = sorted(p.parent.name for p in Path(storage).glob("*/settings.json"))
-            raise UsageError(f"no sweep {name!r} under {storage}; there is {', '.join(known) or 'none'}")
-        given: dict[str, Any] = json.loads(path.read_text())
+        given: dict[str, Any] | None = read_json(f"{storage}/{name}/settings.json")
+        if given is None:
+            raise UsageError(f"no sweep {name!r} under {storage}; there is {', '.join(sweeps_in(storage)) or 'none'}")
         given["trial"] = Trial(**given["trial"])
         cache = ShardCache(**given["placement"].pop("cache"))
         given["placement"] = Placement(**given["placement"], cache=cache)
@@ -147,14 +169,15 @@ class Sweep:
         return cls(**given)
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file that is whole under its name even if the machine stops while writing."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w") as stream:
-        json.dump(content, stream, indent=1)
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(path)
+def sweeps_in(storage: str) -> list[str]:
+    """Names of the sweeps in a storage folder or URL."""
+    return [name for name in sorted(folders_in(storage)) if file_size(f"{storage}/{name}/settings.json") is not None]
+
+
+def write_json(location: str, content: Any) -> None:
+    """Write a JSON file, by path or URL, that is whole under its name even if the machine stops while writing."""
+    with whole_file(location) as stream:
+        stream.write(json.dumps(content, indent=1).encode())
 
 
 def extended(sweep: Sweep, trials: int, seeds: int | None = None) -> Sweep:
@@ -163,8 +186,8 @@ def extended(sweep: Sweep, trials: int, seeds: int | None = None) -> Sweep:
     Raises:
         UsageError: if it has not ended.
     """
-    path = sweep.folder / "result.json"
-    if not path.exists() or tuple(json.loads(path.read_text())["trials_per_regularizer"]) != sweep.parts:
+    result = read_json(f"{sweep.folder}/result.json")
+    if result is None or tuple(result["trials_per_regularizer"]) != sweep.parts:
         raise UsageError(f"--extend: sweep {sweep.name} has not ended; --name {sweep.name} --resume continues it")
     seeds = sweep.seeds if seeds is None else seeds
     return dataclasses.replace(sweep, extensions=(*sweep.extensions, trials), seeds=seeds)
@@ -176,15 +199,17 @@ def create_folder(sweep: Sweep) -> None:
     Raises:
         UsageError: if the name is taken or the storage cannot be written.
     """
-    if (sweep.folder / "settings.json").exists():
+    probe = f"{sweep.folder}/.writable"
+    try:
+        taken = read_json(f"{sweep.folder}/settings.json") is not None
+        with whole_file(probe) as stream:
+            stream.write(b"")
+        remove_file(probe)
+        sweep.local_folder.mkdir(parents=True, exist_ok=True)
+    except (UsageError, OSError) as error:
+        raise UsageError(f"--storage {sweep.storage}: cannot be written ({error})") from None
+    if taken:
         raise UsageError(
             f"--name {sweep.name}: a sweep of that name is already under {sweep.storage}; "
             "add --resume to continue it, or choose another name"
         )
-    try:
-        sweep.folder.mkdir(parents=True, exist_ok=True)
-        probe = sweep.folder / ".writable"
-        probe.write_text("")
-        probe.unlink()
-    except OSError as error:
-        raise UsageError(f"--storage {sweep.storage}: cannot be written ({error.strerror})") from None

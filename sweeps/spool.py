@@ -2,7 +2,8 @@
 
 Whoever trains only appends to a file here, so a server that is away, slow or dead costs no step. Each run has a file
 KEY.jsonl that only grows: how the run began, the points of its steps, how it ended. KEY.sent beside it says up to which
-byte MLflow has taken it; `sweeps.tracking` moves that on. The folder must be seen by all processes of the sweep.
+byte MLflow has taken it; `sweeps.tracking` moves that on. The folder lies on the machine that drives the sweep; from
+other nodes `sweeps.desk` brings what trials have to say.
 """
 
 import contextlib
@@ -62,7 +63,11 @@ class Spool:
     def begin(self, name: str, tags: dict[str, str], params: dict[str, Any], **more: str) -> None:
         """The run begins or, after a restart, goes on."""
         text = {key: str(value) for key, value in params.items()}
-        self._append([{"begin": name, "tags": tags, "params": text, **more}])
+        self.append([{"begin": name, "tags": tags, "params": text, **more}])
+
+    def configured(self, params: dict[str, Any]) -> None:
+        """Add parameters to the run: those a worker found itself training with."""
+        self._buffer.append({"params": {key: str(value) for key, value in params.items()}})
 
     def record(self, metrics: dict[str, float], step: int) -> None:
         """Take the metrics of one step."""
@@ -76,7 +81,7 @@ class Spool:
         already here: a step not above the last one of its metric is left out.
         """
         try:
-            self._append(self._buffer)
+            self.append(self._buffer)
         except OSError as error:
             print(f"{self.path} cannot be written, keeping {len(self._buffer)} steps in memory: {error}")
         else:
@@ -84,15 +89,15 @@ class Spool:
 
     def attach(self, files: dict[str, str]) -> None:
         """Put texts under these names into the run's artifacts."""
-        self._append([{"files": files}])
+        self.append([{"files": files}])
 
     def end(self, status: str, tags: dict[str, str]) -> None:
         """The run ends as FINISHED, FAILED or KILLED; one that has ended so stays as it is."""
-        self._append([{"end": status, "tags": tags, "time": _now()}])
+        self.append([{"end": status, "tags": tags, "time": _now()}])
 
     def state(self) -> Line:
         """The last line that began or ended the run, empty before the first."""
-        self._append([])
+        self.append([])
         return self._state
 
     def last(self) -> tuple[dict[str, float], int]:
@@ -130,7 +135,8 @@ class Spool:
         partial.write_text(json.dumps(dataclasses.asdict(sent)))
         partial.replace(self.path.with_suffix(".sent"))
 
-    def _append(self, lines: list[Line]) -> None:
+    def append(self, lines: list[Line]) -> None:
+        """Bring lines to the disk, but for what the file has already."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with self.path.open("a+b") as stream:
             fcntl.flock(stream, fcntl.LOCK_EX)  # freed by the system even if this process is killed
@@ -151,7 +157,7 @@ class Spool:
         for line in map(json.loads, data[:whole].splitlines()):
             if "metrics" in line:
                 self._steps |= dict.fromkeys(line["metrics"], line["step"])
-            elif "files" not in line:
+            elif "begin" in line or "end" in line:
                 self._state = line
         self._read += whole
 

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import ray
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
@@ -19,12 +18,13 @@ from ray.tune.search import Searcher
 from sweeps import finalists, interrupt
 from sweeps.callback import SweepCallback, tell_end, trial_name
 from sweeps.cluster import slots
+from sweeps.desk import Handed, open_desk
 from sweeps.outcomes import FIXED, keep_rows, kept_rows, proposal, row_of, trial_of
 from sweeps.ranking import Row
-from sweeps.search import make_scheduler, make_search
+from sweeps.search import make_scheduler, make_search, recover_journal, tune_folder
 from sweeps.settings import Sweep
 from sweeps.tracking import Tracking
-from trainer.ray_trial import PARTIAL, StopSwitch, run_trial
+from trainer.ray_trial import PARTIAL, run_trial
 
 
 def _folder_name(trial: Any) -> str:
@@ -39,26 +39,26 @@ class EpochReports(TuneReportCallback):
             super().after_report(run_context, metrics, checkpoint)
 
 
-def drive_trial(config: dict[str, Any], sweep: Sweep, tracking: Tracking, units: dict[str, float], switch: Any) -> None:
+def drive_trial(config: dict[str, Any], sweep: Sweep, spool: Path, units: dict[str, float], desk: Any) -> None:
     """The Tune trial: begin its MLflow run or go on with it, then let Ray Train work."""
     trial_id = tune.get_context().get_trial_id()
     trial = trial_of(sweep, config)
     strength = trial.weight / units[trial.regularizer] if trial.weight else 0.0
-    recorder = tracking.trial(
-        trial_id,
+    recorder = Handed(spool, trial_id, desk=desk)
+    recorder.begin(
         trial_name(trial.regularizer, trial.weight),
-        trial.to_dict() | {"strength": strength, "workers": sweep.placement.workers, "digest": trial.digest()},
-        {"finalist": trial.regularizer} if FIXED in config else None,
+        {"finalist": trial.regularizer} if FIXED in config else {},
+        {"strength": strength, "workers": sweep.placement.workers},
     )
     run_trial(
         trial,
         placement=sweep.placement,
-        storage=str(sweep.folder / "trials"),
+        storage=sweep.trials_folder,
         name=trial_id,
         recorder=recorder,
         callbacks=[EpochReports()],
         extra={"strength": strength},
-        switch=switch,
+        switch=desk,
     )
 
 
@@ -70,8 +70,8 @@ def run_sweep(sweep: Sweep, tracking: Tracking, units: dict[str, float]) -> list
     """
     rows: list[Row] = []
     for part, trials_each in enumerate(sweep.parts):
-        folder = f"tune-{part}" if part else "tune"
-        kept = kept_rows(sweep.folder / folder)
+        folder = tune_folder(part)
+        kept = kept_rows(f"{sweep.folder}/{folder}")
         # Trials that failed are tried again, but not once the study went on without them.
         if kept is None or (part == len(sweep.parts) - 1 and any(row.status == "failed" for row in kept)):
             kept = _run_trials(
@@ -80,7 +80,7 @@ def run_sweep(sweep: Sweep, tracking: Tracking, units: dict[str, float]) -> list
                 units,
                 folder,
                 len(sweep.names) * trials_each,
-                scheduler=partial(make_scheduler, sweep),
+                scheduler=partial(make_scheduler, sweep, part),
                 search=partial(make_search, sweep, units, part),
             )
         rows += kept
@@ -111,13 +111,14 @@ def _run_trials(
     param_space: dict[str, Any] | None = None,
 ) -> list[Row]:
     """One run of Tune, in a folder of its own; one that was begun there goes on."""
-    path, switch = sweep.folder / folder, ray.remote(num_cpus=0)(StopSwitch).remote()
+    path, desk = f"{sweep.folder}/{folder}", open_desk(tracking.folder)
     trainable = tune.with_resources(
-        tune.with_parameters(drive_trial, sweep=sweep, tracking=tracking, units=units, switch=switch),
+        tune.with_parameters(drive_trial, sweep=sweep, spool=tracking.folder, units=units, desk=desk),
         {"node:__internal_head__": 0.001},
     )
-    if tune.Tuner.can_restore(str(path)):
-        tuner = tune.Tuner.restore(str(path), trainable, resume_unfinished=True, resume_errored=True)
+    recover_journal(sweep)  # before anything that holds the study is unpickled
+    if tune.Tuner.can_restore(path):
+        tuner = tune.Tuner.restore(path, trainable, resume_unfinished=True, resume_errored=True)
     else:
         scheduling = scheduler()
         tuner = tune.Tuner(
@@ -132,13 +133,13 @@ def _run_trials(
             ),
             run_config=tune.RunConfig(
                 name=folder,
-                storage_path=str(sweep.folder),
+                storage_path=sweep.folder,
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=2),
-                callbacks=[SweepCallback(sweep, tracking, scheduling, trials)],
+                callbacks=[SweepCallback(sweep, tracking, scheduling, trials, path)],
             ),
         )
-    with interrupt.saving(switch):
+    with interrupt.saving(desk):
         results = tuner.fit()
     rows = []
     for result in map(results.__getitem__, range(len(results))):

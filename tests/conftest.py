@@ -1,12 +1,14 @@
-"""Shape annotations are checked while tests run; the embedded data set is written once."""
+"""Shape annotations are checked while tests run; the embedded data set is written once; an object store on loopback."""
 
 import os
 
 os.environ["OMP_NUM_THREADS"] = "1"  # threads of several processes on few cores wait for each other
 
+import boto3
 import pytest
 import torch
 from jaxtyping import install_import_hook
+from moto.server import ThreadedMotoServer
 
 install_import_hook(["regularizers", "trainer"], "beartype.beartype")
 
@@ -25,5 +27,25 @@ def digits(tmp_path_factory):
     from trainer.digits import write_digits
 
     folder = tmp_path_factory.mktemp("data") / "digits"
-    write_digits(folder)
+    write_digits(str(folder))
     return folder
+
+
+@pytest.fixture(scope="module")
+def object_store():
+    """A client of an S3 server that trainer.locations reaches too."""
+    from trainer import locations
+
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    endpoint = "http://{}:{}".format(*server.get_host_and_port())
+    settings = {
+        "AWS_ENDPOINT_URL": endpoint, "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true",
+    }  # fmt: skip
+    locations._object_store.cache_clear()  # clients of another server
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in settings.items():
+            patch.setenv(name, value)
+        yield boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1")
+    server.stop()

@@ -1,23 +1,24 @@
 """The embedded data set: scikit-learn's handwritten digits as 32x32 RGB JPEG shards, no download."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from trainer.locations import read_json
 from trainer.shards import Sample, encode_jpeg, write_shards
 
 SPLITS = {"train": 0.7, "val": 0.2, "test": 0.1}
 SIDE = 32
 
 
-def write_digits(folder: Path, seed: int = 0) -> None:
+def write_digits(folder: str, seed: int = 0) -> None:
     """Write train, val and test shards of the 1,797 digits (Alpaydin, Kaynak 1998), shuffled by seed.
 
-    Does nothing if the folder already holds all splits.
+    Does nothing if the folder, a path or URL, already holds all splits.
     """
-    if all(list(folder.glob(f"{split}-*.tar")) for split in SPLITS) and (folder / "meta.json").exists():
+    meta = read_json(f"{folder}/meta.json")
+    if meta is not None and set(SPLITS) <= set(meta["splits"]):
         return
     from sklearn.datasets import load_digits
 

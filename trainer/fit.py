@@ -174,7 +174,7 @@ def fit(
                 "images_seen": float(step * trial.batch_size * world_size()),
                 "diverged": float(diverged),
             }
-            report(metrics, _state(model, optimizer, epoch, step, points, trial))
+            report(metrics, _state(model, optimizer, epoch, step, points, trial) | {"metrics": metrics})
             if diverged:
                 return None
     return None

@@ -1,5 +1,6 @@
 """Models by name, and the weights they start from."""
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.config import UsageError
+from trainer.locations import is_url, open_file
 from trainer.resnet import ACTIVATIONS, BasicBlock, Bottleneck, CifarResNet, ImageNetResNet
 
 MODELS: dict[str, Callable[[int, str], nn.Module]] = {
@@ -25,6 +27,7 @@ MODELS: dict[str, Callable[[int, str], nn.Module]] = {
 
 
 STATE_FILE = "state.pt"  # in the checkpoint folder of a trial
+SUFFIXES = (".pt", ".pth", ".safetensors")
 
 
 def default_image_size(name: str) -> int | None:
@@ -94,26 +97,49 @@ def load_weights(model: nn.Module, path: str) -> None:
     model.load_state_dict(state, strict=False)
 
 
-def read_state(path: str) -> dict[str, Tensor]:
-    """The tensors of a weights file; nothing in it is executed."""
-    if Path(path).is_dir():
-        path = str(Path(path, STATE_FILE))
-    if not Path(path).is_file():
-        raise UsageError(f"--checkpoint {path}: no such file")
-    try:
-        if path.endswith(".safetensors"):
-            from safetensors.torch import load_file
+def weights_file(location: str) -> str:
+    """The file of a checkpoint, a path or URL, which may be given as its trial's folder."""
+    if is_url(location):
+        return location if location.endswith(SUFFIXES) else f"{location.rstrip('/')}/{STATE_FILE}"
+    path = Path(location).expanduser()
+    return str(path / STATE_FILE if path.is_dir() else path)
 
-            return load_file(path)
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+
+def read_content(file: str) -> Any:
+    """What a weights file, by path or URL, holds; nothing in it is executed.
+
+    Raises:
+        UsageError: if it is missing or unreadable.
+    """
+    try:
+        with open_file(file) as stream:
+            content = stream.read()
+        if file.endswith(".safetensors"):
+            from safetensors.torch import load
+
+            return load(content)
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UsageError(f"--checkpoint {file}: no such file") from None
+    except UsageError:
+        raise
     except Exception as error:
-        reason = str(error).splitlines()[0][:200]
+        reason = (str(error).splitlines() or [""])[0][:200]
         raise UsageError(
-            f"--checkpoint {path}: not a readable weights file ({type(error).__name__}: {reason})"
+            f"--checkpoint {file}: not a readable weights file ({type(error).__name__}: {reason})"
         ) from None
+
+
+def read_state(location: str) -> dict[str, Tensor]:
+    """The tensors of a checkpoint.
+
+    Raises:
+        UsageError: if it is missing, unreadable or no state dict.
+    """
+    content = read_content(weights_file(location))
     for key in ("model", "state_dict"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise UsageError(f"--checkpoint {path}: holds no state dict of tensors")
+        raise UsageError(f"--checkpoint {location}: holds no state dict of tensors")
     return content

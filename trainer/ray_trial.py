@@ -36,6 +36,10 @@ WORST: dict[str, Any] = {"val/accuracy": 0.0, "val/robust_accuracy": 0.0, "val/h
 class Recorder(Protocol):
     """Where rank 0 puts its points; must be picklable and neither raise nor wait for a server that is away."""
 
+    def configured(self, params: dict[str, Any]) -> None:
+        """Take what the worker trains with."""
+        ...
+
     def record(self, metrics: Metrics, step: int) -> None:
         """Take the metrics of one step."""
         ...
@@ -129,9 +133,15 @@ def _train(config: dict[str, Any]) -> None:
         except UsageError as error:
             print(f"{error}; training goes on, the checkpoint before stays the newest")
             return None
+        newest = f"{folder}/{name}"
         storage = train.get_context().get_storage()
-        newest = f"{storage.experiment_fs_path}/{name}"
-        return train.Checkpoint(newest, storage.storage_filesystem)
+        return train.Checkpoint(f"{storage.experiment_fs_path}/{name}", storage.storage_filesystem)
+
+    def tell(metrics: Metrics, checkpoint: train.Checkpoint | None = None) -> None:
+        values = {name: value if math.isfinite(value) else 0.0 for name, value in metrics.items()}
+        known = {"checkpoint_folder": newest} if newest else {}
+        known["digest"] = trial.digest()  # of what this worker trains, whatever was asked
+        train.report(values | known | config["extra"], checkpoint, checkpoint_upload_mode=IN_PLACE)
 
     def report(metrics: Metrics, state: State) -> None:
         checkpoint = None
@@ -139,16 +149,19 @@ def _train(config: dict[str, Any]) -> None:
             recorder.record({name: value for name, value in metrics.items() if "/" in name}, int(metrics["step"]))
             recorder.flush()  # before the report: the scheduler may kill this process inside it
             checkpoint = save(state, f"epoch_{int(metrics['epoch']):04d}")
-        values = {name: value if math.isfinite(value) else 0.0 for name, value in metrics.items()}
-        known = {"checkpoint_path": newest} if newest else {}
-        known["digest"] = trial.digest()  # of what this worker trains, whatever was asked
-        train.report(values | known | config["extra"], checkpoint, checkpoint_upload_mode=IN_PLACE)
+        tell(metrics, checkpoint)
 
+    if rank() == 0:
+        recorder.configured(trial.to_dict() | {"digest": trial.digest()})
     state = None
     found = train.get_checkpoint()
     if found is not None:
         state, name = load_newest(folder, Path(found.path).name)
-        newest = str(Path(found.path).with_name(name))
+        newest = f"{folder}/{name}"
+        ended = state.get("metrics")
+        if ended and (ended["epoch"] == trial.epochs or ended["diverged"]):
+            tell(ended)  # whoever drove this trial was killed before it could keep this
+            return
     elif config["start"] is not None:
         state = load_state(config["start"])
     interruption = _Interruption(config["switch"], device)

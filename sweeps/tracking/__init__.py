@@ -34,13 +34,15 @@ class Tracking:
 
     Args:
         uri: of MLflow.
-        storage: the sweep's storage folder.
+        local_dir: folder of the machine that drives the sweep.
         name: of the sweep.
+        storage: of the sweep, for the words to the user.
     """
 
     uri: str
-    storage: Path
+    local_dir: Path
     name: str
+    storage: str = ""
     _courier: Courier | None = field(default=None, repr=False, compare=False)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -50,7 +52,7 @@ class Tracking:
     @property
     def folder(self) -> Path:
         """Where all waits until MLflow has it."""
-        return self.storage / self.name / "spool"
+        return self.local_dir / self.name / "spool"
 
     @property
     def client(self) -> MlflowClient:
@@ -63,12 +65,6 @@ class Tracking:
         experiment = Spool(self.folder, SWEEP).sent().experiment
         runs = f"/{experiment}/runs?workflowType=machine_learning" if experiment else ""
         return f"{server}/#/experiments{runs}"
-
-    def trial(self, trial_id: str, name: str, params: dict[str, Any], tags: dict[str, str] | None = None) -> Spool:
-        """Begin the trial's run, or go on with that of an earlier start; where its points are put."""
-        spool = Spool(self.folder, trial_id)
-        spool.begin(name, tags or {}, params)
-        return spool
 
     def end_trial(self, trial_id: str, state: str, tags: dict[str, str]) -> None:
         """End a trial's run with its state (finished, stopped, diverged, failed); one that ended so stays as it is."""
@@ -124,7 +120,8 @@ class Tracking:
             return ""
         points = sum(len(line.get("metrics", ())) for s in waiting for line, _ in s.lines(s.sent().offset))
         python = shlex.quote(os.path.relpath(sys.executable) if sys.prefix != sys.base_prefix else "python")
-        storage = "" if self.storage == Path("runs").resolve() else f" --storage {shlex.quote(str(self.storage))}"
+        where = self.storage or str(self.local_dir)
+        storage = "" if where == str(Path("runs").resolve()) else f" --storage {shlex.quote(where)}"
         return (
             f"MLflow at {self.uri} has not heard all: {points} points of {len(waiting)} runs wait in {self.folder}. "
             f"Once it answers:  {python} -m sweeps.tracking flush --name {shlex.quote(self.name)}{storage}"
@@ -179,14 +176,14 @@ def _is_away(uri: str, error: Exception) -> bool:
     return getattr(error, "error_code", "") in ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE")
 
 
-def start_sweep(uri: str, name: str, params: dict[str, Any], storage: Path) -> Tracking:
+def start_sweep(uri: str, name: str, params: dict[str, Any], local_dir: Path, storage: str = "") -> Tracking:
     """Begin the sweep's parent run, or go on with it.
 
     The database, the experiment and the parent are made by the one process that sends: processes that create a fresh
     database together break each other.
     """
-    tracking = Tracking(uri, storage.resolve(), name)
-    artifacts = (storage / "mlartifacts").resolve().as_uri() if uri.startswith("sqlite") else None
+    tracking = Tracking(uri, local_dir.resolve(), name, storage)
+    artifacts = (local_dir / "mlartifacts").resolve().as_uri() if uri.startswith("sqlite") else None
     Spool(tracking.folder, SWEEP).begin(
         name, {SWEEP_TAG: name}, params, **({"artifacts": artifacts} if artifacts else {})
     )

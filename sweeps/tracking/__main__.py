@@ -7,14 +7,15 @@ Prints what was sent of each run. May be run again, and while the sweep runs. Ex
 """
 
 import argparse
-import json
 import logging
 import sys
 from collections import Counter
 from pathlib import Path
 
+from sweeps.settings import sweeps_in
 from sweeps.tracking import Delivery, reason
 from trainer.config import UsageError
+from trainer.locations import absolute, read_json
 
 
 def parse() -> argparse.Namespace:
@@ -22,53 +23,56 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m sweeps.tracking", description=(__doc__ or "").partition("\n\n")[0])
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     flush = commands.add_parser("flush", help="send what still waits", description=parser.description)
-    flush.add_argument("--storage", metavar="FOLDER", default="runs", help="of the sweeps (default ./runs)")
+    flush.add_argument("--storage", metavar="WHERE", default="runs", help="of the sweeps (default ./runs)")
     flush.add_argument("--name", metavar="SWEEP", help="of one sweep (default: all of them)")
     flush.add_argument("--tracking-uri", metavar="URI", help="of MLflow (default: the sweep's own)")
     return parser.parse_args()
 
 
-def choose(storage: Path, name: str | None) -> list[Path]:
-    """Folders of the sweeps to look at.
+def choose(storage: str, name: str | None) -> list[str]:
+    """Names of the sweeps to look at.
 
     Raises:
         UsageError: if there is no such sweep.
     """
-    known = sorted(path.parent for path in storage.glob("*/settings.json"))
-    chosen = [folder for folder in known if name in (None, folder.name)]
+    known = sweeps_in(storage)
+    chosen = [sweep for sweep in known if name in (None, sweep)]
     if not chosen:
-        names = ", ".join(folder.name for folder in known) or "none"
-        raise UsageError(f"no sweep{f' {name!r}' if name else ''} under {storage}; there is {names}")
+        raise UsageError(
+            f"no sweep{f' {name!r}' if name else ''} under {storage}; there is {', '.join(known) or 'none'}"
+        )
     return chosen
 
 
-def flush(sweep: Path, uri: str | None) -> bool:
+def flush(storage: str, name: str, uri: str | None) -> bool:
     """Send what waits of one sweep; whether MLflow took everything.
 
     Raises:
-        UsageError: if the server is away or another process is sending.
+        UsageError: if the server is away, another process is sending, or the sweep was driven from another machine.
     """
-    uri = uri or json.loads((sweep / "settings.json").read_text())["tracking_uri"]
+    settings = read_json(f"{storage}/{name}/settings.json")
+    uri = uri or settings["tracking_uri"]
+    folder = Path(settings.get("local_dir") or storage, name, "spool")
+    if not folder.exists():
+        raise UsageError(f"{name}: what it has to say lies in {folder} of the machine that drove it; run this there")
     sent: Counter[str] = Counter()
-    delivery = Delivery(sweep / "spool", uri, lambda name, points: sent.update({name: points}))
+    delivery = Delivery(folder, uri, lambda run, points: sent.update({run: points}))
     try:
         if not delivery.send(patience=120):
-            raise UsageError(
-                f"{sweep.name}: another process is still sending; run this again to see that nothing waits"
-            )
+            raise UsageError(f"{name}: another process is still sending; run this again to see that nothing waits")
     except UsageError:
         raise
     except Exception as error:
         raise UsageError(
-            f"{sweep.name}: MLflow at {uri} is away, all that it did not take waits on ({reason(error)})"
+            f"{name}: MLflow at {uri} is away, all that it did not take waits on ({reason(error)})"
         ) from None
     finally:
-        for name, points in sent.items():
-            print(f"{sweep.name}: sent {points} points of {name}")
+        for run, points in sent.items():
+            print(f"{name}: sent {points} points of {run}")
     for key, why in delivery.refused.items():
-        print(f"{sweep.name}: MLflow refuses {key}: {why}", file=sys.stderr)
+        print(f"{name}: MLflow refuses {key}: {why}", file=sys.stderr)
     if not sent and not delivery.refused:
-        print(f"{sweep.name}: nothing waits")
+        print(f"{name}: nothing waits")
     return not delivery.refused
 
 
@@ -78,8 +82,8 @@ def main() -> int:
         logging.getLogger(name).setLevel(logging.WARNING)
     given = parse()
     try:
-        storage = Path(given.storage).expanduser().resolve()
-        return 0 if all([flush(sweep, given.tracking_uri) for sweep in choose(storage, given.name)]) else 1
+        storage = absolute(given.storage)
+        return 0 if all([flush(storage, name, given.tracking_uri) for name in choose(storage, given.name)]) else 1
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

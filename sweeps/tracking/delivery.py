@@ -132,6 +132,8 @@ def _send(client: MlflowClient, spool: Spool, sweep: Sent, told: Told) -> None:
             points = len(metrics)
             if metrics:
                 client.log_batch(sent.run, metrics=metrics)
+        elif "params" in first:
+            client.log_batch(sent.run, params=[Param(key, value) for key, value in first["params"].items()])
         elif "files" in first:
             for file, text in first["files"].items():
                 client.log_text(sent.run, text, file)

@@ -8,7 +8,6 @@ import argparse
 import statistics
 import tempfile
 import time
-from pathlib import Path
 
 import torch
 
@@ -54,7 +53,7 @@ def main():
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         if given.data is None:
-            write_digits(Path(folder))
+            write_digits(str(folder))
         for regularizer, weight in (("none", 0.0), ("l2", 1.0)):
             trial = Trial(
                 data=given.data or folder, model=given.model, regularizer=regularizer, weight=weight,

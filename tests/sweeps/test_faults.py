@@ -32,6 +32,9 @@ cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot im
 
 
 class NoRecorder:
+    def configured(self, params):
+        pass
+
     def record(self, metrics, step):
         pass
 
@@ -139,7 +142,7 @@ def test_an_error_that_would_come_again_ends_its_trial_alone(cluster, trial, tmp
         name="s", storage=str(tmp_path), tracking_uri=f"sqlite:///{tmp_path}/mlflow.db", regularizers=("l2", "ssim"),
         trial=dataclasses.replace(trial, data=str(tmp_path / "tiny"), images_per_epoch=64, epochs=1, batch_size=32),
     )  # fmt: skip
-    sweep.folder.mkdir()
+    Path(sweep.folder).mkdir()
     tracking = start_sweep(sweep.tracking_uri, "s", {}, tmp_path)
     rows = {row.regularizer: row for row in run_sweep(sweep, tracking, {"l2": 1.0, "ssim": 1.0})}
     assert {name: row.status for name, row in rows.items()} == {"none": "finished", "l2": "finished", "ssim": "failed"}
@@ -149,7 +152,7 @@ def test_an_error_that_would_come_again_ends_its_trial_alone(cluster, trial, tmp
     assert failure_of(folder).startswith("ValueError: ssim needs images of at least 11x11 pixels, got 8x8")
     assert "regularizers/ssim.py" in json.loads(Path(folder, "failure.json").read_text())["trace"]
     assert "ssim w=" in capsys.readouterr().out
-    storage = JournalStorage(JournalFileBackend(str(sweep.folder / "study.journal")))
+    storage = JournalStorage(JournalFileBackend(f"{sweep.folder}/study.journal"))
     states = {t.params["regularizer"]: t.state.name for t in optuna.load_study(study_name="s", storage=storage).trials}
     assert states == {"none": "COMPLETE", "l2": "COMPLETE", "ssim": "FAIL"}
 

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import math
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -39,14 +40,13 @@ def sweep(tmp_path):
         name="s", storage=str(tmp_path), tracking_uri="", trial=Trial(data=str(tmp_path), model="resnet8"),
         regularizers=("l2", "tv", "cor"), trials_per_regularizer=2, seeds=3, seed=5,
     )  # fmt: skip
-    sweep.folder.mkdir()
+    Path(sweep.folder).mkdir()
     return sweep
 
 
 def run(sweep, configs, status="finished"):
     """Keep an outcome for every configuration, as a run of Tune would."""
-    folder = sweep.folder / finalists.folder_of(configs)
-    folder.mkdir()
+    folder = f"{sweep.folder}/{finalists.folder_of(configs)}"
     names = ((c["regularizer"], c.get(f"weight_{c['regularizer']}", 0.0), c["seed"]) for c in configs)
     keep_rows(folder, [row(name, weight, 0.9, 0.5, status, seed) for name, weight, seed in names])
 
@@ -70,9 +70,9 @@ def test_seeds_are_new_and_the_same_for_all(sweep):
 def test_only_what_is_missing_is_run_again(sweep):
     chosen = finalists.choose(ROWS, 0.02)
     first = finalists.missing(sweep, chosen)
-    (sweep.folder / finalists.folder_of(first)).mkdir()  # begun and interrupted: the same folder goes on
+    Path(sweep.folder, finalists.folder_of(first)).mkdir()  # begun and interrupted: the same folder goes on
     assert finalists.missing(sweep, chosen) == first
-    (sweep.folder / finalists.folder_of(first)).rmdir()
+    Path(sweep.folder, finalists.folder_of(first)).rmdir()
     run(sweep, first[:4], "finished")
     run(sweep, first[4:5], "failed")
     assert finalists.missing(sweep, chosen) == first[4:]

@@ -11,6 +11,7 @@ from sweeps.callback import SweepCallback
 from sweeps.outcomes import FIXED, mismatch, row_of, status_of, trial_of
 from sweeps.search import METRIC, make_scheduler
 from sweeps.settings import Sweep
+from sweeps.spool import Spool
 from sweeps.tracking import start_sweep
 from trainer import ray_trial
 from trainer.cache import ShardCache
@@ -58,6 +59,9 @@ class Points:
     def __init__(self):
         self.losses = []
 
+    def configured(self, params):
+        self.params = params
+
     def record(self, metrics, step):
         self.losses += [metrics["step/loss"]] if "step/loss" in metrics else []
 
@@ -76,11 +80,11 @@ class Pointer:
 def work(sweep, monkeypatch, tmp_path):
     """Run what a worker runs, in this process: its reports and its losses."""
 
-    def _work(config):
+    def _work(config, checkpoint=None):
         reports, points = [], Points()
         storage = SimpleNamespace(experiment_fs_path="/", storage_filesystem=None)
         train = SimpleNamespace(
-            get_checkpoint=lambda: None,
+            get_checkpoint=lambda: Pointer(checkpoint, None) if checkpoint else None,
             get_context=lambda: SimpleNamespace(get_storage=lambda: storage),
             Checkpoint=Pointer,
             report=lambda metrics, *rest, **more: reports.append(metrics),
@@ -93,6 +97,7 @@ def work(sweep, monkeypatch, tmp_path):
             {"trial": trial.to_dict(), "recorder": points, "start": None, "extra": {"strength": 1.0},
              "cache": ShardCache(), "folder": str(tmp_path / trial.digest()), "name": "t", "switch": None}
         )  # fmt: skip
+        assert points.params == trial.to_dict() | {"digest": trial.digest()}
         return reports, points.losses
 
     return _work
@@ -113,6 +118,18 @@ def test_two_weights_are_two_configurations_and_two_losses(sweep, work):
     assert again[-1]["digest"] == light_reports[-1]["digest"]
 
 
+def test_a_trial_that_had_ended_before_its_driver_could_keep_that_says_it_again(sweep, work):
+    reports, _ = work(CONFIG)
+    again, losses = work(CONFIG, reports[-1]["checkpoint_folder"])
+    assert losses == []
+    assert again == reports[-1:]
+    assert status_of(sweep, CONFIG, again[-1]) == "finished"
+    (last,), losses = work(CONFIG, reports[0]["checkpoint_folder"])
+    assert len(losses) == 3  # one epoch of two
+    pace = {"train/images_per_second", "train/share_waiting_for_data"}
+    assert {key: last[key] for key in last.keys() - pace} == {key: again[0][key] for key in last.keys() - pace}
+
+
 @pytest.mark.parametrize(
     ("change", "state", "status"),
     [({}, "finished", "FINISHED"), ({"epoch": 1.0}, "stopped", "KILLED"), ({"digest": "other"}, "failed", "FAILED")],
@@ -120,9 +137,9 @@ def test_two_weights_are_two_configurations_and_two_losses(sweep, work):
 def test_mlflow_is_told_how_a_trial_ended_and_what_it_trained(sweep, tmp_path, change, state, status, capsys):
     tracking = start_sweep(sweep.tracking_uri, sweep.name, {}, tmp_path)
     tracking.log_calibration(UNITS)
-    tracking.trial("id", "l2", {})
+    Spool(tracking.folder, "id").begin("l2", {}, {})
     last = result(sweep, checkpoint_path="where") | {"val/accuracy": 0.5} | change
-    callback = SweepCallback(sweep, tracking, make_scheduler(sweep), trials=1)
+    callback = SweepCallback(sweep, tracking, make_scheduler(sweep), 1, "")
     cloudpickle.dumps(callback)
     callback.on_trial_complete(0, [], SimpleNamespace(trial_id="id", config=CONFIG, last_result=last))
     assert tracking.drain() == ""

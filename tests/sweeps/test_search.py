@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import optuna
@@ -10,7 +11,7 @@ from optuna.trial import TrialState
 from ray import cloudpickle
 
 from regularizers import REGULARIZERS
-from sweeps.search import METRIC, Space, make_scheduler, make_search, weight_of
+from sweeps.search import METRIC, Space, keep_rungs, make_scheduler, make_search, tune_folder, weight_of
 from sweeps.settings import Sweep, extended, write_json
 from trainer.config import Trial, UsageError
 from trainer.ray_trial import Placement
@@ -29,7 +30,7 @@ def sweep(tmp_path):
         regularizers=("l2", "ssim"),
         trials_per_regularizer=2,
     )
-    sweep.folder.mkdir()
+    Path(sweep.folder).mkdir()
     return sweep
 
 
@@ -96,7 +97,7 @@ def test_without_a_scheduler_no_trial_is_stopped(sweep):
 
 def test_the_same_seed_proposes_the_same_weights(sweep):
     other = dataclasses.replace(sweep, name="other")
-    other.folder.mkdir()
+    Path(other.folder).mkdir()
     first, second = make_search(sweep, UNITS), make_search(other, UNITS)
     assert [first.suggest(f"t{i}") for i in range(6)] == [second.suggest(f"t{i}") for i in range(6)]
 
@@ -237,12 +238,29 @@ def test_rungs_are_images_seen_and_the_same_for_all(sweep):
     assert decide("none", 0.0, 1000) == "CONTINUE"  # the baseline is what everything is measured against
 
 
+def test_an_extension_goes_on_with_the_rungs(sweep):
+    def decide(scheduler, name, robust):
+        trial = SimpleNamespace(trial_id=f"{name}{robust}", config={"regularizer": name})
+        scheduler.on_trial_add(None, trial)
+        return scheduler.on_trial_result(None, trial, {METRIC: robust, "images_seen": 1000, "training_iteration": 1})
+
+    trial = dataclasses.replace(sweep.trial, epochs=4, images_per_epoch=1000)
+    sweep = dataclasses.replace(sweep, trial=trial, extensions=(1, 1))
+    first = make_scheduler(sweep)
+    assert decide(first, "l2", 0.5) == "CONTINUE"
+    keep_rungs(first, f"{sweep.folder}/{tune_folder(0)}")
+    second = make_scheduler(sweep, 1)
+    assert decide(second, "ssim", 0.1) == "STOP", "the first of an extension met an empty rung"
+    keep_rungs(second, f"{sweep.folder}/{tune_folder(1)}")
+    assert second._brackets[0]._rungs == make_scheduler(sweep, 2)._brackets[0]._rungs
+
+
 def test_only_a_sweep_that_has_ended_is_extended(sweep):
     sweep = dataclasses.replace(sweep, placement=Placement(gpus_per_worker=0.0, cpus_per_worker=1.0))
     sweep.save()
     with pytest.raises(UsageError, match="has not ended; --name s --resume"):
         extended(sweep, 1)
-    write_json(sweep.folder / "result.json", {"trials_per_regularizer": [2]})
+    write_json(f"{sweep.folder}/result.json", {"trials_per_regularizer": [2]})
     more = extended(sweep, 3, seeds=4)
     assert (more.parts, more.seeds) == ((2, 3), 4)
     assert extended(dataclasses.replace(sweep, seeds=2), 3).seeds == 2

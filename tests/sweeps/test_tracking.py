@@ -105,6 +105,13 @@ def start(uri, tmp_path, name="s"):
     return start_sweep(uri, name, {"epochs": 2}, tmp_path / "runs")
 
 
+def begin(tracking, trial_id, name, params):
+    """Begin the run of a trial."""
+    spool = Spool(tracking.folder, trial_id)
+    spool.begin(name, {}, params)
+    return spool
+
+
 def train(spool, first, last):
     """Steps as `fit` records them; what MLflow should have of them."""
     for step in range(first, last + 1):
@@ -149,7 +156,7 @@ def flush(*arguments):
 @pytest.mark.slow
 def test_a_server_that_comes_late_goes_and_comes_back_has_every_point_once(server, tmp_path, capsys):
     with start(server.uri, tmp_path) as tracking:
-        spool = tracking.trial("t1", "l2 w=0.5", PARAMS)
+        spool = begin(tracking, "t1", "l2 w=0.5", PARAMS)
         train(spool, 1, 600)
         wait_for(lambda: "MLflow is away" in capsys.readouterr().out)
         assert tracking.run_of("t1") == ""
@@ -162,7 +169,7 @@ def test_a_server_that_comes_late_goes_and_comes_back_has_every_point_once(serve
         server.kill()
         train(spool, 701, 1400)
         tracking.end_trial("t1", "finished", {"checkpoint": "/checkpoints/t1"})
-        tracking.trial("t2", "none", {"regularizer": "none"})
+        begin(tracking, "t2", "none", {"regularizer": "none"})
         wait_for(lambda: "MLflow is away" in capsys.readouterr().out)
         tracking.log_result({"best/val/accuracy": 0.9}, {"pick": "t1"}, "the table")
         assert "points of 3 runs wait" in tracking.unheard()
@@ -188,7 +195,7 @@ def test_a_server_that_comes_late_goes_and_comes_back_has_every_point_once(serve
 def test_away_for_good_then_flushed_by_two_processes_at_once_and_again(server, database, tmp_path):
     with start(server.uri, tmp_path) as tracking:
         for trial in ("t1", "t2"):
-            train(tracking.trial(trial, f"name of {trial}", PARAMS), 1, 2500)
+            train(begin(tracking, trial, f"name of {trial}", PARAMS), 1, 2500)
     message = tracking.unheard()
     assert f"{2 * 5001} points of 3 runs wait" in message
     assert message.endswith(f"-m sweeps.tracking flush --name s --storage {tmp_path}/runs")
@@ -239,7 +246,7 @@ def test_flush_refuses_unknown_sweeps(tmp_path):
 def test_nothing_waits_for_a_server_that_never_answers(silent, tmp_path):
     tracking = start(f"http://127.0.0.1:{silent.getsockname()[1]}", tmp_path)
     tracking.open()
-    spool = tracking.trial("t1", "l2", PARAMS)
+    spool = begin(tracking, "t1", "l2", PARAMS)
     train(spool, 1, 10)
     connection, _ = silent.accept()
     with connection:
@@ -261,7 +268,7 @@ def test_nothing_waits_for_a_server_that_never_answers(silent, tmp_path):
 
 def test_a_run_that_mlflow_refuses_keeps_no_other_from_its_points(database, tmp_path):
     tracking = start(database, tmp_path)
-    spools = [tracking.trial(trial, trial, PARAMS) for trial in ("t1", "t2")]
+    spools = [begin(tracking, trial, trial, PARAMS) for trial in ("t1", "t2")]
     assert tracking.drain() == ""
     tracking.client.delete_run(tracking.run_of("t1"))
     for spool in spools:
@@ -275,13 +282,13 @@ def test_a_run_that_mlflow_refuses_keeps_no_other_from_its_points(database, tmp_
 
 def test_a_trial_whose_spool_is_lost_adds_only_later_steps(database, tmp_path):
     tracking = start(database, tmp_path)
-    train(tracking.trial("t1", "l2", PARAMS), 1, 30)
+    train(begin(tracking, "t1", "l2", PARAMS), 1, 30)
     assert tracking.drain() == ""
     run = tracking.run_of("t1")
     before = points(tracking.client, run)
     tracking.folder.rename(tmp_path / "lost")
     tracking = start(tracking.uri, tmp_path)
-    spool = tracking.trial("t1", "l2", PARAMS)
+    spool = begin(tracking, "t1", "l2", PARAMS)
     train(spool, 21, 40)  # from its checkpoint of step 20
     assert tracking.drain() == ""
     assert tracking.run_of("t1") == run
@@ -294,13 +301,15 @@ def test_a_trial_whose_spool_is_lost_adds_only_later_steps(database, tmp_path):
 TRAIN = """
 import sys, time
 from pathlib import Path
+from sweeps.spool import Spool
 from sweeps.tracking import start_sweep
 storage, uri, steps = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 checkpoint = storage / "checkpoint"
 done = int(checkpoint.read_text()) if checkpoint.exists() else 0
 tracking = start_sweep(uri, "s", {}, storage)
 with tracking:
-    spool = tracking.trial("t1", "l2", {"weight": 1})
+    spool = Spool(tracking.folder, "t1")
+    spool.begin("l2", {}, {"weight": 1})
     for step in range(done + 1, steps + 1):
         spool.record({"step/loss": 1 / step, "step/penalty": 2 / step}, step)
         if step % 10 == 0:

@@ -35,7 +35,7 @@ def sweep(tmp_path, digits):
         name="s", storage=str(tmp_path), tracking_uri=f"sqlite:///{tmp_path}/mlflow.db", trial=trial,
         regularizers=tuple(UNITS), placement=Placement(workers=2),
     )  # fmt: skip
-    sweep.folder.mkdir()
+    Path(sweep.folder).mkdir()
     sweep.save()
     return sweep
 

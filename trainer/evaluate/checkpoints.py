@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from trainer.config import Trial, UsageError
-from trainer.models import STATE_FILE, build_model, default_image_size, load_weights
+from trainer.models import build_model, default_image_size, load_weights, read_content, weights_file
 from trainer.shards import read_shards
 
 
@@ -42,30 +41,29 @@ def load_subject(checkpoint: str, data: str, changes: dict[str, Any]) -> Subject
     """
     if checkpoint.startswith(("models:/", "runs:/")):
         return Subject(checkpoint, registered_model(checkpoint), Trial(**{"model": checkpoint} | changes, data=data))
-    path = Path(checkpoint).expanduser()
-    path = path / STATE_FILE if path.is_dir() else path
-    trained = _trial_in(path)
+    file = weights_file(checkpoint)
+    trained = _trial_in(file)
     if trained is not None:
-        trial = Trial(**{**trained, "checkpoint": str(path), **changes, "data": data})
+        trial = Trial(**{**trained, "checkpoint": file, **changes, "data": data})
         label = f"{trial.regularizer} w={trial.weight:.3g}" if trial.weight else trial.regularizer
     elif "model" in changes:
         defaults = {"image_size": default_image_size(changes["model"])}
-        trial = Trial(**defaults | changes, data=data, checkpoint=str(path))
-        label = path.stem
+        trial = Trial(**defaults | changes, data=data, checkpoint=file)
+        label = Path(file).stem
     else:
         raise UsageError(f"--checkpoint {checkpoint}: a state dict needs --model: which architecture is it of?")
     model = build_model(trial.model, len(read_shards(data, "val").classes), trial.activation)
-    load_weights(model, str(path))
+    load_weights(model, file)
     return Subject(label, model, trial)
 
 
-def _trial_in(path: Path) -> dict[str, Any] | None:
+def _trial_in(file: str) -> dict[str, Any] | None:
     """Settings in a trial's checkpoint, None in any other file."""
-    if path.suffix == ".safetensors" or not path.is_file():
+    if file.endswith(".safetensors"):
         return None
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception:  # load_weights says what is wrong with it
+        content = read_content(file)
+    except UsageError:  # load_weights says it again
         return None
     trial = content.get("trial") if isinstance(content, dict) else None
     known = {field.name for field in dataclasses.fields(Trial)}

@@ -78,13 +78,18 @@ def encode_jpeg(image: Image.Image, quality: int = 95) -> bytes:
 
 
 def write_shards(
-    samples: Iterable[Sample], folder: Path, split: str, classes: Sequence[str], source: str, per_shard: int = 1000
+    samples: Iterable[Sample],
+    folder: str | Path,
+    split: str,
+    classes: Sequence[str],
+    source: str,
+    per_shard: int = 1000,
 ) -> Shards:
     """Write one split; every file appears under its name only when it is whole.
 
     Args:
         samples: in the order to be written (shuffle before: neighbours land in one shard); read one by one.
-        folder: created if missing; other splits already there are kept.
+        folder: or URL; created if missing; other splits already there are kept.
         split: train, val or test.
         classes: name of each class index.
         source: where the images come from, kept in meta.json.
