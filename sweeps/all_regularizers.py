@@ -12,6 +12,7 @@ import logging
 import os
 import shlex
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from sweeps.checkpoints import check_space, keep_only
 from sweeps.finalists import Finalist
 from sweeps.options import parse, sweep_of
 from sweeps.ranking import Row, as_dict, as_text, pick, plain, reason, rule, table
-from sweeps.settings import Sweep, create_folder, write_json
+from sweeps.settings import Sweep, create_folder, driving, write_json
 from sweeps.tracking import Tracking, check_tracking, start_sweep
 from trainer.calibrate import calibrate
 from trainer.config import Trial, UsageError
@@ -50,13 +51,20 @@ PRETRAINING: dict[str, Any] = {
 }
 
 
-def prepare(sweep: Sweep, embedded: bool) -> Sweep:
-    """Refuse what cannot work, then make the sweep's folder and, for the embedded default, data and checkpoint."""
+def prepare(sweep: Sweep, embedded: bool, held: ExitStack) -> Sweep:
+    """Refuse what cannot work, then make the sweep's folder and, for the embedded default, data and checkpoint.
+
+    Args:
+        sweep: to be run.
+        embedded: whether its data are the digits.
+        held: takes what lasts until the sweep is over.
+    """
     build_model(sweep.trial.model, classes=2)  # refuses an unknown name
     if not embedded:
         check_start(sweep.trial, sweep.placement.workers)
     reach_tracking(sweep)
     create_folder(sweep)
+    held.enter_context(driving(sweep, new=True))
     if embedded:
         stage("writing handwritten digits as shards")
         write_digits(sweep.trial.data)
@@ -198,20 +206,20 @@ def main() -> int:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     given = parse(__doc__.partition("\n\n")[0])
     try:
-        sweep = sweep_of(given)
-        if given.resume or given.extend is not None:
-            reach_tracking(sweep)
-            if given.extend is not None:
+        with ExitStack() as held:
+            sweep = sweep_of(given)
+            if given.resume or given.extend is not None:
+                reach_tracking(sweep)
+                held.enter_context(driving(sweep))
+                units = read_json(f"{sweep.folder}/{CALIBRATION}")
+            else:
+                sweep = prepare(sweep, given.data is None, held)
+                units = measure_units(sweep)
+            if not given.resume:
                 stage(check_space(sweep))
-            units = read_json(f"{sweep.folder}/{CALIBRATION}")
-        else:
-            sweep = prepare(sweep, embedded=given.data is None)
-            stage(check_space(sweep))
-            units = measure_units(sweep)
-        if not given.resume:
-            sweep.save()  # last: from here on the sweep, or its new part, exists and can be resumed
-        stage(f"sweep {sweep.name} in {sweep.folder}")
-        return conclude(sweep, *run(sweep, units))
+                sweep.save()  # last: from here on the sweep, or its new part, exists and can be resumed
+            stage(f"sweep {sweep.name} in {sweep.folder}")
+            return conclude(sweep, *run(sweep, units))
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -13,6 +13,8 @@ from sweeps.search import keep_rungs
 from sweeps.settings import Sweep
 from sweeps.tracking import Tracking
 
+KILLED = ("died unexpectedly", "has died", "OutOfMemory")  # Ray's words where a process was ended from outside
+
 
 def trial_name(regularizer: str, weight: float) -> str:
     """Such as `ssim w=0.13`."""
@@ -53,7 +55,7 @@ class SweepCallback(tune.Callback):
             self.progress.say(f"{trial.trial_id}: {wrong}")
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        self._ended(trial, "failed", _last_line(trial.get_error()))
+        self._ended(trial, "failed", failure_in_words(trial.get_error()))
 
     def on_step_end(self, iteration: int, trials: list, **info: Any) -> None:
         self.progress.tick()
@@ -69,9 +71,15 @@ class SweepCallback(tune.Callback):
         self.progress.ended(trial.trial_id, status, result, reason)
 
 
-def _last_line(error: Any) -> str:
-    """What an exception's trace ends with."""
-    return (str(error or "").strip().splitlines() or [""])[-1][:300]
+def failure_in_words(error: Any) -> str:
+    """What an exception's trace ends with, or advice where a process was killed again and again."""
+    text = str(error or "").strip()
+    if any(sign in text for sign in KILLED):
+        return (
+            "a process of it was killed each time it was tried; if the node ran out of memory, lower --batch-size, "
+            "--loader-workers or --max-concurrent"
+        )
+    return (text.splitlines() or [""])[-1][:300]
 
 
 def tell_end(tracking: Tracking, trial_id: str, status: str, result: dict[str, Any]) -> None:

@@ -161,11 +161,12 @@ def sweep_of(given: argparse.Namespace) -> Sweep:
         if given.resume and given.extend is not None:
             raise UsageError("--resume ends what was begun, --extend begins more: give one of them")
         return sweep if given.resume else extended(sweep, given.extend, given.seeds)
+    name = given.name or time.strftime("sweep-%Y%m%d-%H%M%S")
     gpus = given.gpus_per_worker
     if gpus is None:
         gpus = 1.0 if torch.cuda.is_available() else 0.0
-    names = {field.name for field in dataclasses.fields(Trial)} - {"data", "checkpoint", "pgd_eps", "seed"}
-    asked = {name: value for name, value in vars(given).items() if name in names and value is not None}
+    fields = {field.name for field in dataclasses.fields(Trial)} - {"data", "checkpoint", "pgd_eps", "seed"}
+    asked = {key: value for key, value in vars(given).items() if key in fields and value is not None}
     asked["loader_workers"] = given.loader_workers if given.loader_workers is not None else 6 if gpus else 0
     asked |= {"augment": False} if given.no_augment else {}
     asked |= {"flip": False} if given.no_flip else {}
@@ -174,7 +175,7 @@ def sweep_of(given: argparse.Namespace) -> Sweep:
     if given.data is None:
         if given.checkpoint:
             raise UsageError("--checkpoint needs --data: the embedded digits pretrain a checkpoint of their own")
-        settings = DIGITS | asked | {"data": f"{storage}/digits"}
+        settings = DIGITS | asked | {"data": f"{storage}/{name}/digits"}
     else:
         if given.model is None:
             raise UsageError("--data needs --model: which architecture is to be finetuned?")
@@ -195,7 +196,7 @@ def sweep_of(given: argparse.Namespace) -> Sweep:
         raise UsageError(f"--local-dir is for a --storage that is a URL; all is kept in {storage}")
     local_dir = absolute(given.local_dir or "runs") if is_url(storage) else None
     return Sweep(
-        name=given.name or time.strftime("sweep-%Y%m%d-%H%M%S"),
+        name=name,
         storage=storage,
         local_dir=local_dir,
         tracking_uri=given.tracking_uri or f"sqlite:///{local_dir or storage}/mlflow.db",

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the script runs 
 
 from sweeps.checkpoints import only_weights
 from sweeps.ranking import Row
-from sweeps.settings import Sweep
+from sweeps.settings import Sweep, driving
 from sweeps.tracking import start_sweep
 from trainer.config import UsageError
 from trainer.locations import absolute, read_json
@@ -114,7 +114,8 @@ def main() -> int:
         if given.epochs < 1:
             raise UsageError(f"--epochs {given.epochs}: give a whole number of at least 1")
         sweep = Sweep.load(absolute(given.storage), given.name)
-        return train_on(sweep, choose(sweep, given.trial), sweep.trial.epochs + given.epochs)
+        with driving(sweep):
+            return train_on(sweep, choose(sweep, given.trial), sweep.trial.epochs + given.epochs)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,9 +1,12 @@
 """A sweep is a value: what all its trials share and how many there are."""
 
 import dataclasses
+import fcntl
 import json
 import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -197,19 +200,34 @@ def create_folder(sweep: Sweep) -> None:
     """Make the sweep's folder.
 
     Raises:
-        UsageError: if the name is taken or the storage cannot be written.
+        UsageError: if the storage cannot be written.
     """
     probe = f"{sweep.folder}/.writable"
     try:
-        taken = read_json(f"{sweep.folder}/settings.json") is not None
         with whole_file(probe) as stream:
             stream.write(b"")
         remove_file(probe)
         sweep.local_folder.mkdir(parents=True, exist_ok=True)
     except (UsageError, OSError) as error:
         raise UsageError(f"--storage {sweep.storage}: cannot be written ({error})") from None
-    if taken:
-        raise UsageError(
-            f"--name {sweep.name}: a sweep of that name is already under {sweep.storage}; "
-            "add --resume to continue it, or choose another name"
-        )
+
+
+@contextmanager
+def driving(sweep: Sweep, new: bool = False) -> Iterator[None]:
+    """Within the block, no other process of this machine drives the sweep.
+
+    Raises:
+        UsageError: if one does, or if the sweep should be new and its name is taken.
+    """
+    sweep.local_folder.mkdir(parents=True, exist_ok=True)
+    with (sweep.local_folder / ".driver").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # freed by the system even if this process is killed
+        except BlockingIOError:
+            raise UsageError(f"--name {sweep.name}: another process drives this sweep; wait until it ends") from None
+        if new and read_json(f"{sweep.folder}/settings.json") is not None:
+            raise UsageError(
+                f"--name {sweep.name}: a sweep of that name is already under {sweep.storage}; "
+                "add --resume to continue it, or choose another name"
+            )
+        yield

@@ -4,8 +4,10 @@ A point keeps its own time, and MLflow keeps one of (run, metric, step, time, va
 sent again and changes nothing.
 """
 
+import fcntl
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -71,6 +73,8 @@ class Delivery:
 
     def _verify(self, client: MlflowClient) -> None:
         """Begin anew if what was sent is not there: another server, or one that lost its runs."""
+        with _only_creator(self.uri):
+            client.search_experiments(max_results=1)  # makes a database that is not there yet
         sent = Spool(self.folder, SWEEP).sent()
         if sent.run and not _has(client, sent.run):
             for spool in (Spool(self.folder, SWEEP), *spools(self.folder)):
@@ -186,6 +190,19 @@ def _begin(client: MlflowClient, spool: Spool, line: Line, sent: Sent, sweep: Se
 def _experiment(client: MlflowClient, artifacts: str | None) -> str:
     found = client.get_experiment_by_name(EXPERIMENT)
     return found.experiment_id if found else client.create_experiment(EXPERIMENT, artifact_location=artifacts)
+
+
+@contextmanager
+def _only_creator(uri: str) -> Iterator[None]:
+    """Processes that make the same SQLite database together break each other: one at a time."""
+    if not uri.startswith("sqlite:///"):
+        yield
+        return
+    path = Path(uri.removeprefix("sqlite:///") + ".lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _has(client: MlflowClient, run: str) -> bool:

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import optuna
+import psutil
 import pytest
 import torch
 from optuna.storages import JournalStorage
@@ -19,6 +20,7 @@ from optuna.storages.journal import JournalFileBackend
 from ray import cloudpickle
 from test_tuning import train_workers
 
+from sweeps.callback import failure_in_words
 from sweeps.cluster import local_cluster
 from sweeps.settings import Sweep
 from sweeps.tracking import start_sweep
@@ -106,6 +108,62 @@ def test_a_killed_worker_costs_nothing(cluster, trial, tmp_path, undisturbed):
 
 
 @pytest.mark.slow
+def test_a_trial_trained_on_is_the_longer_trial(cluster, trial, tmp_path, undisturbed):
+    train(dataclasses.replace(trial, epochs=2), tmp_path, "short")
+    train(trial, tmp_path, "t", start=str(tmp_path / "short/epoch_0002"))
+    assert_same_end(tmp_path / "t", undisturbed)
+
+
+def trial_driver():
+    """The process in which Tune runs a trial's function."""
+    return next(
+        process for process in psutil.Process().children(recursive=True) if process.name().startswith("ray::Implicit")
+    )
+
+
+@pytest.mark.slow
+def test_a_killed_trial_driver_costs_nothing(cluster, trial, tmp_path, undisturbed):
+    sweep = Sweep(
+        name="s", storage=str(tmp_path), tracking_uri=f"sqlite:///{tmp_path}/mlflow.db", regularizers=("spectreg",),
+        trial=dataclasses.replace(trial, regularizer="none", weight=0.0), strengths=(1.0,), scheduler="none",
+        placement=Placement(workers=2), max_concurrent=1,
+    )  # fmt: skip
+    tracking = start_sweep(sweep.tracking_uri, "s", {}, tmp_path)
+
+    def second_trial():
+        """Of spectreg; its folder, once it has kept an epoch."""
+        return [
+            path.parent.parent for path in tmp_path.glob("s/trials/*/epoch_0001/state.pt.sha256")
+            if not (path.parent.parent / "epoch_0003").exists()
+            and load_state(str(path.parent))["trial"]["regularizer"] == "spectreg"
+        ]  # fmt: skip
+
+    killed = when(second_trial, lambda: trial_driver().kill())
+    rows = {row.regularizer: row for row in run_sweep(sweep, tracking, {"spectreg": 0.1})}
+    assert killed
+    assert {row.status for row in rows.values()} == {"finished"}
+    assert_same_end(Path(rows["spectreg"].checkpoint).parent, undisturbed)
+    for row in rows.values():
+        steps = [point.step for point in tracking.client.get_metric_history(row.run, "step/loss")]
+        assert steps == list(range(1, 61))
+    storage = JournalStorage(JournalFileBackend(str(sweep.local_folder / "study.journal")))
+    study = optuna.load_study(study_name="s", storage=storage)
+    assert [(t.number, t.state.name) for t in study.trials] == [(0, "COMPLETE"), (1, "COMPLETE")]
+
+
+class KillsItsWorker(NoRecorder):
+    def configured(self, params):
+        os.kill(os.getpid(), signal.SIGKILL)  # as the system does when there is no memory left
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_each_time_ends_its_trial_with_advice(cluster, trial, tmp_path):
+    with pytest.raises(Exception) as raised:  # noqa: PT011  # whatever Ray calls it
+        run_trial(trial, placement=Placement(), storage=str(tmp_path), name="t", recorder=KillsItsWorker())
+    assert "lower --batch-size" in failure_in_words(raised.value)
+
+
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_passed_over(cluster, trial, tmp_path, undisturbed):
     newest = tmp_path / "t/epoch_0002/state.pt"
 
@@ -139,13 +197,16 @@ def test_an_error_that_would_come_again_ends_its_trial_alone(cluster, trial, tmp
         samples = [Sample(f"{n}", encode_jpeg(Image.new("RGB", (8, 8), (n, 0, 0))), n % 2) for n in range(64)]
         write_shards(samples, tmp_path / "tiny", split, ["a", "b"], "test")
     sweep = Sweep(
-        name="s", storage=str(tmp_path), tracking_uri=f"sqlite:///{tmp_path}/mlflow.db", regularizers=("l2", "ssim"),
+        name="s", storage=str(tmp_path), tracking_uri=f"sqlite:///{tmp_path}/mlflow.db",
+        regularizers=("l2", "ssim", "tv"),
         trial=dataclasses.replace(trial, data=str(tmp_path / "tiny"), images_per_epoch=64, epochs=1, batch_size=32),
     )  # fmt: skip
     Path(sweep.folder).mkdir()
     tracking = start_sweep(sweep.tracking_uri, "s", {}, tmp_path)
-    rows = {row.regularizer: row for row in run_sweep(sweep, tracking, {"l2": 1.0, "ssim": 1.0})}
-    assert {name: row.status for name, row in rows.items()} == {"none": "finished", "l2": "finished", "ssim": "failed"}
+    rows = {row.regularizer: row for row in run_sweep(sweep, tracking, {"l2": 1.0, "ssim": 1.0, "tv": 1e45})}
+    assert {name: row.status for name, row in rows.items()} == {
+        "none": "finished", "l2": "finished", "ssim": "failed", "tv": "diverged"
+    }  # fmt: skip
     run = tracking.client.get_run(rows["ssim"].run)
     assert (run.info.status, run.data.tags["state"]) == ("FAILED", "failed")
     folder = f"{sweep.folder}/trials/{rows['ssim'].trial_id}"
@@ -154,7 +215,11 @@ def test_an_error_that_would_come_again_ends_its_trial_alone(cluster, trial, tmp
     assert "ssim w=" in capsys.readouterr().out
     storage = JournalStorage(JournalFileBackend(f"{sweep.folder}/study.journal"))
     states = {t.params["regularizer"]: t.state.name for t in optuna.load_study(study_name="s", storage=storage).trials}
-    assert states == {"none": "COMPLETE", "l2": "COMPLETE", "ssim": "FAIL"}
+    assert states == {"none": "COMPLETE", "l2": "COMPLETE", "ssim": "FAIL", "tv": "COMPLETE"}
+    run = tracking.client.get_run(rows["tv"].run)
+    assert (run.info.status, run.data.tags["state"]) == ("KILLED", "diverged")
+    assert rows["tv"].robust_accuracy == 0.0
+    assert len(tracking.client.get_metric_history(rows["tv"].run, "step/loss")) == 2, "it was tried again"
 
 
 def test_errors_are_told_apart():

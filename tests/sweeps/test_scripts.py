@@ -131,8 +131,8 @@ def test_a_small_sweep_end_to_end_and_its_pick_resumed(start, script, tmp_path):
     assert {name: logged[name] for name in test} == test
     # One process measures what the trial's two workers did, to the last digit.
     status, _, err = script(
-        "-m", "trainer.evaluate", "--checkpoint", picked["checkpoint"], "--data", tmp_path / "digits", "--images", 24,
-        "--out", tmp_path / "report", "--gallery", 0, timeout=300,
+        "-m", "trainer.evaluate", "--checkpoint", picked["checkpoint"], "--data", tmp_path / "small/digits",
+        "--images", 24, "--out", tmp_path / "report", "--gallery", 0, timeout=300,
     )  # fmt: skip
     assert status == 0, err
     (model,) = json.loads((tmp_path / "report/report.json").read_text())["models"]
