@@ -22,7 +22,7 @@ os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # an ad
 from mlflow import MlflowClient
 
 from sweeps.spool import SWEEP, Spool, spools
-from sweeps.tracking.delivery import PARENT_TAG, SWEEP_TAG, TRIAL_TAG, Courier, Delivery, reason
+from sweeps.tracking.delivery import PARENT_TAG, SWEEP_TAG, TRIAL_TAG, Courier, Delivery, connect, reason
 from trainer.config import UsageError
 
 __all__ = ["PARENT_TAG", "SWEEP_TAG", "TRIAL_TAG", "Tracking", "check_tracking", "start_sweep"]
@@ -149,7 +149,7 @@ def check_tracking(uri: str) -> None:
         UsageError: if the address cannot be right: no such scheme or host, or something that is not MLflow answers.
     """
     try:
-        MlflowClient(uri).search_experiments(max_results=1)
+        connect(uri)
     except Exception as error:
         if not _is_away(uri, error):
             raise UsageError(

@@ -4,10 +4,10 @@ A point keeps its own time, and MLflow keeps one of (run, metric, step, time, va
 sent again and changes nothing.
 """
 
+import contextlib
 import fcntl
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -56,7 +56,7 @@ class Delivery:
         with only_sender(self.folder, patience) as alone:
             waiting = self.waiting() if alone else []
             if waiting:
-                client = MlflowClient(self.uri)
+                client = connect(self.uri)
                 if not self._verified:
                     self._verify(client)
                 sweep = Spool(self.folder, SWEEP)
@@ -73,13 +73,27 @@ class Delivery:
 
     def _verify(self, client: MlflowClient) -> None:
         """Begin anew if what was sent is not there: another server, or one that lost its runs."""
-        with _only_creator(self.uri):
-            client.search_experiments(max_results=1)  # makes a database that is not there yet
         sent = Spool(self.folder, SWEEP).sent()
         if sent.run and not _has(client, sent.run):
             for spool in (Spool(self.folder, SWEEP), *spools(self.folder)):
                 spool.mark(Sent())
         self._verified = True
+
+
+def connect(uri: str) -> MlflowClient:
+    """A client of a server that answers, or of a database that is whole.
+
+    Raises:
+        Exception: whatever MLflow's client raises.
+    """
+    with contextlib.ExitStack() as held:
+        if uri.startswith("sqlite:///"):  # processes that make the same database together break each other
+            path = Path(uri.removeprefix("sqlite:///") + ".lock")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            fcntl.flock(held.enter_context(path.open("w")), fcntl.LOCK_EX)
+        client = MlflowClient(uri)
+        client.search_experiments(max_results=1)
+    return client
 
 
 class Courier(threading.Thread):
@@ -188,21 +202,12 @@ def _begin(client: MlflowClient, spool: Spool, line: Line, sent: Sent, sweep: Se
 
 
 def _experiment(client: MlflowClient, artifacts: str | None) -> str:
+    with contextlib.suppress(MlflowException):  # another sweep has just made it
+        if client.get_experiment_by_name(EXPERIMENT) is None:
+            client.create_experiment(EXPERIMENT, artifact_location=artifacts)
     found = client.get_experiment_by_name(EXPERIMENT)
-    return found.experiment_id if found else client.create_experiment(EXPERIMENT, artifact_location=artifacts)
-
-
-@contextmanager
-def _only_creator(uri: str) -> Iterator[None]:
-    """Processes that make the same SQLite database together break each other: one at a time."""
-    if not uri.startswith("sqlite:///"):
-        yield
-        return
-    path = Path(uri.removeprefix("sqlite:///") + ".lock")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+    assert found is not None
+    return found.experiment_id
 
 
 def _has(client: MlflowClient, run: str) -> bool:

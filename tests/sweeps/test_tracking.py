@@ -237,6 +237,20 @@ def test_away_for_good_then_flushed_by_two_processes_at_once_and_again(server, d
     assert_all_there(tracking, "t2", 2500)
 
 
+@pytest.mark.slow
+def test_sweeps_that_need_a_new_database_at_once_all_get_it(tmp_path):
+    uri = f"sqlite:///{tmp_path}/new.db"
+    names = [f"s{number}" for number in range(4)]
+    for name in names:
+        train(begin(start(uri, tmp_path, name), f"t-{name}", name, PARAMS), 1, 3)
+    command = [sys.executable, "-m", "sweeps.tracking", "flush", "--storage", str(tmp_path / "runs"), "--name"]
+    processes = [subprocess.Popen([*command, name], cwd=ROOT, stderr=subprocess.PIPE, text=True) for name in names]
+    errors = [process.communicate(timeout=300)[1] for process in processes]
+    assert [process.returncode for process in processes] == 4 * [0], errors
+    for name in names:
+        assert_all_there(start(uri, tmp_path, name), f"t-{name}", 3)
+
+
 def test_flush_refuses_unknown_sweeps(tmp_path):
     start("sqlite:///x.db", tmp_path)
     status, _, err = flush("--storage", tmp_path / "runs", "--name", "other")
