@@ -16,17 +16,21 @@ import sys
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the script runs without being installed
+sys.path.insert(0, str(Path.home() / "heatmap-sweeps"))  # `ray submit` brings the script alone, without its project
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the script runs without being installed
 
 import optuna
 import torch
 from rich.console import Console
 
 from sweeps import finalists
+from sweeps.capacity import in_words, nodes, on_a_worker, per_trial, slots, wait_for_machines, wait_for_room
+from sweeps.cluster import check_copy, ray_cluster, where
 from sweeps.finalists import Finalist
 from sweeps.options import parse, sweep_of
 from sweeps.ranking import Row, as_dict, as_text, pick, plain, reason, rule, table
 from sweeps.settings import Sweep, create_folder, write_json
+from sweeps.shared import check_shared
 from sweeps.tracking import Tracking, check_tracking, start_sweep
 from trainer.calibrate import calibrate
 from trainer.config import Trial, UsageError
@@ -49,19 +53,21 @@ PRETRAINING: dict[str, Any] = {
 }
 
 
-def prepare(sweep: Sweep, embedded: bool) -> Sweep:
-    """Refuse what cannot work, then make the sweep's folder and, for the embedded default, data and checkpoint."""
+def prepare(sweep: Sweep, embedded: bool) -> None:
+    """Refuse what cannot work, then make the sweep's folder."""
     build_model(sweep.trial.model, classes=2)  # refuses an unknown name
     if not embedded:
         check_start(sweep.trial, sweep.placement.workers)
     reach_tracking(sweep)
     create_folder(sweep)
-    if embedded:
-        stage("writing handwritten digits as shards")
-        write_digits(Path(sweep.trial.data))
-        stage(f"pretraining {sweep.trial.model} on them")
-        sweep = dataclasses.replace(sweep, trial=dataclasses.replace(sweep.trial, checkpoint=pretrain(sweep)))
-    return sweep
+
+
+def embed(sweep: Sweep) -> Sweep:
+    """Make data and checkpoint of the embedded default."""
+    stage("writing handwritten digits as shards")
+    write_digits(Path(sweep.trial.data))
+    stage(f"pretraining {sweep.trial.model} on them")
+    return dataclasses.replace(sweep, trial=dataclasses.replace(sweep.trial, checkpoint=pretrain(sweep)))
 
 
 def reach_tracking(sweep: Sweep) -> None:
@@ -98,15 +104,16 @@ def pretrain(sweep: Sweep) -> str:
 def measure_units(sweep: Sweep) -> dict[str, float]:
     """Calibrate every weight and keep the result in the sweep's folder."""
     stage("calibrating the weight of each regularizer")
-    device = torch.device("cuda" if sweep.placement.gpus_per_worker and torch.cuda.is_available() else "cpu")
-    units = calibrate(sweep.trial, sweep.names, device, sweep.placement.cache)
+    device = torch.device("cuda" if sweep.placement.gpus_per_worker else "cpu")
+    what = (sweep.trial, sweep.names, device, sweep.placement.cache)
+    elsewhere = device.type == "cuda" and not torch.cuda.is_available()  # a head without a GPU
+    units = on_a_worker(sweep.placement, calibrate, *what) if elsewhere else calibrate(*what)
     write_json(sweep.folder / CALIBRATION, units)
     return units
 
 
 def run(sweep: Sweep, units: dict[str, float]) -> tuple[list[Row], list[Finalist], Tracking]:
     """All trials of the sweep, recorded; returns how they ended and how they are kept in MLflow."""
-    from sweeps.cluster import local_cluster, slots
     from sweeps.tuning import run_finalists, run_sweep
 
     params = sweep.trial.to_dict() | {
@@ -123,14 +130,12 @@ def run(sweep: Sweep, units: dict[str, float]) -> tuple[list[Row], list[Finalist
     with start_sweep(sweep.tracking_uri, sweep.name, params, Path(sweep.storage)) as tracking:
         tracking.log_calibration(units)
         say_how_many(sweep)
-        stage("starting Ray")
-        with local_cluster():
-            stage(f"searching, {slots(sweep)} trials at a time")
-            rows = run_sweep(sweep, tracking, units)
-            again = finalists.missing(sweep, finalists.choose(rows, sweep.max_accuracy_drop))
-            if again:
-                stage(f"training the best weight of each regularizer again: {len(again)} trials")
-                run_finalists(sweep, tracking, units, again)
+        stage(f"searching, {slots(sweep)} trials at a time")
+        rows = run_sweep(sweep, tracking, units)
+        again = finalists.missing(sweep, finalists.choose(rows, sweep.max_accuracy_drop))
+        if again:
+            stage(f"training the best weight of each regularizer again: {len(again)} trials")
+            run_finalists(sweep, tracking, units, again)
         repeated = finalists.gather(sweep, rows)
         picked = pick(rows, sweep.max_accuracy_drop)
         result = as_dict(rows, picked, sweep.max_accuracy_drop)
@@ -140,6 +145,14 @@ def run(sweep: Sweep, units: dict[str, float]) -> tuple[list[Row], list[Finalist
         text = f"{as_text(rows, picked)}\n{reason(rows, sweep.max_accuracy_drop)}\n"
         tracking.log_result(best, result, text + (f"\n{plain(finalists.table(repeated))}" if repeated else ""))
     return rows, repeated, tracking
+
+
+def settle(sweep: Sweep, trial: Trial | None) -> None:
+    """See that the cluster has room for a trial, or will have, and that its nodes see what a trial needs."""
+    at_once = slots(sweep)
+    stage(f"{in_words(nodes())}: {at_once} trial{'s' if at_once > 1 else ''} of {per_trial(sweep.placement)} at a time")
+    wait_for_room(sweep.placement, stage)
+    check_shared(sweep.storage, trial)
 
 
 def say_how_many(sweep: Sweep) -> None:
@@ -197,17 +210,25 @@ def main() -> int:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     given = parse(__doc__.partition("\n\n")[0])
     try:
-        sweep = sweep_of(given)
-        if given.resume or given.extend is not None:
+        check_copy(__file__)
+        wait_for_machines(stage)
+        sweep, again = sweep_of(given), given.resume or given.extend is not None
+        if again:
             reach_tracking(sweep)
-            units = json.loads((sweep.folder / CALIBRATION).read_text())
         else:
-            sweep = prepare(sweep, embedded=given.data is None)
-            units = measure_units(sweep)
-        if not given.resume:
-            sweep.save()  # last: from here on the sweep, or its new part, exists and can be resumed
-        stage(f"sweep {sweep.name} in {sweep.folder}")
-        return conclude(sweep, *run(sweep, units))
+            prepare(sweep, embedded=given.data is None)
+        stage(where())
+        with ray_cluster():
+            settle(sweep, sweep.trial if again or given.data else None)
+            if again:
+                units = json.loads((sweep.folder / CALIBRATION).read_text())
+            else:
+                sweep = embed(sweep) if given.data is None else sweep
+                units = measure_units(sweep)
+            if not given.resume:
+                sweep.save()  # last: from here on the sweep, or its new part, exists and can be resumed
+            stage(f"sweep {sweep.name} in {sweep.folder}")
+            return conclude(sweep, *run(sweep, units))
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -10,14 +10,20 @@ names the old one, and prints its accuracy, robust accuracy and checkpoint.
 import argparse
 import dataclasses
 import json
+import os
 import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the script runs without being installed
+sys.path.insert(0, str(Path.home() / "heatmap-sweeps"))  # `ray submit` brings the script alone, without its project
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the script runs without being installed
 
+from sweeps.callback import trial_name
+from sweeps.capacity import slots, wait_for_machines, wait_for_room
+from sweeps.cluster import check_copy, ray_cluster, where
 from sweeps.ranking import Row
 from sweeps.settings import Sweep
+from sweeps.shared import check_shared
 from sweeps.tracking import start_sweep
 from trainer.config import UsageError
 from trainer.ray_trial import failure_of, run_trial
@@ -29,7 +35,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--name", required=True, help="of the sweep")
     parser.add_argument("--trial", metavar="ID", help="another trial of it than the pick")
     parser.add_argument("--epochs", type=int, default=2, help="how many more (default 2)")
-    parser.add_argument("--storage", default="runs", help="the sweep's storage folder (default ./runs)")
+    parser.add_argument(
+        "--storage",
+        default=os.environ.get("SWEEPS_STORAGE", "runs"),
+        help="the sweep's storage folder (default: that of SWEEPS_STORAGE, else ./runs)",
+    )
     return parser.parse_args()
 
 
@@ -54,23 +64,20 @@ def choose(sweep: Sweep, trial_id: str | None) -> Row:
     return rows[wanted]
 
 
-def main() -> int:
-    """Continue the trial; the exit status."""
-    given = parse()
-    try:
-        if given.epochs < 1:
-            raise UsageError(f"--epochs {given.epochs}: give a whole number of at least 1")
-        sweep = Sweep.load(str(Path(given.storage).expanduser().resolve()), given.name)
-        row = choose(sweep, given.trial)
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    from sweeps.callback import trial_name
-    from sweeps.cluster import local_cluster
+def go_on(sweep: Sweep, row: Row, more: int) -> int:
+    """Train a trial further.
 
+    Args:
+        sweep: the one it belongs to.
+        row: the trial.
+        more: epochs.
+
+    Returns:
+        The exit status.
+    """
     name = f"resume-{row.trial_id}-{time.strftime('%Y%m%d-%H%M%S')}"
     tracking = start_sweep(sweep.tracking_uri, sweep.name, {}, Path(sweep.storage))
-    epochs = sweep.trial.epochs + given.epochs
+    epochs = sweep.trial.epochs + more
     trial = dataclasses.replace(
         sweep.trial, regularizer=row.regularizer, weight=row.weight, seed=row.seed, epochs=epochs
     )
@@ -81,15 +88,14 @@ def main() -> int:
     state, checkpoint = "failed", ""
     tracking.open()
     try:
-        with local_cluster():
-            result = run_trial(
-                trial,
-                placement=sweep.placement,
-                storage=str(sweep.folder / "trials"),
-                name=name,
-                recorder=recorder,
-                start=row.checkpoint,
-            )
+        result = run_trial(
+            trial,
+            placement=sweep.placement,
+            storage=str(sweep.folder / "trials"),
+            name=name,
+            recorder=recorder,
+            start=row.checkpoint,
+        )
         reason = failure_of(str(sweep.folder / "trials" / name))
         if reason is not None:
             print(f"error: {reason}", file=sys.stderr)
@@ -105,6 +111,27 @@ def main() -> int:
     if unheard := tracking.unheard():
         print(unheard)
     return 0
+
+
+def main() -> int:
+    """Continue the trial; the exit status."""
+    given = parse()
+    try:
+        check_copy(__file__)
+        if given.epochs < 1:
+            raise UsageError(f"--epochs {given.epochs}: give a whole number of at least 1")
+        sweep = Sweep.load(str(Path(given.storage).expanduser().resolve()), given.name)
+        row = choose(sweep, given.trial)
+        print(where(), flush=True)
+        wait_for_machines(print)
+        with ray_cluster():
+            slots(sweep)
+            wait_for_room(sweep.placement, print)
+            check_shared(sweep.storage, sweep.trial)
+            return go_on(sweep, row, given.epochs)
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from ray.tune.search import Searcher
 
 from sweeps import finalists, interrupt
 from sweeps.callback import SweepCallback, tell_end, trial_name
-from sweeps.cluster import slots
+from sweeps.capacity import slots
 from sweeps.outcomes import FIXED, keep_rows, kept_rows, proposal, row_of, trial_of
 from sweeps.ranking import Row
 from sweeps.search import make_scheduler, make_search
@@ -111,10 +111,10 @@ def _run_trials(
     param_space: dict[str, Any] | None = None,
 ) -> list[Row]:
     """One run of Tune, in a folder of its own; one that was begun there goes on."""
-    path, switch = sweep.folder / folder, ray.remote(num_cpus=0)(StopSwitch).remote()
+    head = {"node:__internal_head__": 0.001}  # which is not lost before the driver is
+    path, switch = sweep.folder / folder, ray.remote(num_cpus=0, resources=head)(StopSwitch).remote()
     trainable = tune.with_resources(
-        tune.with_parameters(drive_trial, sweep=sweep, tracking=tracking, units=units, switch=switch),
-        {"node:__internal_head__": 0.001},
+        tune.with_parameters(drive_trial, sweep=sweep, tracking=tracking, units=units, switch=switch), head
     )
     if tune.Tuner.can_restore(str(path)):
         tuner = tune.Tuner.restore(str(path), trainable, resume_unfinished=True, resume_errored=True)

@@ -19,7 +19,7 @@ from optuna.storages.journal import JournalFileBackend
 from ray import cloudpickle
 from test_tuning import train_workers
 
-from sweeps.cluster import local_cluster
+from sweeps.cluster import ray_cluster
 from sweeps.settings import Sweep
 from sweeps.tracking import start_sweep
 from sweeps.tuning import run_sweep
@@ -49,7 +49,7 @@ def trial(digits):
 
 @pytest.fixture(scope="module")
 def cluster():
-    with local_cluster(num_cpus=2):
+    with ray_cluster(num_cpus=2):
         yield
 
 

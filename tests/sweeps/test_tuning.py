@@ -11,7 +11,8 @@ import ray
 import torch
 from ray.tune.schedulers import TrialScheduler
 
-from sweeps.cluster import local_cluster, slots
+from sweeps.capacity import slots
+from sweeps.cluster import ray_cluster
 from sweeps.search import FairASHA, make_scheduler
 from sweeps.settings import Sweep
 from sweeps.tracking import start_sweep
@@ -66,7 +67,7 @@ def test_trials_that_want_more_cpus_than_there_are_finish_and_free_them(sweep, t
         return scheduler
 
     monkeypatch.setattr("sweeps.tuning.make_scheduler", stopping)
-    with local_cluster(num_cpus=4):
+    with ray_cluster(num_cpus=4):
         assert slots(sweep) == 2
         with pytest.raises(UsageError, match="lower --workers-per-trial"):
             slots(dataclasses.replace(sweep, placement=Placement(workers=5)))
