@@ -25,7 +25,7 @@ from rich.console import Console
 
 from sweeps import finalists
 from sweeps.capacity import in_words, nodes, on_a_worker, per_trial, slots, wait_for_machines, wait_for_room
-from sweeps.cluster import check_copy, ray_cluster, where
+from sweeps.cluster import check_copy, how_to_run, ray_cluster, where
 from sweeps.finalists import Finalist
 from sweeps.options import parse, sweep_of
 from sweeps.ranking import Row, as_dict, as_text, pick, plain, reason, rule, table
@@ -176,14 +176,15 @@ def conclude(sweep: Sweep, rows: list[Row], repeated: list[Finalist], tracking: 
     if repeated:
         console.print(finalists.table(repeated))
     python = shlex.quote(os.path.relpath(sys.executable) if sys.prefix != sys.base_prefix else "python")
-    storage = "" if Path(sweep.storage) == Path("runs").resolve() else f" --storage {shlex.quote(sweep.storage)}"
+    usual = Path(os.environ.get("SWEEPS_STORAGE", "runs")).resolve()
+    storage = "" if Path(sweep.storage) == usual else f" --storage {shlex.quote(sweep.storage)}"
     if not sweep.tracking_uri.startswith("http"):
         ui = f"{python} -m mlflow ui --backend-store-uri {shlex.quote(sweep.tracking_uri)}"
         console.print(f"Start MLflow:  {ui}", soft_wrap=True, highlight=False)
     console.print(f"Look at it:  {tracking.page()}", soft_wrap=True, highlight=False)
     if picked is not None:
         console.print(
-            f"Train the pick further:  {python} sweeps/resume_best.py --name {shlex.quote(sweep.name)}{storage}",
+            f"Train the pick further:  {how_to_run('sweeps/resume_best.py')} --name {shlex.quote(sweep.name)}{storage}",
             soft_wrap=True,
             highlight=False,
         )
