@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 LAUNCHED = Path("~/ray_bootstrap_config.yaml")  # where `ray up` leaves its configuration on the head
 LIMIT = 1800.0  # seconds that the autoscaler is given for the first nodes
-PATIENCE = 180.0  # seconds that machines of one's own are given to join
+PATIENCE = 600.0  # seconds after the head's start that machines of one's own are given to join
 LOADERS = 6  # processes that decode for one GPU, where there are CPUs for them
 
 
@@ -52,18 +52,24 @@ class Node:
 
 def nodes() -> list[Node]:
     """Those of the cluster that is joined or could be, with those its autoscaler may bring; else this machine."""
-    there = ray.get_runtime_context().gcs_address if ray.is_initialized() else address()
-    if there is None:
+    members = _members()
+    if members is None:
         return [Node(os.cpu_count() or 1, torch.cuda.device_count())]
-    if not ray.is_initialized():
-        check_answers(there)
-    infos = GcsClient(address=there).get_all_node_info().values()
     alive = [
-        Node(info.resources_total.get("CPU", 0), info.resources_total.get("GPU", 0))
-        for info in infos
-        if info.state == GcsNodeInfo.GcsNodeState.ALIVE
+        Node(member.resources_total.get("CPU", 0), member.resources_total.get("GPU", 0))
+        for member in members
+        if member.state == GcsNodeInfo.GcsNodeState.ALIVE
     ]
     return alive + _coming(alive)
+
+
+def _members() -> list[GcsNodeInfo] | None:
+    """What the cluster knows of its nodes, those it has lost among them; None if there is no cluster yet."""
+    there = ray.get_runtime_context().gcs_address if ray.is_initialized() else address()
+    if there is None:
+        return None
+    check_answers(there)
+    return list(GcsClient(address=there).get_all_node_info().values())
 
 
 def _coming(alive: list[Node]) -> list[Node]:
@@ -90,7 +96,7 @@ def _launched() -> dict[str, Any] | None:
 
 
 def wait_for_machines(say: Callable[[str], None]) -> None:
-    """Let machines of one's own, which `ray up` prepares one after the other, join before they are counted.
+    """Let machines of one's own, which `ray up` prepares after the head, join before they are counted.
 
     Args:
         say: takes a line for the user, now and then.
@@ -98,14 +104,17 @@ def wait_for_machines(say: Callable[[str], None]) -> None:
     launched = _launched()
     if launched is None or launched["provider"]["type"] != "local":
         return
-    wanted, began, said_at = 1 + len(launched["provider"]["worker_ips"]), time.monotonic(), -math.inf
-    while (there := len(nodes())) < wanted:
-        now = time.monotonic()
-        if now - began > PATIENCE:
-            say(f"going on with {there} of {wanted} machines")
+    wanted, said_at = 1 + len(launched["provider"]["worker_ips"]), -math.inf
+    while True:
+        members = _members() or []
+        joined, now = len({member.node_manager_address for member in members}), time.time()
+        if joined >= wanted:  # one that was lost since is not waited for
+            return
+        if now - min(member.start_time_ms for member in members) / 1000 > PATIENCE:
+            say(f"going on without {wanted - joined} of {wanted} machines")
             return
         if now - said_at > 30:
-            say(f"waiting for machines, {there} of {wanted} have joined")
+            say(f"waiting for machines, {joined} of {wanted} have joined")
             said_at = now
         time.sleep(1)
 

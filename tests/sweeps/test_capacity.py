@@ -2,7 +2,9 @@
 
 import dataclasses
 import re
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -69,15 +71,20 @@ def test_a_worker_takes_no_more_cpus_than_its_share_and_none_fits_across_nodes(l
 
 
 def test_machines_of_ones_own_are_waited_for_but_not_for_ever(launched, monkeypatch):
-    alive, said = [Node(2, 0)], []
-    launched("onprem.yaml", alive)
-    monkeypatch.setattr(capacity.time, "sleep", lambda seconds: alive.append(Node(2, 0)))
+    def member(number):
+        return SimpleNamespace(node_manager_address=f"10.0.0.{number}", start_time_ms=started)
+
+    members, said, started = [], [], 1000 * time.time()
+    members.append(member(1))
+    launched("onprem.yaml", [])
+    monkeypatch.setattr(capacity, "_members", lambda: members)
+    monkeypatch.setattr(capacity.time, "sleep", lambda seconds: members.append(member(len(members) + 1)))
     wait_for_machines(said.append)
+    assert len(members) == 3
     assert said == ["waiting for machines, 1 of 3 have joined"]
-    assert len(alive) == 3
-    del alive[1:], said[:]
-    monkeypatch.setattr(capacity, "PATIENCE", 0)
+    started -= 1000 * capacity.PATIENCE
+    members[:] = [member(1)]
     wait_for_machines(said.append)
-    assert said[-1] == "going on with 1 of 3 machines"
-    launched("gpu.yaml", [Node(0, 0)])
+    assert said[1:] == ["going on without 2 of 3 machines"]
+    launched("gpu.yaml", [])
     wait_for_machines(pytest.fail)
