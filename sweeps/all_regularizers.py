@@ -129,7 +129,6 @@ def run(sweep: Sweep, units: dict[str, float]) -> tuple[list[Row], list[Finalist
         params.pop(key)
     with start_sweep(sweep.tracking_uri, sweep.name, params, Path(sweep.storage)) as tracking:
         tracking.log_calibration(units)
-        say_how_many(sweep)
         stage(f"searching, {slots(sweep)} trials at a time")
         rows = run_sweep(sweep, tracking, units)
         again = finalists.missing(sweep, finalists.choose(rows, sweep.max_accuracy_drop))
@@ -218,6 +217,7 @@ def main() -> int:
             reach_tracking(sweep)
         else:
             prepare(sweep, embedded=given.data is None)
+        say_how_many(sweep)
         stage(where())
         with ray_cluster():
             settle(sweep, sweep.trial if again or given.data else None)
