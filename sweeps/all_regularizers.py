@@ -16,25 +16,29 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the script runs without being installed
+sys.path.insert(0, str(Path.home() / "heatmap-sweeps"))  # `ray submit` brings the script alone, without its project
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the script runs without being installed
 
 import optuna
 import torch
 from rich.console import Console
 
 from sweeps import finalists
+from sweeps.capacity import in_words, nodes, on_a_worker, per_trial, slots, wait_for_machines, wait_for_room
 from sweeps.checkpoints import check_space, keep_only
+from sweeps.cluster import check_copy, how_to_run, ray_cluster, where
 from sweeps.finalists import Finalist
 from sweeps.options import parse, sweep_of
 from sweeps.ranking import Row, as_dict, as_text, pick, plain, reason, rule, table
 from sweeps.settings import Sweep, create_folder, driving, write_json
+from sweeps.shared import check_shared
 from sweeps.tracking import Tracking, check_tracking, start_sweep
 from trainer.calibrate import calibrate
 from trainer.config import Trial, UsageError
 from trainer.data import train_loader
 from trainer.digits import write_digits
 from trainer.fit import count_classes, fit, prepare_model
-from trainer.locations import read_json, whole_file
+from trainer.locations import absolute, read_json, whole_file
 from trainer.models import build_model, load_weights
 from trainer.preprocess import Transform
 from trainer.shards import read_shards
@@ -51,8 +55,8 @@ PRETRAINING: dict[str, Any] = {
 }
 
 
-def prepare(sweep: Sweep, embedded: bool, held: ExitStack) -> Sweep:
-    """Refuse what cannot work, then make the sweep's folder and, for the embedded default, data and checkpoint.
+def prepare(sweep: Sweep, embedded: bool, held: ExitStack) -> None:
+    """Refuse what cannot work, then make the sweep's folder.
 
     Args:
         sweep: to be run.
@@ -65,12 +69,14 @@ def prepare(sweep: Sweep, embedded: bool, held: ExitStack) -> Sweep:
     reach_tracking(sweep)
     create_folder(sweep)
     held.enter_context(driving(sweep, new=True))
-    if embedded:
-        stage("writing handwritten digits as shards")
-        write_digits(sweep.trial.data)
-        stage(f"pretraining {sweep.trial.model} on them")
-        sweep = dataclasses.replace(sweep, trial=dataclasses.replace(sweep.trial, checkpoint=pretrain(sweep)))
-    return sweep
+
+
+def embed(sweep: Sweep) -> Sweep:
+    """Make data and checkpoint of the embedded default."""
+    stage("writing handwritten digits as shards")
+    write_digits(sweep.trial.data)
+    stage(f"pretraining {sweep.trial.model} on them")
+    return dataclasses.replace(sweep, trial=dataclasses.replace(sweep.trial, checkpoint=pretrain(sweep)))
 
 
 def reach_tracking(sweep: Sweep) -> None:
@@ -106,15 +112,16 @@ def pretrain(sweep: Sweep) -> str:
 def measure_units(sweep: Sweep) -> dict[str, float]:
     """Calibrate every weight and keep the result in the sweep's folder."""
     stage("calibrating the weight of each regularizer")
-    device = torch.device("cuda" if sweep.placement.gpus_per_worker and torch.cuda.is_available() else "cpu")
-    units = calibrate(sweep.trial, sweep.names, device, sweep.placement.cache)
+    device = torch.device("cuda" if sweep.placement.gpus_per_worker else "cpu")
+    what = (sweep.trial, sweep.names, device, sweep.placement.cache)
+    elsewhere = device.type == "cuda" and not torch.cuda.is_available()  # a head without a GPU
+    units = on_a_worker(sweep.placement, calibrate, *what) if elsewhere else calibrate(*what)
     write_json(f"{sweep.folder}/{CALIBRATION}", units)
     return units
 
 
 def run(sweep: Sweep, units: dict[str, float]) -> tuple[list[Row], list[Finalist], Tracking]:
     """All trials of the sweep, recorded; returns how they ended and how they are kept in MLflow."""
-    from sweeps.cluster import local_cluster, slots
     from sweeps.tuning import run_finalists, run_sweep
 
     params = sweep.trial.to_dict() | {
@@ -130,15 +137,12 @@ def run(sweep: Sweep, units: dict[str, float]) -> tuple[list[Row], list[Finalist
         params.pop(key)
     with start_sweep(sweep.tracking_uri, sweep.name, params, sweep.local_storage, sweep.storage) as tracking:
         tracking.log_calibration(units)
-        say_how_many(sweep)
-        stage("starting Ray")
-        with local_cluster():
-            stage(f"searching, {slots(sweep)} trials at a time")
-            rows = run_sweep(sweep, tracking, units)
-            again = finalists.missing(sweep, finalists.choose(rows, sweep.max_accuracy_drop))
-            if again:
-                stage(f"training the best weight of each regularizer again: {len(again)} trials")
-                run_finalists(sweep, tracking, units, again)
+        stage(f"searching, {slots(sweep)} trials at a time")
+        rows = run_sweep(sweep, tracking, units)
+        again = finalists.missing(sweep, finalists.choose(rows, sweep.max_accuracy_drop))
+        if again:
+            stage(f"training the best weight of each regularizer again: {len(again)} trials")
+            run_finalists(sweep, tracking, units, again)
         repeated = finalists.gather(sweep, rows)
         picked = pick(rows, sweep.max_accuracy_drop)
         result = as_dict(rows, picked, sweep.max_accuracy_drop)
@@ -149,6 +153,14 @@ def run(sweep: Sweep, units: dict[str, float]) -> tuple[list[Row], list[Finalist
         keep_only(sweep, rows, [row.trial_id for finalist in repeated for row in finalist.repetitions], picked)
         tracking.log_result(best, result, text + (f"\n{plain(finalists.table(repeated))}" if repeated else ""))
     return rows, repeated, tracking
+
+
+def settle(sweep: Sweep, trial: Trial | None) -> None:
+    """See that the cluster has room for a trial, or will have, and that its nodes see what a trial needs."""
+    at_once = slots(sweep)
+    stage(f"{in_words(nodes())}: {at_once} trial{'s' if at_once > 1 else ''} of {per_trial(sweep.placement)} at a time")
+    wait_for_room(sweep.placement, stage)
+    check_shared(sweep.storage, trial)
 
 
 def say_how_many(sweep: Sweep) -> None:
@@ -172,14 +184,15 @@ def conclude(sweep: Sweep, rows: list[Row], repeated: list[Finalist], tracking: 
     if repeated:
         console.print(finalists.table(repeated))
     python = shlex.quote(os.path.relpath(sys.executable) if sys.prefix != sys.base_prefix else "python")
-    storage = "" if sweep.storage == str(Path("runs").resolve()) else f" --storage {shlex.quote(sweep.storage)}"
+    usual = absolute(os.environ.get("SWEEPS_STORAGE", "runs"))
+    storage = "" if sweep.storage == usual else f" --storage {shlex.quote(sweep.storage)}"
     if not sweep.tracking_uri.startswith("http"):
         ui = f"{python} -m mlflow ui --backend-store-uri {shlex.quote(sweep.tracking_uri)}"
         console.print(f"Start MLflow:  {ui}", soft_wrap=True, highlight=False)
     console.print(f"Look at it:  {tracking.page()}", soft_wrap=True, highlight=False)
     if picked is not None:
         console.print(
-            f"Train the pick further:  {python} sweeps/resume_best.py --name {shlex.quote(sweep.name)}{storage}",
+            f"Train the pick further:  {how_to_run('sweeps/resume_best.py')} --name {shlex.quote(sweep.name)}{storage}",
             soft_wrap=True,
             highlight=False,
         )
@@ -206,14 +219,23 @@ def main() -> int:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     given = parse(__doc__.partition("\n\n")[0])
     try:
+        check_copy(__file__)
         with ExitStack() as held:
-            sweep = sweep_of(given)
-            if given.resume or given.extend is not None:
+            wait_for_machines(stage)
+            sweep, again = sweep_of(given), given.resume or given.extend is not None
+            if again:
                 reach_tracking(sweep)
                 held.enter_context(driving(sweep))
+            else:
+                prepare(sweep, given.data is None, held)
+            say_how_many(sweep)
+            stage(where())
+            held.enter_context(ray_cluster())
+            settle(sweep, sweep.trial if again or given.data else None)
+            if again:
                 units = read_json(f"{sweep.folder}/{CALIBRATION}")
             else:
-                sweep = prepare(sweep, given.data is None, held)
+                sweep = embed(sweep) if given.data is None else sweep
                 units = measure_units(sweep)
             if not given.resume:
                 stage(check_space(sweep))

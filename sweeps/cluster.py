@@ -1,67 +1,138 @@
-"""Where trials run: a Ray instance of this machine, and how many trials fit on it."""
+"""Where trials run: the Ray cluster there is, joined, or a Ray instance of this machine, started and ended."""
 
 import contextlib
+import json
 import logging
 import os
+import shlex
 import socket
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import ray
+from ray._private.utils import read_ray_address
 
-from sweeps.settings import Sweep
 from trainer.config import UsageError
 
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("regularizers", "trainer", "sweeps")
 QUIET = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # also the pace of reports; the default is 2 s
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",  # autoscaling takes minutes
 }
+ALONE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}  # no other machine could take over
+
+
+def address() -> str | None:
+    """HOST:PORT of the cluster there is: RAY_ADDRESS (`local` is none), or what `ray start` began on this machine.
+
+    Not the private Ray instance of another sweep on this machine, which would end with that sweep.
+    """
+    there = os.environ.get("RAY_ADDRESS") or read_ray_address()
+    return None if there in (None, "local") else there
+
+
+def where() -> str:
+    """What `ray_cluster` will do, in words."""
+    there = address()
+    if there is None:
+        return "starting Ray"
+    changed = max(path.stat().st_mtime for name in PACKAGES for path in (ROOT / name).rglob("*.py"))
+    age = time.strftime("%Y-%m-%d %H:%M", time.localtime(changed))
+    return f"joining the Ray cluster at {there} with the code in {ROOT}, last changed {age}"
+
+
+def how_to_run(script: str) -> str:
+    """The start of a command line that runs another script of the project as this one was run.
+
+    Args:
+        script: such as `sweeps/resume_best.py`.
+    """
+    if Path(sys.argv[0]).resolve().parent != ROOT / "sweeps":
+        return f"ray submit CONFIG {script} --"
+    python = os.path.relpath(sys.executable) if sys.prefix != sys.base_prefix else "python"
+    return f"{shlex.quote(python)} {script}"
+
+
+def check_copy(script: str) -> None:
+    """Refuse to run the script that `ray submit` has just brought with an older project.
+
+    Args:
+        script: the file that runs.
+
+    Raises:
+        UsageError: if it is a copy and differs from the project's own.
+    """
+    copy, own = Path(script).resolve(), ROOT / "sweeps" / Path(script).name
+    if copy.read_bytes() != own.read_bytes():
+        raise UsageError(f"{copy} is not the {own.name} of {ROOT}; `ray rsync-up` the project before `ray submit`")
 
 
 @contextlib.contextmanager
-def local_cluster(num_cpus: int | None = None) -> Iterator[None]:
-    """A Ray instance of this machine alone, ended with the block."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    # The clean-up of stopped trials asks the dashboard; on a machine with several Ray instances it must know which.
-    env = QUIET | {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}"}
+def ray_cluster(num_cpus: int | None = None) -> Iterator[None]:
+    """The cluster there is, or one of this machine alone that ends with the block.
+
+    Args:
+        num_cpus: of a cluster of this machine alone, whatever else there is.
+
+    Raises:
+        UsageError: if the cluster there should be does not answer.
+    """
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "5")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # sweeps.interrupt has one that lets trials save their state
-    root = str(Path(__file__).resolve().parents[1])
-    env["PYTHONPATH"] = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
-    ray.init(
-        address="local",
-        num_cpus=num_cpus,
-        include_dashboard=True,
-        dashboard_port=port,
-        runtime_env={"env_vars": env},
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
+    there = address() if num_cpus is None else None
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if there is None:
+        ray.init(address="local", num_cpus=num_cpus, include_dashboard=True, **_alone(), **quiet)
+    else:
+        check_answers(there)
+        ray.init(address=there, runtime_env=_shipped(), **quiet)
     try:
         yield
     finally:
         ray.shutdown()
 
 
-def slots(sweep: Sweep, trials: int | None = None) -> int:
-    """How many trials fit on the cluster at once; of `trials`, by default those of the search.
+def check_answers(there: str) -> None:
+    """Refuse a cluster that is gone: Ray itself would wait for a minute and then end the process.
 
     Raises:
-        UsageError: if not even one fits.
+        UsageError: if nobody listens there.
     """
-    have, need = ray.cluster_resources(), sweep.placement
-    fit = int(have.get("CPU", 0) // (need.workers * need.cpus_per_worker))
-    if need.gpus_per_worker:
-        fit = min(fit, int(have.get("GPU", 0) // (need.workers * need.gpus_per_worker)))
-    if fit < 1:
+    host, _, port = there.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except (OSError, ValueError):
+        source = "RAY_ADDRESS names" if os.environ.get("RAY_ADDRESS") else "an earlier `ray start` noted"
         raise UsageError(
-            f"a trial needs {need.workers} worker(s) x {need.cpus_per_worker:g} CPU and {need.gpus_per_worker:g} GPU, "
-            f"the cluster has {have.get('CPU', 0):g} CPU and {have.get('GPU', 0):g} GPU; "
-            "lower --workers-per-trial or --gpus-per-worker"
-        )
-    return min(fit, sweep.max_concurrent or fit, trials or sweep.total_trials)
+            f"{source} a Ray cluster at {there}, and none answers there; RAY_ADDRESS=local does without"
+        ) from None
+
+
+def _alone() -> dict[str, Any]:
+    """Of the Ray instance of this machine."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    # The clean-up of stopped trials asks the dashboard; on a machine with several Ray instances it must know which.
+    env = QUIET | ALONE | {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}"}
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    return {"dashboard_port": port, "runtime_env": {"env_vars": env}}
+
+
+def _shipped() -> dict[str, Any]:
+    """The code as this process has it goes to every node, whatever older copy lies there.
+
+    `ray job submit --working-dir` has done so already, and two working folders are an error.
+    """
+    job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("runtime_env") or {}
+    env: dict[str, Any] = {"env_vars": QUIET}
+    if "working_dir" not in job:
+        others = [f"/{path.name}" for path in ROOT.iterdir() if path.name not in PACKAGES]  # results and data, perhaps
+        env |= {"working_dir": str(ROOT), "excludes": others}
+    return env

@@ -2,13 +2,13 @@
 
 import argparse
 import dataclasses
+import os
 import time
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from regularizers import REGULARIZERS
+from sweeps.capacity import worker_defaults
 from sweeps.settings import ALLOCATIONS, OBJECTIVES, SCHEDULERS, Sweep, extended
 from trainer.cache import ShardCache
 from trainer.config import BATCH_NORM_MODES, EVALUATIONS, PRECISIONS, Trial, UsageError
@@ -102,10 +102,13 @@ def parse(description: str) -> argparse.Namespace:
         "--workers-per-trial", type=int, metavar="N", default=1, help="DDP processes of each trial (default 1)"
     )
     where.add_argument(
-        "--gpus-per-worker", type=float, metavar="X", help="default 1 where there are GPUs, else 0 (gloo on CPU)"
+        "--gpus-per-worker", type=float, metavar="X", help="default 1 where the cluster has GPUs, else 0 (gloo on CPU)"
     )
     where.add_argument(
-        "--loader-workers", type=int, metavar="N", help="processes that decode, per worker (default 0; with GPUs 6)"
+        "--loader-workers",
+        type=int,
+        metavar="N",
+        help="processes that decode, per worker (default 0; with GPUs up to 6)",
     )
     where.add_argument(
         "--cache-dir",
@@ -121,8 +124,8 @@ def parse(description: str) -> argparse.Namespace:
     kept.add_argument(
         "--storage",
         metavar="WHERE",
-        default="runs",
-        help="folder, s3:// or gs:// URL for all that is written (default ./runs)",
+        default=os.environ.get("SWEEPS_STORAGE", "runs"),
+        help="folder, s3:// or gs:// URL for all that is written (default: that of SWEEPS_STORAGE, else ./runs)",
     )
     kept.add_argument(
         "--local-dir",
@@ -137,7 +140,12 @@ def parse(description: str) -> argparse.Namespace:
         help="checkpoints that stay whole once the sweep is over: all, those of "
         "the pick (best, default) or of the top-K trials; of others only the weights stay",
     )
-    kept.add_argument("--tracking-uri", metavar="URI", help="of MLflow (default: an SQLite file in the storage folder)")
+    kept.add_argument(
+        "--tracking-uri",
+        metavar="URI",
+        default=os.environ.get("MLFLOW_TRACKING_URI"),
+        help="of MLflow (default: MLFLOW_TRACKING_URI, else an SQLite file in the storage folder)",
+    )
     kept.add_argument("--name", help="of the sweep (default: the date and time)")
     kept.add_argument("--resume", action="store_true", help="continue the sweep --name with its own settings")
     kept.add_argument(
@@ -162,12 +170,12 @@ def sweep_of(given: argparse.Namespace) -> Sweep:
             raise UsageError("--resume ends what was begun, --extend begins more: give one of them")
         return sweep if given.resume else extended(sweep, given.extend, given.seeds)
     name = given.name or time.strftime("sweep-%Y%m%d-%H%M%S")
-    gpus = given.gpus_per_worker
-    if gpus is None:
-        gpus = 1.0 if torch.cuda.is_available() else 0.0
+    gpus, loaders = worker_defaults()
+    if given.gpus_per_worker is not None:
+        gpus, loaders = given.gpus_per_worker, loaders if given.gpus_per_worker else 0
     fields = {field.name for field in dataclasses.fields(Trial)} - {"data", "checkpoint", "pgd_eps", "seed"}
     asked = {key: value for key, value in vars(given).items() if key in fields and value is not None}
-    asked["loader_workers"] = given.loader_workers if given.loader_workers is not None else 6 if gpus else 0
+    asked["loader_workers"] = given.loader_workers if given.loader_workers is not None else loaders
     asked |= {"augment": False} if given.no_augment else {}
     asked |= {"flip": False} if given.no_flip else {}
     if given.pgd_eps is not None:

@@ -9,14 +9,21 @@ names the old one, and prints its accuracy, robust accuracy and checkpoint. Inte
 
 import argparse
 import dataclasses
+import os
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the script runs without being installed
+sys.path.insert(0, str(Path.home() / "heatmap-sweeps"))  # `ray submit` brings the script alone, without its project
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the script runs without being installed
 
+from sweeps.callback import trial_name
+from sweeps.capacity import slots, wait_for_machines, wait_for_room
 from sweeps.checkpoints import only_weights
+from sweeps.cluster import check_copy, ray_cluster, where
+from sweeps.desk import Handed, open_desk
 from sweeps.ranking import Row
 from sweeps.settings import Sweep, driving
+from sweeps.shared import check_shared
 from sweeps.tracking import start_sweep
 from trainer.config import UsageError
 from trainer.locations import absolute, read_json
@@ -29,7 +36,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--name", required=True, help="of the sweep")
     parser.add_argument("--trial", metavar="ID", help="another trial of it than the pick")
     parser.add_argument("--epochs", type=int, default=2, help="how many more (default 2)")
-    parser.add_argument("--storage", metavar="WHERE", default="runs", help="of the sweep (default ./runs)")
+    parser.add_argument(
+        "--storage",
+        metavar="WHERE",
+        default=os.environ.get("SWEEPS_STORAGE", "runs"),
+        help="of the sweep (default: that of SWEEPS_STORAGE, else ./runs)",
+    )
     return parser.parse_args()
 
 
@@ -61,11 +73,7 @@ def choose(sweep: Sweep, trial_id: str | None) -> Row:
 
 
 def train_on(sweep: Sweep, row: Row, epochs: int) -> int:
-    """Continue the trial up to so many epochs; the exit status."""
-    from sweeps.callback import trial_name
-    from sweeps.cluster import local_cluster
-    from sweeps.desk import Handed, open_desk
-
+    """Continue the trial on the cluster that is joined, up to so many epochs; the exit status."""
     name = f"resume-{row.trial_id}-to-{epochs}"  # the same command goes on with what it had begun
     trial = dataclasses.replace(
         sweep.trial, regularizer=row.regularizer, weight=row.weight, seed=row.seed, epochs=epochs
@@ -76,17 +84,16 @@ def train_on(sweep: Sweep, row: Row, epochs: int) -> int:
     print(f"continuing {label} ({row.trial_id}) to epoch {epochs}")
     tracking.open()
     try:
-        with local_cluster():
-            recorder = Handed(tracking.folder, name, desk=open_desk(tracking.folder))
-            recorder.begin(f"{label} resumed", {"resumed_from": origin, "start": row.checkpoint}, {})
-            result = run_trial(
-                trial,
-                placement=sweep.placement,
-                storage=sweep.trials_folder,
-                name=name,
-                recorder=recorder,
-                start=row.checkpoint,
-            )
+        recorder = Handed(tracking.folder, name, desk=open_desk(tracking.folder))
+        recorder.begin(f"{label} resumed", {"resumed_from": origin, "start": row.checkpoint}, {})
+        result = run_trial(
+            trial,
+            placement=sweep.placement,
+            storage=sweep.trials_folder,
+            name=name,
+            recorder=recorder,
+            start=row.checkpoint,
+        )
         reason = failure_of(f"{sweep.trials_folder}/{name}")
         if reason is not None:
             print(f"error: {reason}", file=sys.stderr)
@@ -111,11 +118,19 @@ def main() -> int:
     """Continue the trial; the exit status."""
     given = parse()
     try:
+        check_copy(__file__)
         if given.epochs < 1:
             raise UsageError(f"--epochs {given.epochs}: give a whole number of at least 1")
         sweep = Sweep.load(absolute(given.storage), given.name)
         with driving(sweep):
-            return train_on(sweep, choose(sweep, given.trial), sweep.trial.epochs + given.epochs)
+            row = choose(sweep, given.trial)
+            wait_for_machines(print)
+            print(where(), flush=True)
+            with ray_cluster():
+                slots(sweep)
+                wait_for_room(sweep.placement, print)
+                check_shared(sweep.storage, sweep.trial)
+                return train_on(sweep, row, sweep.trial.epochs + given.epochs)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

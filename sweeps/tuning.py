@@ -17,7 +17,7 @@ from ray.tune.search import Searcher
 
 from sweeps import finalists, interrupt
 from sweeps.callback import SweepCallback, tell_end, trial_name
-from sweeps.cluster import slots
+from sweeps.capacity import slots
 from sweeps.desk import Handed, open_desk
 from sweeps.outcomes import FIXED, keep_rows, kept_rows, proposal, row_of, trial_of
 from sweeps.ranking import Row

@@ -4,6 +4,8 @@ import os
 
 os.environ["OMP_NUM_THREADS"] = "1"  # threads of several processes on few cores wait for each other
 
+os.environ["RAY_ADDRESS"] = "local"  # no test joins a cluster that runs on this machine
+
 import boto3
 import pytest
 import torch

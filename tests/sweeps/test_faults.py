@@ -21,7 +21,7 @@ from ray import cloudpickle
 from test_tuning import train_workers
 
 from sweeps.callback import failure_in_words
-from sweeps.cluster import local_cluster
+from sweeps.cluster import ray_cluster
 from sweeps.settings import Sweep
 from sweeps.tracking import start_sweep
 from sweeps.tuning import run_sweep
@@ -54,7 +54,7 @@ def trial(digits):
 
 @pytest.fixture(scope="module")
 def cluster():
-    with local_cluster(num_cpus=2):
+    with ray_cluster(num_cpus=2):
         yield
 
 

@@ -11,7 +11,8 @@ import ray
 import torch
 from ray.tune.schedulers import TrialScheduler
 
-from sweeps.cluster import local_cluster, slots
+from sweeps.capacity import slots, wait_for_room
+from sweeps.cluster import ray_cluster
 from sweeps.search import FairASHA, make_scheduler
 from sweeps.settings import Sweep
 from sweeps.tracking import start_sweep
@@ -66,10 +67,12 @@ def test_trials_that_want_more_cpus_than_there_are_finish_and_free_them(sweep, t
         return scheduler
 
     monkeypatch.setattr("sweeps.tuning.make_scheduler", stopping)
-    with local_cluster(num_cpus=4):
+    with ray_cluster(num_cpus=4):
         assert slots(sweep) == 2
         with pytest.raises(UsageError, match="lower --workers-per-trial"):
             slots(dataclasses.replace(sweep, placement=Placement(workers=5)))
+        with pytest.raises(UsageError, match="no room for a trial after 0 minutes"):
+            wait_for_room(Placement(workers=5), pytest.fail, limit=0)
         tracking = start_sweep(sweep.tracking_uri, sweep.name, {}, tmp_path)
         rows = run_sweep(sweep, tracking, UNITS)
         deadline = time.monotonic() + 60

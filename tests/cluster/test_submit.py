@@ -1,0 +1,143 @@
+"""The shipped configuration on real hosts: `ray up`, `ray submit` as typed, a host lost in mid-trial, `ray down`."""
+
+import json
+import shlex
+import time
+
+import pytest
+from hosts import HOME
+
+CONFIG = "cluster/onprem.yaml"
+REQUEST = """
+import sys, urllib.request
+url, headers, body = sys.argv[1], dict(header.split("=") for header in sys.argv[3:]), sys.argv[2].encode() or None
+try:
+    with urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=10) as answer:
+        print(answer.status, answer.read().decode())
+except urllib.error.HTTPError as error:
+    print(error.code)
+except OSError:
+    print("none")
+"""
+
+
+def request(hosts, name, url, *headers, body=""):
+    """Status and body of the answer that a host gets."""
+    hosts.disk(name, f"{HOME}/request.py").write_text(REQUEST)
+    line = shlex.join(["python", "request.py", url, body, *headers])
+    return hosts.run(name, f"cd && {line}")[1].strip()
+
+
+def ok(result):
+    status, out = result
+    assert status == 0, out[-4000:]
+    return out
+
+
+def until(condition, process, seconds=200):
+    """Wait for it, as long as the process runs."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert process.poll() is None, process.stdout.read()[-4000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return found
+
+
+def trains_on(hosts):
+    return {name for name in hosts.names if hosts.processes(name, "RayTrainWorker")}
+
+
+def runs(hosts):
+    """What the user sees of MLflow through the forwarded port: names and states, the parent's first."""
+    url = "http://127.0.0.1:5000/api/2.0/mlflow"
+    status, body = request(hosts, "laptop", f"{url}/experiments/get-by-name?experiment_name=heatmap-sweeps").split(
+        " ", 1
+    )
+    assert status == "200"
+    experiment = json.loads(body)["experiment"]["experiment_id"]
+    search = f'curl -s {url}/runs/search -d \'{{"experiment_ids": ["{experiment}"]}}\''
+    found = json.loads(ok(hosts.run("laptop", search)))["runs"]
+    return {run["info"]["run_name"]: run for run in found}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_sweep_is_submitted_loses_a_host_and_its_pick_is_resumed(hosts):
+    storage, project = hosts.shared / "sweeps", hosts.disk("laptop", f"{HOME}/project")
+    ok(hosts.run("laptop", "ray get-auth-token --generate"))
+    token = hosts.disk("laptop", f"{HOME}/.ray/auth_token").read_text().strip()
+    said = ok(hosts.run("laptop", f"ray up -y {CONFIG}"))
+    forward = hosts.start("laptop", f"ray exec -p 8265 -p 5000 {CONFIG} 'sleep 600'")
+    until(lambda: request(hosts, "laptop", "http://127.0.0.1:8265/")[:3] == "200", forward)
+
+    # Its own folder on each host is no storage; the code comes from the laptop as `ray job submit` has it.
+    job = "ray job submit --working-dir . -- python sweeps/all_regularizers.py --storage /home/host/mine"
+    status, out = hosts.run("laptop", f"RAY_AUTH_MODE=token RAY_API_SERVER_ADDRESS=http://127.0.0.1:8265 {job}")
+    assert status != 0
+    assert "error: --storage /home/host/mine: one node does not see there what another wrote" in out
+    said += out
+
+    sweep = hosts.start(
+        "laptop",
+        f"ray submit {CONFIG} sweeps/all_regularizers.py -- --regularizers l2 --strengths 3 --scheduler none "
+        "--epochs 3 --images-per-epoch 512 --robust-images 8 --workers-per-trial 2 --name shared",
+    )
+    until(lambda: list(storage.glob("shared/trials/*/epoch_0001/state.pt.sha256")), sweep)
+    used = trains_on(hosts)
+    assert len(used) == 2, "the workers of one trial are on two hosts"
+    lost = (used - {"head"}).pop()
+    hosts.cut_power(lost)
+    out, _ = sweep.communicate(timeout=300)
+    said += out
+    assert sweep.returncode == 0, out[-4000:]
+    assert "joining the Ray cluster at" in out
+    assert "3 nodes with 3 CPU and 0 GPU: 1 trial of 2 workers x 1 CPU at a time" in out
+    assert "ray submit CONFIG sweeps/resume_best.py -- --name shared" in out
+    result = json.loads((storage / "shared/result.json").read_text())
+    assert [trial["status"] for trial in result["trials"]] == ["finished"] * 2
+
+    # An edit reaches every worker, though the copy beside Ray on its host is the old one.
+    script, old = project / "trainer/ray_trial.py", '    folder = config["folder"]\n'
+    text = script.read_text()
+    assert text.count(old) == 1
+    edit = '    Path(folder).parent.joinpath(f"edited-{os.uname().nodename}").touch()\n'
+    script.write_text(text.replace(old, old + edit))
+    ok(hosts.run("laptop", f"ray rsync-up {CONFIG}"))
+    said += ok(hosts.run("laptop", f"ray submit {CONFIG} sweeps/resume_best.py -- --name shared --epochs 1"))
+    left = {"head", "one", "two"} - {lost}
+    assert {path.name for path in storage.glob("shared/trials/edited-*")} == {f"edited-{name}" for name in left}
+    for name in left - {"head"}:
+        assert "edited-" not in hosts.disk(name, f"{HOME}/heatmap-sweeps/trainer/ray_trial.py").read_text()
+
+    seen = runs(hosts)
+    assert len(seen) == 4
+    assert {run["info"]["status"] for run in seen.values()} == {"FINISHED"}
+    (resumed,) = (run for name, run in seen.items() if name.endswith(" resumed"))
+    pick = next(trial for trial in result["trials"] if trial["trial_id"] == result["pick"])
+    assert {"key": "resumed_from", "value": pick["run"]} in resumed["data"]["tags"]
+
+    # What is closed, and to whom.
+    assert request(hosts, "laptop", "http://127.0.0.1:5000/api/2.0/mlflow/experiments/search", "Host=evil") == "403"
+    assert request(hosts, "laptop", "http://127.0.0.1:8265/api/version") == "401"
+    assert request(hosts, "laptop", "http://127.0.0.1:8265/api/version", f"Authorization=Bearer {token}")[:3] == "200"
+    for port in (5000, 8265):
+        assert request(hosts, "laptop", f"http://{hosts.address['head']}:{port}/") == "none"
+    assert token not in said
+    assert token not in json.dumps(seen)
+    assert not holders(hosts, token), "the token is in nothing but its own file"
+
+    ok(hosts.run("laptop", f"ray down -y {CONFIG}"))
+    assert not hosts.processes("head", "raylet/raylet")
+    forward.kill()
+
+
+def holders(hosts, token):
+    """Files of all hosts and of the shared folder that have the token in them."""
+    places = [hosts.shared, *(hosts.disk(name, path) for name in ("laptop", "head") for path in (HOME, "/tmp"))]
+    return [
+        path
+        for place in places
+        for path in place.rglob("*")
+        if path.is_file() and path.name != "auth_token" and token.encode() in path.read_bytes()
+    ]
