@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import optuna
@@ -17,7 +18,7 @@ import torch
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from ray import cloudpickle
-from test_tuning import train_workers
+from test_tuning import processes, train_workers
 
 from sweeps.cluster import local_cluster
 from sweeps.settings import Sweep
@@ -25,6 +26,7 @@ from sweeps.tracking import start_sweep
 from sweeps.tuning import run_sweep
 from trainer.checkpoints import load_newest, load_state, save_state
 from trainer.config import Trial, UsageError
+from trainer.fit import fit
 from trainer.ray_trial import Placement, _reason, _would_come_again, failure_of, run_trial
 from trainer.shards import Sample, encode_jpeg, write_shards
 
@@ -152,6 +154,39 @@ def test_an_error_that_would_come_again_ends_its_trial_alone(cluster, trial, tmp
     storage = JournalStorage(JournalFileBackend(str(sweep.folder / "study.journal")))
     states = {t.params["regularizer"]: t.state.name for t in optuna.load_study(study_name="s", storage=storage).trials}
     assert states == {"none": "COMPLETE", "l2": "COMPLETE", "ssim": "FAIL"}
+
+
+@pytest.mark.slow
+def test_kills_in_a_sweep_cost_nothing_and_processes_go_on_to_the_next_trial(cluster, trial, tmp_path):
+    sweep = Sweep(
+        name="s", storage=str(tmp_path), tracking_uri=f"sqlite:///{tmp_path}/mlflow.db", regularizers=("spectreg",),
+        trial=dataclasses.replace(trial, images_per_epoch=320), trials_per_regularizer=2, max_concurrent=1,
+        scheduler="none",
+    )  # fmt: skip
+    sweep.folder.mkdir()
+    tracking = start_sweep(sweep.tracking_uri, "s", {}, tmp_path)
+
+    def saved(number, epoch="*"):
+        found = sweep.folder.glob(f"trials/*/epoch_{epoch}/state.pt.sha256")
+        return len({path.parents[1] for path in found}) == number
+
+    first = when(lambda: saved(1), kill_a_worker)
+    second = when(lambda: saved(2), lambda: os.kill(processes("ImplicitFunc")[0].pid, signal.SIGKILL))
+    trained_by = {}
+    for number in range(1, 5):
+        ended = partial(saved, number, "0003")
+        when(ended, lambda number=number: trained_by.update({number: train_workers()[0].pid}))
+    rows = run_sweep(sweep, tracking, {"spectreg": 1.0})
+    assert first
+    assert second
+    assert [row.status for row in rows] == 4 * ["finished"]
+    assert len(trained_by) == 4
+    assert len(set(trained_by.values())) == 2, "the worker of the killed process, and one for the three trials after it"
+    for row in rows:
+        state, whole = load_state(row.checkpoint), []
+        fit(Trial(**state["trial"]), lambda metrics, state, whole=whole: whole.append(state))
+        for name, value in whole[-1]["model"].items():
+            assert torch.equal(value, state["model"][name]), (row.regularizer, name)
 
 
 def test_errors_are_told_apart():
