@@ -22,11 +22,7 @@ def trial_name(regularizer: str, weight: float) -> str:
 
 
 class SweepCallback(tune.Callback):
-    """Ends MLflow runs, carries the scheduler's state over a restart, shows progress.
-
-    It leaves placement groups to Ray Train's cleaner: a group removed while the controller of a stopped trial still
-    lives makes that controller ask for a new group, which nobody then frees.
-    """
+    """Ends MLflow runs, carries the scheduler's state over a restart, shows progress."""
 
     def __init__(self, sweep: Sweep, tracking: Tracking, scheduler: TrialScheduler, trials: int, folder: str) -> None:
         self.sweep, self.tracking, self.scheduler, self.folder = sweep, tracking, scheduler, folder

@@ -22,6 +22,7 @@ PACKAGES = ("regularizers", "trainer", "sweeps")
 QUIET = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # also the pace of reports; the default is 2 s
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",  # autoscaling takes minutes
+    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "60",  # a stopped trial ends its workers before its process takes the next one
 }
 ALONE = {"RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}  # no other machine could take over
 

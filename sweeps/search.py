@@ -130,10 +130,15 @@ def recover_journal(sweep: Sweep) -> None:
 
 def make_search(sweep: Sweep, units: dict[str, float], part: int = 0) -> DurableOptunaSearch:
     """The searcher of a new sweep, or of a new part of one; the study of all parts lives in the sweep's folder."""
+    # Where the regularizer is given, one weight is left to propose. Groups would propose those of all others with it,
+    # each in a pass over all trials.
+    together = sweep.allocation == "adaptive"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)  # `group` is experimental by name only
         # A sampler of the same seed would propose the first part's random weights again.
-        sampler = optuna.samplers.TPESampler(multivariate=True, group=True, constant_liar=True, seed=sweep.seed + part)
+        sampler = optuna.samplers.TPESampler(
+            multivariate=together, group=together, constant_liar=True, seed=sweep.seed + part
+        )
     search = DurableOptunaSearch(
         epochs=sweep.trial.epochs,
         metrics=OBJECTIVES[sweep.objectives],

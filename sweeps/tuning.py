@@ -1,7 +1,7 @@
 """Run the trials of a sweep on Ray Tune: each a thin driver around a Ray Train run of its own.
 
-The driver of a trial reserves no CPU: the workers' placement group, made by Ray Train, is all a trial takes, and
-`max_concurrent_trials` keeps the groups from starving each other.
+Tune reserves one placement group per trial: a place on the head node that costs no CPU, for the process that drives the
+trial, and one for each of its workers. Process, group and workers go on to the next trial when one has ended.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ray import tune
-from ray.tune.integration.ray_train import TuneReportCallback
+from ray.train import UserCallback
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
@@ -24,19 +24,22 @@ from sweeps.ranking import Row
 from sweeps.search import make_scheduler, make_search, recover_journal, tune_folder
 from sweeps.settings import Sweep
 from sweeps.tracking import Tracking
+from trainer.in_trial import InTrialTrainer
 from trainer.ray_trial import PARTIAL, run_trial
+
+DRIVER = {"node:__internal_head__": 0.001}
 
 
 def _folder_name(trial: Any) -> str:
     return trial.trial_id
 
 
-class EpochReports(TuneReportCallback):
-    """Tells Tune of every epoch, and not of checkpoints within one."""
+class EpochReports(UserCallback):
+    """Tells Tune of every epoch, and not of checkpoints within one; leaves by SystemExit if Tune stops the trial."""
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         if not metrics[0].get(PARTIAL):
-            super().after_report(run_context, metrics, checkpoint)
+            tune.report(metrics[0])
 
 
 def drive_trial(config: dict[str, Any], sweep: Sweep, spool: Path, units: dict[str, float], desk: Any) -> None:
@@ -59,6 +62,7 @@ def drive_trial(config: dict[str, Any], sweep: Sweep, spool: Path, units: dict[s
         callbacks=[EpochReports()],
         extra={"strength": strength},
         switch=desk,
+        trainer=InTrialTrainer,
     )
 
 
@@ -114,7 +118,7 @@ def _run_trials(
     path, desk = f"{sweep.folder}/{folder}", open_desk(tracking.folder)
     trainable = tune.with_resources(
         tune.with_parameters(drive_trial, sweep=sweep, spool=tracking.folder, units=units, desk=desk),
-        {"node:__internal_head__": 0.001},
+        tune.PlacementGroupFactory([DRIVER] + [sweep.placement.bundle()] * sweep.placement.workers),
     )
     recover_journal(sweep)  # before anything that holds the study is unpickled
     if tune.Tuner.can_restore(path):
@@ -127,6 +131,7 @@ def _run_trials(
             tune_config=tune.TuneConfig(
                 num_samples=1 if param_space else trials,
                 max_concurrent_trials=slots(sweep, trials),
+                reuse_actors=True,
                 search_alg=search(),
                 scheduler=scheduling,
                 trial_dirname_creator=_folder_name,

@@ -65,13 +65,14 @@ class Placement:
     cpus_per_worker: float = 1
     cache: ShardCache = ShardCache()
 
+    def bundle(self) -> dict[str, float]:
+        """What one worker takes, in Ray's words."""
+        return {"CPU": self.cpus_per_worker} | ({"GPU": self.gpus_per_worker} if self.gpus_per_worker else {})
+
     def scaling(self) -> train.ScalingConfig:
-        """The same in Ray's words."""
-        resources: dict[str, float] = {"CPU": self.cpus_per_worker}
-        if self.gpus_per_worker:
-            resources["GPU"] = self.gpus_per_worker
+        """All of them, in Ray's words."""
         return train.ScalingConfig(
-            num_workers=self.workers, use_gpu=self.gpus_per_worker > 0, resources_per_worker=resources
+            num_workers=self.workers, use_gpu=self.gpus_per_worker > 0, resources_per_worker=self.bundle()
         )
 
 
@@ -246,6 +247,7 @@ def run_trial(
     callbacks: list[Any] | None = None,
     extra: dict[str, Any] | None = None,
     switch: Any = None,
+    trainer: type[TorchTrainer] = TorchTrainer,
 ) -> train.Result:
     """Train to the end, or continue a run of the same storage and name.
 
@@ -259,8 +261,9 @@ def run_trial(
         callbacks: of Ray Train.
         extra: added to every report.
         switch: handle of a `StopSwitch` to look at.
+        trainer: `InTrialTrainer` in a trial of Tune.
     """
-    trainer = TorchTrainer(
+    run = trainer(
         train_worker,
         train_loop_config={
             "trial": trial.to_dict(),
@@ -282,4 +285,4 @@ def run_trial(
             logging_config=train.LoggingConfig(log_level="WARNING"),
         ),
     )
-    return trainer.fit()
+    return run.fit()

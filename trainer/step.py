@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch._dynamo.exc import TorchDynamoException
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from regularizers import Forward, Regularizer
@@ -121,7 +120,7 @@ class CompiledLoss(RegularizedLoss):
             torch.manual_seed(generator.initial_seed())
         try:
             return self._compiled(images, labels)
-        except TorchDynamoException as error:
+        except torch._dynamo.exc.TorchDynamoException as error:  # named here, as its import takes a second
             reason = str(error).strip().partition("\n")[0]
             raise UsageError(f"torch.compile cannot translate this model ({reason}); drop --compile") from error
 

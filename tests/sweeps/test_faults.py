@@ -9,16 +9,16 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import optuna
-import psutil
 import pytest
 import torch
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from ray import cloudpickle
-from test_tuning import train_workers
+from test_tuning import processes, train_workers
 
 from sweeps.callback import failure_in_words
 from sweeps.cluster import ray_cluster
@@ -27,6 +27,7 @@ from sweeps.tracking import start_sweep
 from sweeps.tuning import run_sweep
 from trainer.checkpoints import load_newest, load_state, save_state
 from trainer.config import Trial, UsageError
+from trainer.fit import fit
 from trainer.ray_trial import Placement, _reason, _would_come_again, failure_of, run_trial
 from trainer.shards import Sample, encode_jpeg, write_shards
 
@@ -114,43 +115,6 @@ def test_a_trial_trained_on_is_the_longer_trial(cluster, trial, tmp_path, undist
     assert_same_end(tmp_path / "t", undisturbed)
 
 
-def trial_driver():
-    """The process in which Tune runs a trial's function."""
-    return next(
-        process for process in psutil.Process().children(recursive=True) if process.name().startswith("ray::Implicit")
-    )
-
-
-@pytest.mark.slow
-def test_a_killed_trial_driver_costs_nothing(cluster, trial, tmp_path, undisturbed):
-    sweep = Sweep(
-        name="s", storage=str(tmp_path), tracking_uri=f"sqlite:///{tmp_path}/mlflow.db", regularizers=("spectreg",),
-        trial=dataclasses.replace(trial, regularizer="none", weight=0.0), strengths=(1.0,), scheduler="none",
-        placement=Placement(workers=2), max_concurrent=1,
-    )  # fmt: skip
-    tracking = start_sweep(sweep.tracking_uri, "s", {}, tmp_path)
-
-    def second_trial():
-        """Of spectreg; its folder, once it has kept an epoch."""
-        return [
-            path.parent.parent for path in tmp_path.glob("s/trials/*/epoch_0001/state.pt.sha256")
-            if not (path.parent.parent / "epoch_0003").exists()
-            and load_state(str(path.parent))["trial"]["regularizer"] == "spectreg"
-        ]  # fmt: skip
-
-    killed = when(second_trial, lambda: trial_driver().kill())
-    rows = {row.regularizer: row for row in run_sweep(sweep, tracking, {"spectreg": 0.1})}
-    assert killed
-    assert {row.status for row in rows.values()} == {"finished"}
-    assert_same_end(Path(rows["spectreg"].checkpoint).parent, undisturbed)
-    for row in rows.values():
-        steps = [point.step for point in tracking.client.get_metric_history(row.run, "step/loss")]
-        assert steps == list(range(1, 61))
-    storage = JournalStorage(JournalFileBackend(str(sweep.local_folder / "study.journal")))
-    study = optuna.load_study(study_name="s", storage=storage)
-    assert [(t.number, t.state.name) for t in study.trials] == [(0, "COMPLETE"), (1, "COMPLETE")]
-
-
 class KillsItsWorker(NoRecorder):
     def configured(self, params):
         os.kill(os.getpid(), signal.SIGKILL)  # as the system does when there is no memory left
@@ -220,6 +184,43 @@ def test_an_error_that_would_come_again_ends_its_trial_alone(cluster, trial, tmp
     assert (run.info.status, run.data.tags["state"]) == ("KILLED", "diverged")
     assert rows["tv"].robust_accuracy == 0.0
     assert len(tracking.client.get_metric_history(rows["tv"].run, "step/loss")) == 2, "it was tried again"
+
+
+@pytest.mark.slow
+def test_kills_in_a_sweep_cost_nothing_and_processes_go_on_to_the_next_trial(cluster, trial, tmp_path):
+    sweep = Sweep(
+        name="s", storage=str(tmp_path), tracking_uri=f"sqlite:///{tmp_path}/mlflow.db", regularizers=("spectreg",),
+        trial=dataclasses.replace(trial, images_per_epoch=320), trials_per_regularizer=2, max_concurrent=1,
+        scheduler="none",
+    )  # fmt: skip
+    tracking = start_sweep(sweep.tracking_uri, "s", {}, tmp_path)
+
+    def saved(number, epoch="*"):
+        found = Path(sweep.trials_folder).glob(f"*/epoch_{epoch}/state.pt.sha256")
+        return len({path.parents[1] for path in found}) == number
+
+    first = when(lambda: saved(1), kill_a_worker)
+    second = when(lambda: saved(2), lambda: os.kill(processes("ImplicitFunc")[0].pid, signal.SIGKILL))
+    trained_by = {}
+    for number in range(1, 5):
+        ended = partial(saved, number, "0003")
+        when(ended, lambda number=number: trained_by.update({number: train_workers()[0].pid}))
+    rows = run_sweep(sweep, tracking, {"spectreg": 1.0})
+    assert first
+    assert second
+    assert [row.status for row in rows] == 4 * ["finished"]
+    assert len(trained_by) == 4
+    assert len(set(trained_by.values())) == 2, "the worker of the killed process, and one for the three trials after it"
+    for row in rows:
+        state, whole = load_state(row.checkpoint), []
+        fit(Trial(**state["trial"]), lambda metrics, state, whole=whole: whole.append(state))
+        for name, value in whole[-1]["model"].items():
+            assert torch.equal(value, state["model"][name]), (row.regularizer, name)
+        steps = [point.step for point in tracking.client.get_metric_history(row.run, "step/loss")]
+        assert steps == list(range(1, 61))
+    storage = JournalStorage(JournalFileBackend(str(sweep.local_folder / "study.journal")))
+    study = optuna.load_study(study_name="s", storage=storage)
+    assert [(t.number, t.state.name) for t in study.trials] == [(number, "COMPLETE") for number in range(4)]
 
 
 def test_errors_are_told_apart():

@@ -150,6 +150,17 @@ def test_adaptive_allocation_tries_every_regularizer_and_then_what_works(sweep):
     assert seeds == list(range(len(seeds)))
 
 
+def test_a_suggestion_looks_through_the_trials_once(sweep, monkeypatch):
+    passes, stock = [], optuna.samplers.TPESampler._sample
+    monkeypatch.setattr(optuna.samplers.TPESampler, "_sample", lambda *given: passes.append(given[3]) or stock(*given))
+    search = make_search(dataclasses.replace(sweep, trials_per_regularizer=8), UNITS)
+    run_to_the_end(search, 15, weight_of)
+    passes.clear()
+    configs = run_to_the_end(search, 9, weight_of, start=15)
+    names = [config["regularizer"] for config in configs]
+    assert [list(space) for space in passes] == [[f"weight_{name}"] for name in names if name != "none"]
+
+
 def test_an_extension_goes_on_with_the_study(sweep):
     first = run_to_the_end(make_search(sweep, UNITS), 6)
     sweep = dataclasses.replace(sweep, extensions=(3,))

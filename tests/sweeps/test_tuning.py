@@ -51,10 +51,14 @@ class StopsL2(FairASHA):
 
 
 def train_workers():
+    return processes("RayTrainWorker")
+
+
+def processes(name):
     found = []
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):  # one that has ended and waits for its parent has no command line
-            if "RayTrainWorker" in " ".join(process.cmdline()):
+            if name in " ".join(process.cmdline()):
                 found.append(process)
     return found
 
