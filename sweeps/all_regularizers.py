@@ -168,6 +168,8 @@ def conclude(sweep: Sweep, rows: list[Row], repeated: list[Finalist], tracking: 
         ui = f"{python} -m mlflow ui --backend-store-uri {shlex.quote(sweep.tracking_uri)}"
         console.print(f"Start MLflow:  {ui}", soft_wrap=True, highlight=False)
     console.print(f"Look at it:  {tracking.page()}", soft_wrap=True, highlight=False)
+    report = f"{python} -m sweeps.report --name {shlex.quote(sweep.name)}{storage}"
+    console.print(f"See which won, and why:  {report}", soft_wrap=True, highlight=False)
     if picked is not None:
         console.print(
             f"Train the pick further:  {python} sweeps/resume_best.py --name {shlex.quote(sweep.name)}{storage}",

@@ -27,7 +27,7 @@ MARKERS = "os^DvPX*"
 INK, FAINT = "#000000", "#8C8C8C"
 WIDTH = 5.0  # inches; a telephone shows 70 pixels to one of them, where 10 points are as large as its text
 GALLERY_COLUMNS = 5  # models beside each other, the images not counted
-STYLE = {
+STYLE: Any = {
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -106,7 +106,7 @@ def responses(result: Result) -> Figure:
     lines = -(-len(names) // columns)
     figure = Figure(figsize=(WIDTH, 1.5 * lines + 1.2))
     panels = iter(figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).flat)
-    curves = (("accuracy", COLOURS[0], "o", "-"), ("robust_accuracy", COLOURS[1], "s", "--"))
+    curves: Any = (("accuracy", COLOURS[0], "o", "-"), ("robust_accuracy", COLOURS[1], "s", "--"))
     best = {row.regularizer: row.strength for row in result.champions}
     for number, (name, axes) in enumerate(zip(names, panels, strict=False)):
         rows = sorted((row for row in result.rows if row.regularizer == name), key=lambda row: row.strength)
@@ -153,6 +153,9 @@ def intervals(result: Result) -> Figure:
             if values["interval"]:
                 axes.plot([100 * v for v in values["interval"]], [height, height], color=how["color"], linewidth=2)
             axes.plot([100 * values["mean"]], [height], **how)
+        low, high = axes.get_xlim()
+        axes.set_xlim(max(low, -2), min(high, 102))  # an interval of two seeds may leave what is possible
+        axes.set_ylim(-0.6, len(measured) - 0.4)
         axes.set_yticks(range(len(measured)), [one["regularizer"] for one in measured])
         axes.set_xlabel(f"{key.partition('/')[2].replace('_', ' ')}\non test (%)")
     return figure
@@ -183,7 +186,8 @@ def gallery(names: Sequence[str], explained: Sequence[Explained]) -> Figure:
     lowers, raises = (Patch(color=colormaps[HEATMAP](end)) for end in (0.1, 0.9))
     labels = {"raises the class's score": raises, "lowers it": lowers}
     labels["taken for another class"] = Patch(fill=False, edgecolor=COLOURS[1], linewidth=2)
-    figure.legend(labels.values(), labels.keys(), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    columns = 3 if len(names) > 3 else 1  # else it is wider than the figure
+    figure.legend(labels.values(), labels.keys(), loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
     return figure
 
 
