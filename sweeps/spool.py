@@ -62,7 +62,7 @@ class Spool:
     def begin(self, name: str, tags: dict[str, str], params: dict[str, Any], **more: str) -> None:
         """The run begins or, after a restart, goes on."""
         text = {key: str(value) for key, value in params.items()}
-        self._append([{"begin": name, "tags": tags, "params": text, **more}])
+        self._append([{"begin": name, "time": _now(), "tags": tags, "params": text, **more}])
 
     def record(self, metrics: dict[str, float], step: int) -> None:
         """Take the metrics of one step."""
