@@ -7,6 +7,7 @@ from ray import tune
 from ray.tune.schedulers import TrialScheduler
 
 from sweeps import interrupt
+from sweeps.cluster import slots
 from sweeps.outcomes import mismatch, status_of, trial_of
 from sweeps.progress import Progress
 from sweeps.settings import Sweep
@@ -25,8 +26,10 @@ class SweepCallback(tune.Callback):
     lives makes that controller ask for a new group, which nobody then frees.
     """
 
-    def __init__(self, sweep: Sweep, tracking: Tracking, scheduler: TrialScheduler, trials: int) -> None:
-        self.sweep, self.tracking, self.scheduler = sweep, tracking, scheduler
+    def __init__(
+        self, sweep: Sweep, tracking: Tracking, scheduler: TrialScheduler, trials: int, units: dict[str, float]
+    ) -> None:
+        self.sweep, self.tracking, self.scheduler, self.units = sweep, tracking, scheduler, units
         self.progress = Progress(trials, sweep.trial.epochs)
 
     def get_state(self) -> dict[str, bytes]:
@@ -37,9 +40,15 @@ class SweepCallback(tune.Callback):
         self.scheduler.__dict__.update(pickle.loads(state["scheduler"]))
         self.progress = pickle.loads(state["progress"])
 
+    def setup(self, *_: Any, **info: Any) -> None:
+        """The cluster may be another than before an interruption."""
+        self.progress.slots = slots(self.sweep, self.progress.total)
+
     def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         asked = trial_of(self.sweep, trial.config)
-        self.progress.started(trial.trial_id, trial_name(asked.regularizer, asked.weight))
+        strength = asked.weight / self.units[asked.regularizer] if asked.weight else 0.0
+        name = trial_name(asked.regularizer, asked.weight)
+        self.progress.started(trial.trial_id, name, asked.regularizer, asked.weight, strength)
 
     def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
         self.progress.reported(trial.trial_id, result)

@@ -33,7 +33,7 @@ class Standing:
     Args:
         trial_id: its id.
         regularizer: its name.
-        weight: absolute.
+        weight: absolute; 0 until its worker has said it.
         strength: the same in calibrated units.
         state: starting, training, finished, stopped, diverged, failed, or interrupted.
         epochs: when each epoch was reported, in ms since 1970.
@@ -88,13 +88,17 @@ class Status:
 def standing(spool: Spool) -> Standing | None:
     """What a trial's file says; None of a run that only continues a trial of the sweep."""
     params: dict[str, str] = {}
-    state, epochs, metrics, again = "starting", [], {}, False
+    epochs: list[int] = []
+    state, metrics, again = "starting", {}, False
     for line, _ in spool.lines():
         if "begin" in line:
             if "resumed_from" in line["tags"]:
                 return None
-            params, state = params | line["params"], "training" if epochs else "starting"
+            named = {"regularizer": line["begin"].partition(" ")[0]}  # until its worker says what it trains
+            params, state = named | params | line["params"], "training" if epochs else "starting"
             again = "finalist" in line["tags"]
+        elif "params" in line:
+            params |= line["params"]
         elif "metrics" in line:
             state = "training"
             if ACCURACY in line["metrics"]:
@@ -124,7 +128,7 @@ def read_status(storage: str, name: str) -> Status:
     if settings is None:
         known = [folder for folder in sorted(folders_in(storage)) if read_json(f"{storage}/{folder}/settings.json")]
         raise UsageError(f"no sweep {name!r} under {storage}; there is {', '.join(known) or 'none'}")
-    folder = Path(settings.get("local_dir", storage), name, "spool")
+    folder = Path(settings.get("local_dir") or storage, name, "spool")
     if not folder.exists():
         raise UsageError(f"{name}: what its trials say lies in {folder} of the machine that drove it; run this there")
     state, since = "running", 0
@@ -171,7 +175,7 @@ def table(trials: Iterable[Standing], epochs: int) -> Table:
         out.add_row(
             trial.trial_id,
             trial.regularizer,
-            f"{trial.strength:.3g}" if trial.weight else "-",
+            f"{trial.strength:.3g}" if trial.strength else "-",
             f"{trial.weight:.3g}" if trial.weight else "-",
             f"{len(trial.epochs)}/{epochs}",
             *(f"{100 * trial.metrics[key]:.1f}" if key in trial.metrics else "" for key in (ACCURACY, ROBUST)),

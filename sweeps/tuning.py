@@ -135,7 +135,7 @@ def _run_trials(
                 storage_path=str(sweep.folder),
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=2),
-                callbacks=[SweepCallback(sweep, tracking, scheduling, trials)],
+                callbacks=[SweepCallback(sweep, tracking, scheduling, trials, units)],
             ),
         )
     with interrupt.saving(switch):

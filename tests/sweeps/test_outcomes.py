@@ -122,7 +122,7 @@ def test_mlflow_is_told_how_a_trial_ended_and_what_it_trained(sweep, tmp_path, c
     tracking.log_calibration(UNITS)
     tracking.trial("id", "l2", {})
     last = result(sweep, checkpoint_path="where") | {"val/accuracy": 0.5} | change
-    callback = SweepCallback(sweep, tracking, make_scheduler(sweep), trials=1)
+    callback = SweepCallback(sweep, tracking, make_scheduler(sweep), trials=1, units=UNITS)
     cloudpickle.dumps(callback)
     callback.on_trial_complete(0, [], SimpleNamespace(trial_id="id", config=CONFIG, last_result=last))
     assert tracking.drain() == ""
