@@ -43,6 +43,7 @@ CALIBRATION = "calibration.json"
 PRETRAINING: dict[str, Any] = {
     "epochs": 3,
     "images_per_epoch": 3840,
+    "batch_size": 32,
     "learning_rate": 0.05,
     "batch_norm": "flow",
     "compile": False,

@@ -35,6 +35,7 @@ class Sweep:
         objectives: what Optuna searches for: `robust` accuracy, or `both` accuracies at once.
         seeds: how many times the best weight of each regularizer is trained again after the search; 0 is never.
         strengths: of those trials, in calibrated units, one for each; None lets Optuna search.
+        weight: the absolute one of every penalty, instead of a search; None lets Optuna search.
         scheduler: `asha` stops weak trials early, `none` trains all to the end.
         placement: of each trial's workers.
         max_concurrent: trials at a time; None is as many as fit.
@@ -53,6 +54,7 @@ class Sweep:
     objectives: str = "robust"
     seeds: int = 0
     strengths: tuple[float, ...] | None = None
+    weight: float | None = None
     scheduler: str = "asha"
     placement: Placement = Placement()
     max_concurrent: int | None = None
@@ -90,6 +92,11 @@ class Sweep:
             wrong = [f"{strength:g}" for strength in self.strengths if not low <= strength <= high]
             if wrong:
                 raise UsageError(f"--strengths {','.join(wrong)}: give numbers from {low:g} to {high:g}")
+        if self.weight is not None:
+            if self.strengths is not None or self.allocation == "adaptive":
+                raise UsageError("--weight leaves nothing to choose; leave out --strengths and --allocation adaptive")
+            if not 0 < self.weight < math.inf:
+                raise UsageError(f"--weight {self.weight:g}: give a finite number above 0")
         for flag, value in (
             ("--trials-per-regularizer", self.trials_per_regularizer),
             *(("--extend", number) for number in self.extensions),
