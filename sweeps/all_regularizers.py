@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the script runs 
 import optuna
 import torch
 from rich.console import Console
+from rich.progress import Progress
 
 from sweeps import finalists
 from sweeps.finalists import Finalist
@@ -100,7 +101,15 @@ def measure_units(sweep: Sweep) -> dict[str, float]:
     """Calibrate every weight and keep the result in the sweep's folder."""
     stage("calibrating the weight of each regularizer")
     device = torch.device("cuda" if sweep.placement.gpus_per_worker and torch.cuda.is_available() else "cpu")
-    units = calibrate(sweep.trial, sweep.names, device, sweep.placement.cache)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bars:
+        bar = bars.add_task("reading images", total=len(sweep.names) + 1)
+        units = calibrate(
+            sweep.trial,
+            sweep.names,
+            device,
+            sweep.placement.cache,
+            lambda name: bars.update(bar, advance=1, description=name),
+        )
     write_json(sweep.folder / CALIBRATION, units)
     return units
 
