@@ -26,8 +26,10 @@ from rich.progress import Progress
 from sweeps import finalists
 from sweeps.finalists import Finalist
 from sweeps.options import parse, sweep_of
-from sweeps.ranking import Row, as_dict, as_text, pick, plain, reason, rule, table
+from sweeps.ranking import Row, as_dict, as_text, pick, plain, rank, reason, rule, table
+from sweeps.results import Result
 from sweeps.settings import Sweep, create_folder, write_json
+from sweeps.spool import SWEEP, Spool
 from sweeps.tracking import Tracking, check_tracking, start_sweep
 from trainer.calibrate import calibrate
 from trainer.config import Trial, UsageError
@@ -41,6 +43,7 @@ from trainer.shards import read_shards
 console = Console()
 
 CALIBRATION = "calibration.json"
+REPORT = "report.html"
 PRETRAINING: dict[str, Any] = {
     "epochs": 3,
     "images_per_epoch": 3840,
@@ -117,6 +120,7 @@ def measure_units(sweep: Sweep) -> dict[str, float]:
 def run(sweep: Sweep, units: dict[str, float]) -> tuple[list[Row], list[Finalist], Tracking]:
     """All trials of the sweep, recorded; returns how they ended and how they are kept in MLflow."""
     from sweeps.cluster import local_cluster, slots
+    from sweeps.report import write_report
     from sweeps.tuning import run_finalists, run_sweep
 
     params = sweep.trial.to_dict() | {
@@ -149,6 +153,9 @@ def run(sweep: Sweep, units: dict[str, float]) -> tuple[list[Row], list[Finalist
         best = {f"best/{name}": value for name, value in picked.metrics.items()} if picked else {}
         text = f"{as_text(rows, picked)}\n{reason(rows, sweep.max_accuracy_drop)}\n"
         tracking.log_result(best, result, text + (f"\n{plain(finalists.table(repeated))}" if repeated else ""))
+        stage("writing the report")
+        ended = Result(sweep=sweep, rows=rank(rows), finalists=result["finalists"], units=units)
+        Spool(tracking.folder, SWEEP).attach({REPORT: write_report(ended, f"{sweep.folder}/{REPORT}")})
     return rows, repeated, tracking
 
 
@@ -178,8 +185,7 @@ def conclude(sweep: Sweep, rows: list[Row], repeated: list[Finalist], tracking: 
         ui = f"{python} -m mlflow ui --backend-store-uri {shlex.quote(sweep.tracking_uri)}"
         console.print(f"Start MLflow:  {ui}", soft_wrap=True, highlight=False)
     console.print(f"Look at it:  {tracking.page()}", soft_wrap=True, highlight=False)
-    report = f"{python} -m sweeps.report --name {shlex.quote(sweep.name)}{storage}"
-    console.print(f"See which won, and why:  {report}", soft_wrap=True, highlight=False)
+    console.print(f"See which won, and why:  {sweep.folder}/{REPORT}", soft_wrap=True, highlight=False)
     if picked is not None:
         console.print(
             f"Train the pick further:  {python} sweeps/resume_best.py --name {shlex.quote(sweep.name)}{storage}",

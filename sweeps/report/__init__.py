@@ -17,7 +17,7 @@ from sweeps.results import Result
 from trainer.config import UsageError
 from trainer.evaluate.checkpoints import load_subject
 from trainer.evaluate.gallery import explain
-from trainer.locations import read_json
+from trainer.locations import read_json, whole_file
 from trainer.shards import evaluation_splits
 
 IMAGES = 4  # in the gallery
@@ -45,6 +45,18 @@ def page(result: Result) -> str:
         excluded=excluded(result),
         settings=settings(result),
     )
+
+
+def write_report(result: Result, location: str) -> str:
+    """Write the report to a file, by path or URL, and return it too.
+
+    Raises:
+        UsageError: if it cannot be written.
+    """
+    content = page(result)
+    with whole_file(location) as stream:
+        stream.write(content.encode())
+    return content
 
 
 def picture(figure: Figure, form: str) -> Markup:
@@ -109,6 +121,8 @@ def galleries(result: Result) -> tuple[list[Markup], str | None]:
     """Heatmaps of the same images by the baseline and the best trial of each regularizer; else why there are none."""
     rows = [row for row in result.champions if row.checkpoint]
     rows.sort(key=lambda row: row.regularizer != "none")  # stable: the baseline first, then as they rank
+    if not rows:
+        return [], "no trial finished"
     data = result.sweep.trial.data
     try:
         _, test = evaluation_splits(data)

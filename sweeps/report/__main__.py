@@ -2,16 +2,17 @@
 
     python -m sweeps.report --name SWEEP
 
-Prints where it is. Needs the sweep's folder and, for the heatmaps, its data; neither a server nor a cluster.
+A sweep that ends writes it by itself; this does so again, or elsewhere. Prints where it is. Needs the sweep's folder
+and, for the heatmaps, its data; neither a server nor a cluster.
 """
 
 import argparse
 import sys
 
-from sweeps.report import page
+from sweeps.report import write_report
 from sweeps.results import load_result
 from trainer.config import UsageError
-from trainer.locations import absolute, whole_file
+from trainer.locations import absolute
 
 
 def parse() -> argparse.Namespace:
@@ -29,9 +30,7 @@ def main() -> int:
     try:
         result = load_result(absolute(given.storage), given.name)
         out = absolute(given.out or f"{result.sweep.folder}/report.html")
-        content = page(result).encode()
-        with whole_file(out) as stream:
-            stream.write(content)
+        write_report(result, out)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

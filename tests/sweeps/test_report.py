@@ -17,6 +17,7 @@ from sweeps.finalists import FIGURES, Finalist, as_dicts
 from sweeps.ranking import Row, as_dict, pick
 from sweeps.report import __main__ as command
 from sweeps.report import excluded, settings, verdict
+from sweeps.report import page as report_page
 from sweeps.results import load_result
 from sweeps.settings import Sweep
 from trainer.config import Trial
@@ -151,6 +152,14 @@ def test_every_trial_is_pickable_or_says_why_not(ended):
     assert "no pick" in verdict(without)[0]
 
 
+def test_a_sweep_of_which_nothing_finished_has_a_report_too(ended):
+    result = load_result(str(ended), NAME)
+    failed = [dataclasses.replace(row, status="failed", checkpoint="") for row in result.rows]
+    text = Page(report_page(dataclasses.replace(result, rows=failed, finalists=[]))).text
+    assert "No heatmaps: no trial finished" in text
+    assert "no pick" in text
+
+
 def test_the_verdict_says_whether_intervals_overlap(ended):
     result = load_result(str(ended), NAME)
     # t(0.975, 1) = 12.706: two values 0.01 apart have an interval of ± 0.0635 around their mean.
@@ -166,7 +175,7 @@ def test_settings_name_what_the_trials_shared(ended):
     shared = dict(settings(load_result(str(ended), NAME)))
     assert shared["epochs"] == 1
     assert shared["regularizers"] == "l2, tv, cor, mse"
-    assert "weight" not in shared
+    assert shared["weight"] is None  # one for all, not a trial's own
     assert "tracking_uri" not in shared
 
 

@@ -108,6 +108,10 @@ def test_a_small_sweep_end_to_end_and_its_pick_resumed(start, script, tmp_path):
     experiment = client.get_experiment_by_name("heatmap-sweeps").experiment_id
     (parent,) = client.search_runs([experiment], f"tags.`{SWEEP_TAG}` = 'small'")
     assert parent.info.status == "FINISHED"
+    report = (tmp_path / "small" / "report.html").read_text()
+    assert Path(client.download_artifacts(parent.info.run_id, "report.html")).read_text() == report
+    assert f"trial {result['pick']}" in report
+    assert "No heatmaps" not in report
     for row in result["trials"]:
         run = client.get_run(row["run"])
         assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
