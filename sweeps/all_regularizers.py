@@ -26,6 +26,7 @@ from rich.progress import Progress
 from sweeps import finalists
 from sweeps.finalists import Finalist
 from sweeps.options import parse, sweep_of
+from sweeps.provenance import provenance
 from sweeps.ranking import Row, as_dict, as_text, pick, plain, rank, reason, rule, table
 from sweeps.results import Result
 from sweeps.settings import Sweep, create_folder, write_json
@@ -136,6 +137,7 @@ def run(sweep: Sweep, units: dict[str, float]) -> tuple[list[Row], list[Finalist
         params.pop(key)
     with start_sweep(sweep.tracking_uri, sweep.name, params, Path(sweep.storage)) as tracking:
         tracking.log_calibration(units)
+        Spool(tracking.folder, SWEEP).attach(provenance(sweep, units))
         say_how_many(sweep)
         stage("starting Ray")
         with local_cluster():

@@ -111,6 +111,8 @@ def test_a_small_sweep_end_to_end_and_its_pick_resumed(start, script, tmp_path):
     report = (tmp_path / "small" / "report.html").read_text()
     assert Path(client.download_artifacts(parent.info.run_id, "report.html")).read_text() == report
     assert f"trial {result['pick']}" in report
+    space = json.loads(Path(client.download_artifacts(parent.info.run_id, "search_space.json")).read_text())
+    assert space["l2"] == pytest.approx([row["weight"] for row in result["trials"] if row["weight"]])
     assert "No heatmaps" not in report
     for row in result["trials"]:
         run = client.get_run(row["run"])
