@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the script ru
 import optuna
 import torch
 from rich.console import Console
+from rich.progress import Progress
 
 from sweeps import finalists
 from sweeps.capacity import in_words, nodes, on_a_worker, per_trial, slots, wait_for_machines, wait_for_room
@@ -29,9 +30,12 @@ from sweeps.checkpoints import check_space, keep_only
 from sweeps.cluster import check_copy, how_to_run, ray_cluster, where
 from sweeps.finalists import Finalist
 from sweeps.options import parse, sweep_of
-from sweeps.ranking import Row, as_dict, as_text, pick, plain, reason, rule, table
+from sweeps.provenance import provenance
+from sweeps.ranking import Row, as_dict, as_text, pick, plain, rank, reason, rule, table
+from sweeps.results import Result
 from sweeps.settings import Sweep, create_folder, driving, write_json
 from sweeps.shared import check_shared
+from sweeps.spool import SWEEP, Spool
 from sweeps.tracking import Tracking, check_tracking, start_sweep
 from trainer.calibrate import calibrate
 from trainer.config import Trial, UsageError
@@ -46,9 +50,11 @@ from trainer.shards import read_shards
 console = Console()
 
 CALIBRATION = "calibration.json"
+REPORT = "report.html"
 PRETRAINING: dict[str, Any] = {
     "epochs": 3,
     "images_per_epoch": 3840,
+    "batch_size": 32,
     "learning_rate": 0.05,
     "batch_norm": "flow",
     "compile": False,
@@ -114,14 +120,19 @@ def measure_units(sweep: Sweep) -> dict[str, float]:
     stage("calibrating the weight of each regularizer")
     device = torch.device("cuda" if sweep.placement.gpus_per_worker else "cpu")
     what = (sweep.trial, sweep.names, device, sweep.placement.cache)
-    elsewhere = device.type == "cuda" and not torch.cuda.is_available()  # a head without a GPU
-    units = on_a_worker(sweep.placement, calibrate, *what) if elsewhere else calibrate(*what)
+    if device.type == "cuda" and not torch.cuda.is_available():  # a head without a GPU
+        units = on_a_worker(sweep.placement, calibrate, *what)
+    else:
+        with Progress(console=console, transient=True, disable=not console.is_terminal) as bars:
+            bar = bars.add_task("reading images", total=len(sweep.names) + 1)
+            units = calibrate(*what, lambda name: bars.update(bar, advance=1, description=name))
     write_json(f"{sweep.folder}/{CALIBRATION}", units)
     return units
 
 
 def run(sweep: Sweep, units: dict[str, float]) -> tuple[list[Row], list[Finalist], Tracking]:
     """All trials of the sweep, recorded; returns how they ended and how they are kept in MLflow."""
+    from sweeps.report import write_report
     from sweeps.tuning import run_finalists, run_sweep
 
     params = sweep.trial.to_dict() | {
@@ -137,6 +148,7 @@ def run(sweep: Sweep, units: dict[str, float]) -> tuple[list[Row], list[Finalist
         params.pop(key)
     with start_sweep(sweep.tracking_uri, sweep.name, params, sweep.local_storage, sweep.storage) as tracking:
         tracking.log_calibration(units)
+        Spool(tracking.folder, SWEEP).attach(provenance(sweep, units))
         stage(f"searching, {slots(sweep)} trials at a time")
         rows = run_sweep(sweep, tracking, units)
         again = finalists.missing(sweep, finalists.choose(rows, sweep.max_accuracy_drop))
@@ -152,6 +164,9 @@ def run(sweep: Sweep, units: dict[str, float]) -> tuple[list[Row], list[Finalist
         text = f"{as_text(rows, picked)}\n{reason(rows, sweep.max_accuracy_drop)}\n"
         keep_only(sweep, rows, [row.trial_id for finalist in repeated for row in finalist.repetitions], picked)
         tracking.log_result(best, result, text + (f"\n{plain(finalists.table(repeated))}" if repeated else ""))
+        stage("writing the report")
+        ended = Result(sweep=sweep, rows=rank(rows), finalists=result["finalists"], units=units)
+        Spool(tracking.folder, SWEEP).attach({REPORT: write_report(ended, f"{sweep.folder}/{REPORT}")})
     return rows, repeated, tracking
 
 
@@ -190,6 +205,7 @@ def conclude(sweep: Sweep, rows: list[Row], repeated: list[Finalist], tracking: 
         ui = f"{python} -m mlflow ui --backend-store-uri {shlex.quote(sweep.tracking_uri)}"
         console.print(f"Start MLflow:  {ui}", soft_wrap=True, highlight=False)
     console.print(f"Look at it:  {tracking.page()}", soft_wrap=True, highlight=False)
+    console.print(f"See which won, and why:  {sweep.folder}/{REPORT}", soft_wrap=True, highlight=False)
     if picked is not None:
         console.print(
             f"Train the pick further:  {how_to_run('sweeps/resume_best.py')} --name {shlex.quote(sweep.name)}{storage}",

@@ -7,6 +7,7 @@ from ray import tune
 from ray.tune.schedulers import TrialScheduler
 
 from sweeps import interrupt
+from sweeps.capacity import slots
 from sweeps.outcomes import mismatch, status_of, trial_of
 from sweeps.progress import Progress
 from sweeps.search import keep_rungs
@@ -24,8 +25,16 @@ def trial_name(regularizer: str, weight: float) -> str:
 class SweepCallback(tune.Callback):
     """Ends MLflow runs, carries the scheduler's state over a restart, shows progress."""
 
-    def __init__(self, sweep: Sweep, tracking: Tracking, scheduler: TrialScheduler, trials: int, folder: str) -> None:
-        self.sweep, self.tracking, self.scheduler, self.folder = sweep, tracking, scheduler, folder
+    def __init__(
+        self,
+        sweep: Sweep,
+        tracking: Tracking,
+        scheduler: TrialScheduler,
+        trials: int,
+        units: dict[str, float],
+        folder: str,
+    ) -> None:
+        self.sweep, self.tracking, self.scheduler, self.units, self.folder = sweep, tracking, scheduler, units, folder
         self.progress = Progress(trials, sweep.trial.epochs)
 
     def get_state(self) -> dict[str, bytes]:
@@ -36,9 +45,15 @@ class SweepCallback(tune.Callback):
         self.scheduler.__dict__.update(pickle.loads(state["scheduler"]))
         self.progress = pickle.loads(state["progress"])
 
+    def setup(self, *_: Any, **info: Any) -> None:
+        """The cluster may be another than before an interruption."""
+        self.progress.slots = slots(self.sweep, self.progress.total)
+
     def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         asked = trial_of(self.sweep, trial.config)
-        self.progress.started(trial.trial_id, trial_name(asked.regularizer, asked.weight))
+        strength = asked.weight / self.units[asked.regularizer] if asked.weight else 0.0
+        name = trial_name(asked.regularizer, asked.weight)
+        self.progress.started(trial.trial_id, name, asked.regularizer, asked.weight, strength)
 
     def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
         self.progress.reported(trial.trial_id, result)

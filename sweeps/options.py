@@ -27,6 +27,44 @@ DIGITS: dict[str, Any] = {
     "augment": False,  # a mirrored digit is another one
 }
 
+# The settings google-research's optimizing_interpretability trains with; docs/original.md goes through its flags.
+ORIGINAL: dict[str, Any] = {
+    "momentum": 0.9,
+    "weight_decay": 1e-4,
+    "label_smoothing": 0.1,
+    "clip_norm": None,
+    "batch_norm": "flow",
+    "flip": False,
+}
+ORIGINAL_BATCH = 512  # over all workers
+ORIGINAL_WEIGHT = 0.5
+FINETUNING: dict[str, Any] = {
+    "learning_rate": 2e-4,
+    "schedule": "constant",
+    "epochs": 1,
+    "images_per_epoch": 500 * ORIGINAL_BATCH,
+}
+TRAINING: dict[str, Any] = {
+    "learning_rate": 0.1,
+    "schedule": "imagenet",
+    "epochs": 13,  # 32,000 steps are 12.8 of ImageNet
+}
+PRESETS = ("original",)
+
+
+def original(workers: int, finetune: bool) -> dict[str, Any]:
+    """What `--preset original` sets of a trial.
+
+    Raises:
+        UsageError: if its batch cannot be divided among the workers.
+    """
+    if ORIGINAL_BATCH % workers:
+        raise UsageError(
+            f"--preset original: {workers} workers cannot share a batch of {ORIGINAL_BATCH}; give --batch-size or "
+            "another --workers-per-trial"
+        )
+    return ORIGINAL | (FINETUNING if finetune else TRAINING) | {"batch_size": ORIGINAL_BATCH // workers}
+
 
 def parse(description: str) -> argparse.Namespace:
     """Read the command line; --help shows every default."""
@@ -34,6 +72,11 @@ def parse(description: str) -> argparse.Namespace:
         description=description,
         usage="%(prog)s [options]",
         epilog="Without --data the embedded default runs: handwritten digits and a small network pretrained on them.",
+    )
+    parser.add_argument(
+        "--preset",
+        choices=PRESETS,
+        help="settings of the code the losses come from (docs/original.md); other flags override it",
     )
     what = parser.add_argument_group("what to train")
     what.add_argument("--data", metavar="WHERE", help="shards: folder or URL (http, s3, gs; braces expand)")
@@ -57,7 +100,6 @@ def parse(description: str) -> argparse.Namespace:
     how.add_argument(
         "--batch-norm",
         choices=BATCH_NORM_MODES,
-        default="frozen",
         help="statistics: running (frozen, default), or the batch's, constant for the heatmap (stop) or not (flow)",
     )
     how.add_argument("--precision", choices=PRECISIONS, default="float32", help="of the model (default float32)")
@@ -75,9 +117,8 @@ def parse(description: str) -> argparse.Namespace:
     search.add_argument(
         "--strengths", metavar="X,Y", help="the weights to try, in calibrated units, instead of a search (0.1 to 1000)"
     )
-    search.add_argument(
-        "--scheduler", choices=SCHEDULERS, default="asha", help="asha (default) stops weak trials early, none does not"
-    )
+    search.add_argument("--weight", type=float, metavar="X", help="of every penalty, absolute, instead of a search")
+    search.add_argument("--scheduler", choices=SCHEDULERS, help="asha (default) stops weak trials early, none does not")
     search.add_argument(
         "--allocation",
         choices=ALLOCATIONS,
@@ -173,17 +214,20 @@ def sweep_of(given: argparse.Namespace) -> Sweep:
     gpus, loaders = worker_defaults()
     if given.gpus_per_worker is not None:
         gpus, loaders = given.gpus_per_worker, loaders if given.gpus_per_worker else 0
-    fields = {field.name for field in dataclasses.fields(Trial)} - {"data", "checkpoint", "pgd_eps", "seed"}
+    fields = {field.name for field in dataclasses.fields(Trial)} - {"data", "checkpoint", "pgd_eps", "seed", "weight"}
     asked = {key: value for key, value in vars(given).items() if key in fields and value is not None}
     asked["loader_workers"] = given.loader_workers if given.loader_workers is not None else loaders
     asked |= {"augment": False} if given.no_augment else {}
     asked |= {"flip": False} if given.no_flip else {}
     if given.pgd_eps is not None:
         asked["pgd_eps"] = given.pgd_eps / 255
+    preset: dict[str, Any] = {}
+    if given.preset:
+        preset = original(1 if given.batch_size else given.workers_per_trial, bool(given.checkpoint or not given.data))
     if given.data is None:
         if given.checkpoint:
             raise UsageError("--checkpoint needs --data: the embedded digits pretrain a checkpoint of their own")
-        settings = DIGITS | asked | {"data": f"{storage}/{name}/digits"}
+        settings = DIGITS | preset | asked | {"data": f"{storage}/{name}/digits"}
     else:
         if given.model is None:
             raise UsageError("--data needs --model: which architecture is to be finetuned?")
@@ -192,11 +236,14 @@ def sweep_of(given: argparse.Namespace) -> Sweep:
         evaluation_splits(data)
         checkpoint = absolute(given.checkpoint) if given.checkpoint else None
         defaults["image_size"] = default_image_size(given.model)
-        settings = defaults | asked | {"data": data, "checkpoint": checkpoint}
+        settings = defaults | preset | asked | {"data": data, "checkpoint": checkpoint}
     try:
         strengths = tuple(map(float, given.strengths.split(","))) if given.strengths else None
     except ValueError:
         raise UsageError(f"--strengths {given.strengths}: give numbers with commas between, such as 10,100") from None
+    weight = given.weight
+    if preset and weight is None and strengths is None:
+        weight = ORIGINAL_WEIGHT
     trials = given.trials_per_regularizer
     if trials is None:
         trials = len(strengths) if strengths else 1
@@ -212,7 +259,8 @@ def sweep_of(given: argparse.Namespace) -> Sweep:
         regularizers=tuple(given.regularizers.split(",")) if given.regularizers else tuple(sorted(REGULARIZERS)),
         trials_per_regularizer=trials,
         strengths=strengths,
-        scheduler=given.scheduler,
+        weight=weight,
+        scheduler=given.scheduler or ("none" if preset else "asha"),
         allocation=given.allocation,
         objectives=given.objectives,
         seeds=given.seeds or 0,

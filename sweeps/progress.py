@@ -3,6 +3,7 @@
 import time
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
@@ -11,12 +12,19 @@ ACCURACY, ROBUST = "val/accuracy", "val/robust_accuracy"
 
 
 class Progress:
-    """Trials done and running, the best so far and the time left."""
+    """Trials done and running, the best so far and the time left.
+
+    Args:
+        total: trials there will be.
+        epochs: of each.
+        slots: trials at a time, set once the cluster is known.
+    """
 
     def __init__(self, total: int, epochs: int) -> None:
-        self.total, self.epochs, self.done = total, epochs, 0
+        self.total, self.epochs, self.done, self.slots = total, epochs, 0, 0
         self.done_before = 0  # by an earlier process of the same sweep
         self.names: dict[str, str] = {}
+        self.asked: dict[str, tuple[str, float, float]] = {}  # regularizer, weight, strength
         self.running: dict[str, dict[str, Any]] = {}
         self.best: tuple[float, str] | None = None
         self.started_at = time.monotonic()
@@ -41,9 +49,10 @@ class Progress:
         """A line that stays."""
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    def started(self, trial_id: str, name: str) -> None:
+    def started(self, trial_id: str, name: str, regularizer: str, weight: float, strength: float) -> None:
         """A trial began or began again."""
         self.names[trial_id] = name
+        self.asked[trial_id] = (regularizer, weight, strength)
         self.running[trial_id] = {}
 
     def reported(self, trial_id: str, result: dict[str, Any]) -> None:
@@ -80,24 +89,38 @@ class Progress:
             self._live = None
 
     def _outlook(self) -> str:
-        if self.best is None:
-            return ""
-        left = (time.monotonic() - self.started_at) / max(self.done - self.done_before, 1) * (self.total - self.done)
-        eta = f" | about {left / 60:.0f} min left" if self.done < self.total else ""
-        return f" | best robust so far {self.best[0]:.3f} ({self.best[1]}){eta}"
+        """The best so far and the time left, as far as they are known."""
+        words = ""
+        if self.best is not None:
+            words += f" | best robust so far {self.best[0]:.3f} ({self.best[1]})"
+        begun = sum(result.get("epoch", 0) / self.epochs for result in self.running.values())
+        work = self.done - self.done_before + begun
+        if work and self.done < self.total:
+            left = (time.monotonic() - self.started_at) / work * (self.total - self.done - begun)
+            words += f" | about {left / 60:.0f} min left"
+        return words
 
     def _table(self) -> Table:
-        table = Table(title=f"{self.done} of {self.total} trials done{self._outlook()}")
-        for column in ("trial", "regularizer", "epoch", "images/s", "accuracy", "robust accuracy"):
-            table.add_column(column)
+        slots = f" | {len(self.running)} of {self.slots} slots in use"
+        title = f"{self.done} of {self.total} trials done{slots}{self._outlook()}"
+        table = Table(title=title, box=SIMPLE_HEAD, show_edge=False, padding=(0, 0))  # 80 columns are few
+        for column in ("trial", "regularizer"):
+            table.add_column(column, no_wrap=True)
+        for column in ("strength", "weight", "epoch", "images/s", "acc.", "robust"):
+            table.add_column(column, justify="right", no_wrap=True)
+        table.add_column("state", no_wrap=True)
         for trial_id, result in list(self.running.items()):
+            regularizer, weight, strength = self.asked[trial_id]
             table.add_row(
                 trial_id,
-                self.names.get(trial_id, ""),
-                f"{result['epoch']:.0f}/{self.epochs}" if "epoch" in result else "starting",
+                regularizer,
+                f"{strength:.3g}" if weight else "-",
+                f"{weight:.3g}" if weight else "-",
+                f"{result.get('epoch', 0):.0f}/{self.epochs}",
                 f"{result['train/images_per_second']:.0f}" if "train/images_per_second" in result else "",
-                f"{result[ACCURACY]:.3f}" if ACCURACY in result else "",
-                f"{result[ROBUST]:.3f}" if ROBUST in result else "",
+                f"{100 * result[ACCURACY]:.1f}" if ACCURACY in result else "",
+                f"{100 * result[ROBUST]:.1f}" if ROBUST in result else "",
+                "training" if result else "starting",
             )
         return table
 

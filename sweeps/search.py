@@ -32,17 +32,19 @@ class Space:
         units: calibrated unit of each one that has a penalty.
         seed: of the sweep; the n-th trial of every regularizer gets seed + n, so all see the same data orders
             (trials that were lost with their process do not count).
+        weight: the only one there is, None for the whole range.
     """
 
     names: tuple[str, ...]
     units: dict[str, float]
     seed: int
+    weight: float | None = None
 
     def __call__(self, trial: optuna.Trial) -> dict[str, Any]:
         name = trial.suggest_categorical("regularizer", list(self.names))
         if name in self.units:
-            low, high = REGULARIZERS[name].strengths()
-            trial.suggest_float(f"weight_{name}", low * self.units[name], high * self.units[name], log=True)
+            low, high = (strength * self.units[name] for strength in REGULARIZERS[name].strengths())
+            trial.suggest_float(f"weight_{name}", self.weight or low, self.weight or high, log=True)
         earlier = (other for other in trial.study.get_trials(deepcopy=False) if other.number < trial.number)
         counts = (other.params.get("regularizer") == name and other.state != TrialState.FAIL for other in earlier)
         return {"seed": self.seed + sum(counts)}
@@ -142,7 +144,7 @@ def make_search(sweep: Sweep, units: dict[str, float], part: int = 0) -> Durable
     search = DurableOptunaSearch(
         epochs=sweep.trial.epochs,
         metrics=OBJECTIVES[sweep.objectives],
-        space=Space(sweep.names, units, sweep.seed),
+        space=Space(sweep.names, units, sweep.seed, sweep.weight),
         study_name=sweep.name,
         journal=_journal(sweep),
         sampler=sampler,

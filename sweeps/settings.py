@@ -39,6 +39,7 @@ class Sweep:
         objectives: what Optuna searches for: `robust` accuracy, or `both` accuracies at once.
         seeds: how many times the best weight of each regularizer is trained again after the search; 0 is never.
         strengths: of those trials, in calibrated units, one for each; None lets Optuna search.
+        weight: the absolute one of every penalty, instead of a search; None lets Optuna search.
         scheduler: `asha` stops weak trials early, `none` trains all to the end.
         keep: `all` checkpoints whole once the sweep is over, or only those of the pick (`best`) or of the `top-K`
             trials, and of the others the weights.
@@ -61,6 +62,7 @@ class Sweep:
     objectives: str = "robust"
     seeds: int = 0
     strengths: tuple[float, ...] | None = None
+    weight: float | None = None
     scheduler: str = "asha"
     keep: str = "best"
     placement: Placement = Placement()
@@ -102,6 +104,11 @@ class Sweep:
             wrong = [f"{strength:g}" for strength in self.strengths if not low <= strength <= high]
             if wrong:
                 raise UsageError(f"--strengths {','.join(wrong)}: give numbers from {low:g} to {high:g}")
+        if self.weight is not None:
+            if self.strengths is not None or self.allocation == "adaptive":
+                raise UsageError("--weight leaves nothing to choose; leave out --strengths and --allocation adaptive")
+            if not 0 < self.weight < math.inf:
+                raise UsageError(f"--weight {self.weight:g}: give a finite number above 0")
         for flag, value in (
             ("--trials-per-regularizer", self.trials_per_regularizer),
             *(("--extend", number) for number in self.extensions),

@@ -63,7 +63,7 @@ class Spool:
     def begin(self, name: str, tags: dict[str, str], params: dict[str, Any], **more: str) -> None:
         """The run begins or, after a restart, goes on."""
         text = {key: str(value) for key, value in params.items()}
-        self.append([{"begin": name, "tags": tags, "params": text, **more}])
+        self.append([{"begin": name, "time": _now(), "tags": tags, "params": text, **more}])
 
     def configured(self, params: dict[str, Any]) -> None:
         """Add parameters to the run: those a worker found itself training with."""

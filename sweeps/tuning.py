@@ -141,7 +141,7 @@ def _run_trials(
                 storage_path=sweep.folder,
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=2),
-                callbacks=[SweepCallback(sweep, tracking, scheduling, trials, path)],
+                callbacks=[SweepCallback(sweep, tracking, scheduling, trials, units, path)],
             ),
         )
     with interrupt.saving(desk):

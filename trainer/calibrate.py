@@ -6,7 +6,7 @@ fits every penalty, model and image size.
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +24,21 @@ from trainer.step import RegularizedLoss, set_mode
 BATCHES = 4
 
 
-def calibrate(trial: Trial, names: Sequence[str], device: torch.device, cache: ShardCache) -> dict[str, float]:
+def calibrate(
+    trial: Trial,
+    names: Sequence[str],
+    device: torch.device,
+    cache: ShardCache,
+    begun: Callable[[str], None] = lambda name: None,
+) -> dict[str, float]:
     """Unit of every named regularizer but those without a penalty (`none`).
+
+    Args:
+        trial: model, checkpoint and data; its regularizer does not matter.
+        names: of the regularizers.
+        device: where to compute.
+        cache: of remote shards.
+        begun: told the name of each regularizer as its turn comes.
 
     Raises:
         UsageError: if a penalty has no gradient at this model, or an infinite one, or if the model cannot be
@@ -52,6 +65,7 @@ def calibrate(trial: Trial, names: Sequence[str], device: torch.device, cache: S
     )
     units = {}
     for name in names:
+        begun(name)
         regularizer = REGULARIZERS[name]()
         if not regularizer.needs_heatmap:
             continue

@@ -11,6 +11,7 @@ from regularizers import REGULARIZERS, Regularizer
 BATCH_NORM_MODES = ("frozen", "stop", "flow")
 PRECISIONS = ("float32", "bfloat16")
 EVALUATIONS = ("light", "full")
+SCHEDULES = ("constant", "imagenet")
 
 
 class UsageError(ValueError):
@@ -30,11 +31,12 @@ class Trial:
         epochs: passes of `images_per_epoch`.
         images_per_epoch: images over all workers in one epoch; rounded down to whole global batches.
         batch_size: images per worker and step.
-        learning_rate: of SGD with Nesterov momentum, constant.
+        learning_rate: of SGD with Nesterov momentum; under the `imagenet` schedule, for a batch of 256.
+        schedule: of the learning rate: `constant`, or `imagenet` (warm-up, then three steps down; `trainer.schedule`).
         momentum: of SGD.
         weight_decay: of SGD, on weights of two and more dimensions.
         label_smoothing: of the cross-entropy in the training loss.
-        clip_norm: largest norm of the gradient of all weights; penalties have heavy tails.
+        clip_norm: largest norm of the gradient of all weights, as penalties have heavy tails; None is no limit.
         batch_norm: `frozen` (running statistics: no example touches another), `stop` (batch statistics, constants of
             the heatmap) or `flow` (batch statistics, differentiated like everything else).
         precision: `float32`, or `bfloat16` for the model under autocast (loss and penalty stay in float32).
@@ -60,10 +62,11 @@ class Trial:
     images_per_epoch: int = 1024
     batch_size: int = 64
     learning_rate: float = 3e-3
+    schedule: str = "constant"
     momentum: float = 0.9
     weight_decay: float = 1e-4
     label_smoothing: float = 0.0
-    clip_norm: float = 2.0
+    clip_norm: float | None = 2.0
     batch_norm: str = "frozen"
     precision: str = "float32"
     compile: bool = False
@@ -87,6 +90,7 @@ class Trial:
             ("batch_norm", BATCH_NORM_MODES),
             ("precision", PRECISIONS),
             ("evaluate", EVALUATIONS),
+            ("schedule", SCHEDULES),
         ):
             if getattr(self, name) not in known:
                 raise UsageError(f"{name} {getattr(self, name)!r} is unknown; choose from {', '.join(known)}")

@@ -1,8 +1,8 @@
 """Train one trial: epochs of steps, an evaluation and a checkpoint after each. Knows no Ray.
 
 `fit(trial, report, record, state)` runs in every worker; with no process group it is an ordinary
-single-process training. The learning rate is constant, as in the original's finetuning, so that a run
-continued for more epochs equals one that had them from the start.
+single-process training. Where the learning rate is constant, as in the original's finetuning, a run continued for more
+epochs equals one that had them from the start.
 """
 
 import math
@@ -22,6 +22,7 @@ from trainer.evaluate import evaluate
 from trainer.evaluate import plan as plans
 from trainer.models import build_model, load_weights
 from trainer.preprocess import Transform
+from trainer.schedule import learning_rate
 from trainer.shards import evaluation_splits, read_shards
 from trainer.step import CompiledLoss, RegularizedLoss, set_mode, train_step
 
@@ -130,6 +131,8 @@ def fit(
             set_mode(model, trial.batch_norm)
             started, batches, before = time.monotonic(), _Timed(loader.epoch(epoch, len(points))), len(points)
             for batch in batches:
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate(trial, step, world_size())
                 # Seeded per step, so a resumed run draws what an uninterrupted one would.
                 generator = torch.Generator().manual_seed(hash((trial.seed, step, rank())) % 2**63)
                 with name_missing_derivative(trial.model):

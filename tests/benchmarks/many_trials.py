@@ -28,6 +28,7 @@ from sweeps.cluster import ray_cluster
 from sweeps.outcomes import trial_of
 from sweeps.search import METRIC, DurableOptunaSearch
 from sweeps.settings import Sweep
+from sweeps.spool import Spool
 from sweeps.tracking import start_sweep
 from sweeps.tracking.delivery import Delivery
 from trainer.config import Trial

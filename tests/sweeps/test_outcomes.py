@@ -139,7 +139,7 @@ def test_mlflow_is_told_how_a_trial_ended_and_what_it_trained(sweep, tmp_path, c
     tracking.log_calibration(UNITS)
     Spool(tracking.folder, "id").begin("l2", {}, {})
     last = result(sweep, checkpoint_path="where") | {"val/accuracy": 0.5} | change
-    callback = SweepCallback(sweep, tracking, make_scheduler(sweep), 1, "")
+    callback = SweepCallback(sweep, tracking, make_scheduler(sweep), 1, UNITS, "")
     cloudpickle.dumps(callback)
     callback.on_trial_complete(0, [], SimpleNamespace(trial_id="id", config=CONFIG, last_result=last))
     assert tracking.drain() == ""

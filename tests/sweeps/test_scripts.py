@@ -70,7 +70,7 @@ def test_bad_input_is_one_line_before_anything_starts(
 
 
 def test_a_sweep_that_cannot_be_calibrated_leaves_its_name_free(tmp_path, digits, monkeypatch, capsys):
-    def refuse(trial, names, device, cache):
+    def refuse(trial, names, device, cache, begun):
         raise UsageError("cannot be calibrated")
 
     monkeypatch.setattr(all_regularizers, "calibrate", refuse)
@@ -108,6 +108,12 @@ def test_a_small_sweep_end_to_end_and_its_pick_resumed(start, script, tmp_path):
     experiment = client.get_experiment_by_name("heatmap-sweeps").experiment_id
     (parent,) = client.search_runs([experiment], f"tags.`{SWEEP_TAG}` = 'small'")
     assert parent.info.status == "FINISHED"
+    report = (tmp_path / "small" / "report.html").read_text()
+    assert Path(client.download_artifacts(parent.info.run_id, "report.html")).read_text() == report
+    assert f"trial {result['pick']}" in report
+    space = json.loads(Path(client.download_artifacts(parent.info.run_id, "search_space.json")).read_text())
+    assert space["l2"] == pytest.approx([row["weight"] for row in result["trials"] if row["weight"]])
+    assert "No heatmaps" not in report
     for row in result["trials"]:
         run = client.get_run(row["run"])
         assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id

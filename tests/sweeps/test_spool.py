@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from unittest.mock import ANY
 
 import pytest
 
@@ -44,7 +45,7 @@ def test_points_keep_order_value_and_their_own_time(spool):
     spool.flush()
     assert spool._buffer == []
     (begin, _), (line, end) = spool.lines()
-    assert begin == {"begin": "l2 w=1", "tags": {}, "params": {"weight": "1.0"}}
+    assert begin == {"begin": "l2 w=1", "time": ANY, "tags": {}, "params": {"weight": "1.0"}}
     assert line["metrics"] == {"step/loss": 0.5, "step/penalty": float("inf")}
     assert before <= line["time"] <= after
     assert end == spool.path.stat().st_size

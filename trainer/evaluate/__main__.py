@@ -16,19 +16,15 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from regularizers.base import finite_examples
 from trainer.cache import ShardCache
 from trainer.config import PRECISIONS, Trial, UsageError
-from trainer.data import eval_loader
-from trainer.evaluate import SEVERITIES, classifier, evaluate
+from trainer.evaluate import SEVERITIES, evaluate
 from trainer.evaluate import plan as plans
 from trainer.evaluate.autoattack import AutoAttack
 from trainer.evaluate.checkpoints import Subject, load_subject
 from trainer.evaluate.corruptions import CORRUPTIONS
-from trainer.evaluate.gallery import save_gallery
-from trainer.evaluate.heatmaps import heatmap
+from trainer.evaluate.gallery import explain, save_gallery
 from trainer.locations import absolute, whole_file
-from trainer.preprocess import Transform
 from trainer.shards import Shards, evaluation_splits
 
 EXAMPLES = """
@@ -164,21 +160,15 @@ def _device(name: str | None) -> torch.device:
 
 
 def _gallery(subject: Subject, shards: Shards, device: torch.device, count: int, path: Path) -> None:
-    transform = Transform(subject.trial.image_size, train=False)
-    loader = eval_loader(shards, transform, rank=0, world_size=1, batch_size=count, examples=count, device=device)
-    batch = next(iter(loader.epoch()))
-    whole = finite_examples(batch.images)
-    images, labels = batch.images[whole], batch.labels[whole]
-    with classifier(subject.model, subject.trial.precision) as classify:
-        heatmaps = heatmap(classify, images, labels)
-        with torch.no_grad():
-            confidences, guesses = classify(images).softmax(1).max(1)
-    names = shards.classes or tuple(map(str, range(int(guesses.max()) + 1)))
+    one = explain(subject, shards, count, device)
+    names = shards.classes or tuple(map(str, range(int(one.guesses.max()) + 1)))
     captions = [
         f"{names[label]}" + ("" if label == guess else f", taken for {names[guess]}") + f" ({100 * confidence:.0f} %)"
-        for label, guess, confidence in zip(labels.tolist(), guesses.tolist(), confidences.tolist(), strict=True)
+        for label, guess, confidence in zip(
+            one.labels.tolist(), one.guesses.tolist(), one.confidences.tolist(), strict=True
+        )
     ]
-    save_gallery(path, images, heatmaps, captions, subject.label)
+    save_gallery(path, one.images, one.heatmaps, captions, subject.label)
 
 
 def _table(report: dict[str, Any]) -> Table:

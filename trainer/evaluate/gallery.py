@@ -1,17 +1,65 @@
 """Pictures of heatmaps: the same images for every model, so that galleries can be laid side by side."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from regularizers.base import finite_examples
+from trainer.data import eval_loader
+from trainer.evaluate import classifier
+from trainer.evaluate.checkpoints import Subject
+from trainer.evaluate.heatmaps import heatmap
 from trainer.evaluate.robustness import to_pixels
 from trainer.locations import whole_file
+from trainer.preprocess import Transform
+from trainer.shards import Shards
 
 COLOURS = "RdBu_r"  # matplotlib's name: red raises the class's score, blue lowers it, white is zero
 PERCENTILE = 99.0  # of |heatmap|: what is beyond has the end's colour
+
+
+@dataclass(frozen=True)
+class Explained:
+    """Images with a model's heatmaps and guesses.
+
+    Args:
+        images: standardised.
+        labels: true classes.
+        heatmaps: signed input gradients of the true class's logit.
+        guesses: the model's classes.
+        confidences: softmax of those, in [0, 1].
+    """
+
+    images: Float[Tensor, "b 3 h w"]
+    labels: Int[Tensor, " b"]
+    heatmaps: Float[Tensor, "b 3 h w"]
+    guesses: Int[Tensor, " b"]
+    confidences: Float[Tensor, " b"]
+
+
+def explain(subject: Subject, shards: Shards, count: int, device: torch.device) -> Explained:
+    """Heatmaps of images from all over a split, the same for every model with this image size.
+
+    Args:
+        subject: its model is on the device.
+        shards: the split.
+        count: of images; those that cannot be decoded are left out.
+        device: where the model is.
+    """
+    transform = Transform(subject.trial.image_size, train=False)
+    loader = eval_loader(shards, transform, rank=0, world_size=1, batch_size=count, examples=count, device=device)
+    batch = next(iter(loader.epoch()))
+    whole = finite_examples(batch.images)
+    images, labels = batch.images[whole], batch.labels[whole]
+    with classifier(subject.model, subject.trial.precision) as classify:
+        heatmaps = heatmap(classify, images, labels)
+        with torch.no_grad():
+            confidences, guesses = classify(images).softmax(1).max(1)
+    return Explained(images, labels, heatmaps, guesses, confidences)
 
 
 def save_gallery(

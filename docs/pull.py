@@ -1,0 +1,87 @@
+"""Draw what each penalty pulls a heatmap towards, whatever the network.
+
+    python docs/pull.py
+
+Takes noise for a heatmap and descends each penalty by the heatmap itself, on a photograph that scikit-learn ships.
+Writes docs/pull.png.
+"""
+
+import sys
+from io import BytesIO
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the script runs without being installed
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from PIL import Image
+from sklearn.datasets import load_sample_image
+from torch import Tensor
+
+from regularizers import REGULARIZERS, Regularizer
+from sweeps.plots import STYLE, image
+from trainer.data import standardise
+from trainer.evaluate.gallery import COLOURS
+from trainer.evaluate.robustness import to_pixels
+
+STEPS = 300
+STEP = 0.02  # of Adam, in deviations of the noise
+# These end in a blank picture, so they are shown on the way there.
+SHRINKING = {"datagrad": 30, "l2": 30, "spectreg": 30, "tv": 100, "tv_abs": 60, "tv_abs_unscaled": 60}
+COLUMNS = 6
+
+
+def photograph() -> Float[Tensor, "1 3 h w"]:
+    """The flower, 96 pixels a side, standardised."""
+    pixels = torch.tensor(load_sample_image("flower.jpg")).permute(2, 0, 1)[None, :, 20:404, 130:514]
+    small = F.interpolate(pixels.float(), size=96, mode="area").round().to(torch.uint8)
+    return standardise(small)
+
+
+def descend(
+    regularizer: Regularizer, start: Float[Tensor, "1 3 h w"], picture: Float[Tensor, "1 3 h w"], steps: int
+) -> Float[Tensor, "1 3 h w"]:
+    """The heatmap after a descent of the penalty from `start`."""
+    heatmap = start.clone().requires_grad_()
+    optimizer = torch.optim.Adam([heatmap], lr=STEP)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        regularizer.distance(heatmap, picture).sum().backward()
+        optimizer.step()
+    return heatmap.detach()
+
+
+def draw(out: Path, steps: int = STEPS) -> None:
+    """Write the picture as PNG: photograph and noise, then what each penalty makes of the noise.
+
+    Colours end at the 99th percentile of the noise, or of the heatmap where it has become larger.
+    """
+    picture = photograph()
+    start = torch.randn(picture.shape, generator=torch.Generator().manual_seed(0))
+    heatmaps = {"heatmap at first": start} | {
+        name: descend(regularizer(), start, picture, min(steps, SHRINKING.get(name, steps)))
+        for name, regularizer in sorted(REGULARIZERS.items())
+        if regularizer.needs_heatmap
+    }
+    limits = {name: float(heatmap.sum(1).abs().quantile(0.99)) for name, heatmap in heatmaps.items()}
+    lines = -(-(1 + len(heatmaps)) // COLUMNS)
+    with rc_context(STYLE):
+        figure = Figure(figsize=(1.1 * COLUMNS, 1.3 * lines))
+        first, *cells = figure.subplots(lines, COLUMNS).flat
+        first.imshow(to_pixels(picture)[0].permute(1, 2, 0).numpy())
+        first.set_title("image", fontsize=8)
+        for cell, (name, heatmap) in zip(cells, heatmaps.items(), strict=False):
+            limit = max(limits[name], limits["heatmap at first"])
+            cell.imshow(heatmap[0].sum(0).numpy(), cmap=COLOURS, vmin=-limit, vmax=limit)
+            cell.set_title(name, fontsize=8)
+        for cell in figure.axes:
+            cell.set_axis_off()
+    with Image.open(BytesIO(image(figure, "png"))) as drawn:
+        drawn.convert("RGB").quantize(256).save(out, optimize=True)  # a third of the bytes
+
+
+if __name__ == "__main__":
+    draw(Path(__file__).with_name("pull.png"))

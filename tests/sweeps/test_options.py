@@ -1,0 +1,77 @@
+"""The sweep that a command line asks for."""
+
+import sys
+
+import pytest
+
+from sweeps.options import parse, sweep_of
+from sweeps.search import make_search
+from trainer.config import UsageError
+
+
+@pytest.fixture
+def asked(monkeypatch, digits, tmp_path):
+    """The sweep of these arguments, on the digits as one's own data."""
+
+    def ask(*arguments):
+        own = ["--data", digits, "--model", "resnet8", "--storage", tmp_path, "--name", "s"]
+        monkeypatch.setattr(sys, "argv", ["sweep", *map(str, [*own, *arguments])])
+        return sweep_of(parse(""))
+
+    return ask
+
+
+def test_the_original_finetunes_as_its_flags_say(asked, tmp_path):
+    (tmp_path / "start.pt").touch()
+    sweep = asked("--preset", "original", "--checkpoint", tmp_path / "start.pt", "--workers-per-trial", 4)
+    trial = sweep.trial
+    assert trial.batch_size * sweep.placement.workers == 512
+    assert trial.steps_per_epoch(sweep.placement.workers) * trial.epochs == 500
+    assert (trial.learning_rate, trial.schedule, trial.momentum) == (2e-4, "constant", 0.9)
+    assert (trial.weight_decay, trial.label_smoothing, trial.clip_norm) == (1e-4, 0.1, None)
+    assert (trial.batch_norm, trial.augment, trial.flip) == ("flow", True, False)
+    assert (sweep.weight, sweep.scheduler) == (0.5, "none")
+
+
+def test_the_original_trains_from_scratch_with_its_schedule(asked):
+    trial = asked("--preset", "original").trial
+    assert (trial.learning_rate, trial.schedule, trial.batch_size) == (0.1, "imagenet", 512)
+
+
+def test_flags_go_before_a_preset(asked):
+    sweep = asked(
+        "--preset", "original", "--batch-size", 32, "--workers-per-trial", 3, "--learning-rate", 0.01,
+        "--batch-norm", "stop", "--strengths", "1,10", "--scheduler", "asha", "--epochs", 2,
+    )  # fmt: skip
+    trial = sweep.trial
+    assert (trial.batch_size, trial.learning_rate, trial.batch_norm, trial.epochs) == (32, 0.01, "stop", 2)
+    assert (sweep.weight, sweep.strengths, sweep.scheduler) == (None, (1.0, 10.0), "asha")
+
+
+def test_without_a_preset_nothing_of_it(asked):
+    sweep = asked()
+    trial = sweep.trial
+    assert (trial.learning_rate, trial.schedule, trial.batch_norm, trial.clip_norm) == (3e-3, "constant", "frozen", 2.0)
+    assert (trial.weight, sweep.weight, sweep.scheduler, trial.flip) == (0.0, None, "asha", True)
+
+
+def test_what_cannot_be_is_refused(asked):
+    for arguments, words in (
+        (("--preset", "original", "--workers-per-trial", 3), "3 workers cannot share a batch of 512"),
+        (("--weight", 1, "--strengths", "1"), "leave out --strengths"),
+        (("--weight", 0), "above 0"),
+        (("--weight", "inf"), "finite"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            asked(*arguments)
+
+
+def test_one_weight_is_that_of_every_penalty(asked):
+    sweep = asked("--weight", 0.5, "--regularizers", "l2,tv", "--trials-per-regularizer", 2)
+    sweep.save() if sweep.folder.exists() else sweep.folder.mkdir()
+    search = make_search(sweep, {"l2": 1e4, "tv": 1e-4})
+    proposals = [search.suggest(str(number)) for number in range(6)]
+    weights = [(p["regularizer"], p.get(f"weight_{p['regularizer']}"), p["seed"]) for p in proposals]
+    assert weights == [
+        ("none", None, 0), ("l2", 0.5, 0), ("tv", 0.5, 0), ("none", None, 1), ("l2", 0.5, 1), ("tv", 0.5, 1)
+    ]  # fmt: skip

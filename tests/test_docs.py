@@ -1,0 +1,113 @@
+"""What the documentation shows is what works."""
+
+import argparse
+import os
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from regularizers import REGULARIZERS
+from regularizers import __main__ as listing
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+ELSEWHERE = {"pytest", "mlflow", "regularizers", "docs/pull.py"}  # of others, or without a flag
+
+
+def commands(page):
+    """Every `python …` of the indented blocks, as a list of words."""
+    blocks = "\n".join(re.findall(r"^ {4,}(.*)$", page.read_text(), re.MULTILINE)).replace("\\\n", " ")
+    for command in re.findall(r"^python (.*)$", blocks, re.MULTILINE):
+        words = shlex.split(re.sub(r"[\[\]]", "", command), comments=True)
+        yield words[1:] if words[0] == "-m" else words
+
+
+class Parsed(BaseException):
+    """Raised once a command line was understood, before anything is done."""
+
+
+@pytest.mark.parametrize(
+    "words", [words for page in PAGES for words in commands(page) if words[0] not in ELSEWHERE], ids=" ".join
+)
+def test_every_command_is_understood(words, monkeypatch):
+    parse_args = argparse.ArgumentParser.parse_args
+
+    def parse_only(self, *arguments, **more):
+        parse_args(self, *arguments, **more)
+        raise Parsed
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_only)
+    monkeypatch.setattr(sys, "argv", words)
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "path", [str(ROOT / Path(words[0]).parent), *sys.path])
+    run = runpy.run_path if words[0].endswith(".py") else runpy.run_module
+    with pytest.raises(Parsed):
+        run(words[0], run_name="__main__")
+
+
+def test_every_entry_point_is_shown():
+    shown = {words[0] for page in PAGES for words in commands(page)}
+    assert {
+        "sweeps/all_regularizers.py", "sweeps/resume_best.py", "sweeps.report", "sweeps.status", "sweeps.tracking",
+        "trainer.shards", "trainer.evaluate", "regularizers", "docs/pull.py",
+    } <= shown  # fmt: skip
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_leads_somewhere(page):
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if "://" in target:
+            continue
+        path, _, anchor = target.partition("#")
+        there = page.parent / path if path else page
+        assert there.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", there.read_text(), re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
+def test_the_example_of_the_readme_runs_and_reaches_every_weight():
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    names = {}
+    exec(example, names)
+    assert names["loss"].isfinite()
+    assert all(p.grad is not None for p in names["model"].parameters())
+
+
+def test_every_penalty_is_explained(capsys):
+    method = (ROOT / "docs" / "method.md").read_text()
+    listing.main()
+    listed = capsys.readouterr().out
+    for name in REGULARIZERS:
+        assert f"`{name}`" in method
+        assert f"{name}  (weight" in listed
+
+
+def test_the_picture_of_the_penalties_is_drawn(tmp_path):
+    runpy.run_path(str(ROOT / "docs" / "pull.py"))["draw"](tmp_path / "pull.png", steps=1)
+    with Image.open(tmp_path / "pull.png") as new, Image.open(ROOT / "docs" / "pull.png") as kept:
+        assert new.size == kept.size, "a penalty came or went: python docs/pull.py draws it anew"
+
+
+@pytest.mark.slow
+def test_the_regularizer_of_the_example_passes_the_tests_of_all(tmp_path):
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "regularizer.md").read_text(), re.DOTALL)
+    for folder in ("regularizers", "trainer", "tests/regularizers"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    for file in ("tests/conftest.py", "pyproject.toml"):
+        shutil.copy(ROOT / file, tmp_path / file)
+    (tmp_path / "regularizers" / "charbonnier.py").write_text(example)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "tests/regularizers/test_all.py", "-k", "charbonnier"],
+        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    assert int(re.search(r"(\d+) passed", done.stdout)[1]) > 10
