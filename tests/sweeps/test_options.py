@@ -68,7 +68,7 @@ def test_what_cannot_be_is_refused(asked):
 
 def test_one_weight_is_that_of_every_penalty(asked):
     sweep = asked("--weight", 0.5, "--regularizers", "l2,tv", "--trials-per-regularizer", 2)
-    sweep.save() if sweep.folder.exists() else sweep.folder.mkdir()
+    sweep.save()
     search = make_search(sweep, {"l2": 1e4, "tv": 1e-4})
     proposals = [search.suggest(str(number)) for number in range(6)]
     weights = [(p["regularizer"], p.get(f"weight_{p['regularizer']}"), p["seed"]) for p in proposals]
