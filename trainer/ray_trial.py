@@ -67,7 +67,8 @@ class Placement:
 
     def bundle(self) -> dict[str, float]:
         """What one worker takes, in Ray's words."""
-        return {"CPU": self.cpus_per_worker} | ({"GPU": self.gpus_per_worker} if self.gpus_per_worker else {})
+        gpus = {"GPU": float(self.gpus_per_worker)} if self.gpus_per_worker else {}
+        return {"CPU": float(self.cpus_per_worker), **gpus}
 
     def scaling(self) -> train.ScalingConfig:
         """All of them, in Ray's words."""
