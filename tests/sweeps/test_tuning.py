@@ -65,8 +65,8 @@ def processes(name):
 
 @pytest.mark.slow
 def test_trials_that_want_more_cpus_than_there_are_finish_and_free_them(sweep, tmp_path, monkeypatch):
-    def stopping(sweep):
-        scheduler = make_scheduler(sweep)
+    def stopping(sweep, part):
+        scheduler = make_scheduler(sweep, part)
         scheduler.__class__ = StopsL2
         return scheduler
 
