@@ -41,11 +41,21 @@ class Delivery:
         self.folder, self.uri, self.told = folder, uri, told
         self.refused: dict[str, str] = {}  # key → why; not tried again
         self._verified = False
+        self._taken: dict[str, int] = {}  # key → bytes of a file that MLflow has whole
 
     def waiting(self) -> list[Spool]:
-        """Runs of which MLflow could take more."""
+        """Runs of which MLflow could take more; of what has not grown since it had all, only the size is looked at."""
         found = [Spool(self.folder, SWEEP), *spools(self.folder)]
-        return [spool for spool in found if spool.key not in self.refused and spool.waiting()]
+        return [spool for spool in found if spool.key not in self.refused and self._waits(spool)]
+
+    def _waits(self, spool: Spool) -> bool:
+        size = spool.path.stat().st_size if spool.path.exists() else 0
+        if self._taken.get(spool.key) == size:
+            return False
+        waits = spool.waiting()
+        if not waits:
+            self._taken[spool.key] = size
+        return waits
 
     def send(self, patience: float = 0) -> bool:
         """Send all that waits; says whether it could, False if another process is sending.
@@ -54,15 +64,12 @@ class Delivery:
             Exception: whatever MLflow's client raises for a server that is away.
         """
         with only_sender(self.folder, patience) as alone:
-            waiting = self.waiting() if alone else []
-            if waiting:
+            if alone and self.waiting():
                 client = connect(self.uri)
                 if not self._verified:
                     self._verify(client)
                 sweep = Spool(self.folder, SWEEP)
-                for spool in (sweep, *spools(self.folder)):
-                    if spool.key in self.refused or not spool.waiting():
-                        continue
+                for spool in self.waiting():
                     try:
                         _send(client, spool, sweep.sent(), self.told)
                     except MlflowException as error:
@@ -77,6 +84,7 @@ class Delivery:
         if sent.run and not _has(client, sent.run):
             for spool in (Spool(self.folder, SWEEP), *spools(self.folder)):
                 spool.mark(Sent())
+            self._taken.clear()
         self._verified = True
 
 

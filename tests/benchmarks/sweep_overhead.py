@@ -153,7 +153,7 @@ def recording() -> tuple[float, float, float]:
         model = prepare_model(sweep.trial, 10)
         set_mode(model, sweep.trial.batch_norm)
         loss, optimizer = make_loss(model, sweep.trial), make_optimizer(model, sweep.trial)
-        recorder = start_sweep(sweep.tracking_uri, "sweep", {}, Path(folder)).trial("t", "t", {})
+        recorder = Spool(Path(folder), "t")
         client = MlflowClient(sweep.tracking_uri)
         run = client.create_run("0").info.run_id
         steps, times = sweep.trial.steps_per_epoch(1), []

@@ -1,5 +1,6 @@
 """Several nodes on this machine: one is announced to go away and goes, and the trial moves to another."""
 
+import dataclasses
 import os
 import time
 from pathlib import Path
@@ -13,8 +14,12 @@ from ray.core.generated import autoscaler_pb2
 from test_faults import assert_same_end, train, trial, when  # noqa: F401  # trial is a fixture
 
 from sweeps.cluster import QUIET
+from sweeps.settings import Sweep
+from sweeps.tracking import start_sweep
+from sweeps.tuning import run_sweep
 from trainer.checkpoints import load_state
 from trainer.config import Trial
+from trainer.ray_trial import Placement
 
 
 def start_nodes():
@@ -37,17 +42,25 @@ def announce(nodes):
 
 
 def lose_a_node(_, settings, storage):
-    """Train while the node goes away, then once more undisturbed; in a process that had no other cluster before."""
-    trial, folder, nodes = Trial(**settings), Path(storage, "t"), start_nodes()  # noqa: F811
-    announced = when((folder / "epoch_0001/state.pt.sha256").exists, lambda: announce(nodes))
-    left = when(
-        lambda: list(folder.glob("epoch_*_step_*/state.pt.sha256")),
-        lambda: nodes.remove_node(nodes.leaving, allow_graceful=False),
-    )
-    assert train(trial, storage, "t").metrics["epoch"] == 3
+    """Sweep while the node goes away, then train once more undisturbed; in a process that had no cluster before."""
+    trial, nodes = Trial(**settings), start_nodes()  # noqa: F811
+    sweep = Sweep(
+        name="s", storage=storage, tracking_uri=f"sqlite:///{storage}/mlflow.db", regularizers=(), trial=trial,
+        placement=Placement(workers=2),
+    )  # fmt: skip
+    sweep.folder.mkdir()
+
+    def saved(name):
+        return lambda: list(sweep.folder.glob(f"trials/*/{name}/state.pt.sha256"))
+
+    announced = when(saved("epoch_0001"), lambda: announce(nodes))
+    left = when(saved("epoch_*_step_*"), lambda: nodes.remove_node(nodes.leaving, allow_graceful=False))
+    (row,) = run_sweep(sweep, start_sweep(sweep.tracking_uri, "s", {}, Path(storage)), {})
+    assert row.status == "finished"
     assert announced
     assert left, "no checkpoint was made just in time"
-    assert len([path for path in folder.iterdir() if path.is_dir()]) == 2
+    Path(storage, "t").symlink_to(Path(row.checkpoint).parent)
+    assert len([path for path in Path(storage, "t").iterdir() if path.is_dir()]) == 2
     train(trial, storage, "undisturbed")
     ray.shutdown()
     nodes.shutdown()
@@ -57,5 +70,7 @@ def lose_a_node(_, settings, storage):
 def test_a_node_that_goes_away_costs_no_step(trial, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # the nodes talk through loopback
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setenv("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    trial = dataclasses.replace(trial, regularizer="none", weight=0.0)
     mp.spawn(lose_a_node, (trial.to_dict(), str(tmp_path)))
     assert_same_end(tmp_path / "t", load_state(str(tmp_path / "undisturbed/epoch_0003")))

@@ -390,3 +390,19 @@ def test_an_address_that_cannot_be_right_is_refused(uri, message, tmp_path):
 def test_a_server_that_is_away_is_told_of_and_not_refused(capsys):
     check_tracking(f"http://127.0.0.1:{free_port()}")
     assert "The sweep goes on" in capsys.readouterr().out
+
+
+def test_what_mlflow_has_whole_is_not_read_again(tmp_path, monkeypatch):
+    for number in range(20):
+        spool = Spool(tmp_path, f"t{number}")
+        spool.begin("t", {}, {})
+        spool.mark(Sent("run", "1", spool.path.stat().st_size))
+    delivery = Delivery(tmp_path, "")
+    assert delivery.waiting() == []
+    read, sent = [], Spool.sent
+    monkeypatch.setattr(Spool, "sent", lambda spool: read.append(spool.key) or sent(spool))
+    assert delivery.waiting() == []
+    assert read == []
+    Spool(tmp_path, "t7").end("FINISHED", {})
+    assert [spool.key for spool in delivery.waiting()] == ["t7"]
+    assert read == ["t7"]
