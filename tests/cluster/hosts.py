@@ -132,21 +132,22 @@ class Hosts:
         """Where a path of the host lies on this machine."""
         return Path(f"/proc/{self.first_process(name)}/root{path}")
 
-    def start(self, name, command):
+    def start(self, name, command, output=subprocess.DEVNULL):
         """Run a line of bash on a host, as someone who has logged in there; its process."""
         first = str(self.first_process(name))
         shell = f"cd {HOME} && . ~/.bashrc && cd ~/project 2> /dev/null; {command}"
         return subprocess.Popen(
             ["nsenter", "-t", first, "-m", "-n", "-p", "-u", "-i", "-r", "-w", "bash", "-c", shell],
             env={"PATH": PATH, "HOME": HOME, "USER": "root", "LANG": "C.UTF-8", "TERM": "xterm", "COLUMNS": "200"},
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            stdin=subprocess.DEVNULL, stdout=output, stderr=output, text=True,
         )  # fmt: skip
 
     def run(self, name, command, timeout=240):
         """Run it to its end: exit status and output."""
-        process = self.start(name, command)
-        out, _ = process.communicate(timeout=timeout)
-        return process.returncode, out
+        with tempfile.TemporaryFile("w+", dir=self.folder) as file:
+            status = self.start(name, command, file).wait(timeout)
+            file.seek(0)
+            return status, file.read()
 
     def cut_power(self, name):
         """End all its processes at once, as the kernel does with the first one's end."""
