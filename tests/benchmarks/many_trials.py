@@ -110,7 +110,7 @@ def main() -> None:
             name="many", storage=folder, tracking_uri=f"sqlite:///{folder}/mlflow.db", trial=trial,
             regularizers=tuple(UNITS), trials_per_regularizer=given.trials // (len(UNITS) + 1),
         )  # fmt: skip
-        sweep.folder.mkdir()
+        Path(sweep.folder).mkdir()
         with start_sweep(sweep.tracking_uri, sweep.name, {}, Path(folder)) as tracking, ray_cluster(2):
             counted.since = time.perf_counter()
             tuning.run_sweep(sweep, tracking, UNITS)

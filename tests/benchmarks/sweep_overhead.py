@@ -138,7 +138,7 @@ def arm(name: str, workers: int, trials: int) -> tuple[float, list[float]]:
     with tempfile.TemporaryDirectory() as folder:
         sweep = make_sweep(Path(folder), trials, workers)
         write_digits(Path(sweep.trial.data))
-        sweep.folder.mkdir()
+        Path(sweep.folder).mkdir()
         return gaps(sweep, *{"sweep": ours, "bare": bare}[name](sweep))
 
 

@@ -48,10 +48,10 @@ def lose_a_node(_, settings, storage):
         name="s", storage=storage, tracking_uri=f"sqlite:///{storage}/mlflow.db", regularizers=(), trial=trial,
         placement=Placement(workers=2),
     )  # fmt: skip
-    sweep.folder.mkdir()
+    Path(sweep.folder).mkdir()
 
     def saved(name):
-        return lambda: list(sweep.folder.glob(f"trials/*/{name}/state.pt.sha256"))
+        return lambda: list(Path(sweep.trials_folder).glob(f"*/{name}/state.pt.sha256"))
 
     announced = when(saved("epoch_0001"), lambda: announce(nodes))
     left = when(saved("epoch_*_step_*"), lambda: nodes.remove_node(nodes.leaving, allow_graceful=False))
