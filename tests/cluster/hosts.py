@@ -15,6 +15,7 @@ import uuid
 from pathlib import Path
 
 HOME = "/home/host"
+PYTHON = sorted({sys.base_prefix, sys.prefix})
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 TOOLS = {"sshd": "openssh-server", "ssh": "openssh-client", "rsync": "rsync", "ip": "iproute2", "nsenter": "util-linux"}
 
@@ -98,7 +99,7 @@ class Hosts:
             self.running[name] = subprocess.Popen(
                 ["ip", "netns", "exec", self.space[name], "unshare", "-m", "-p", "-u", "-i", "-f", "--kill-child",
                  "--propagation", "private", "bash", Path(__file__).with_name("host.sh"),
-                 name, disk, self.address[name], self.folder / "names", self.key, self.shared],
+                 name, disk, self.address[name], self.folder / "names", self.key, self.shared, *PYTHON],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import sys
 import time
 
 import pytest
@@ -134,10 +135,14 @@ def test_a_sweep_is_submitted_loses_a_host_and_its_pick_is_resumed(hosts):
 
 def holders(hosts, token):
     """Files of all hosts and of the shared folder that have the token in them."""
-    places = [hosts.shared, *(hosts.disk(name, path) for name in ("laptop", "head") for path in (HOME, "/tmp"))]
+    places = [hosts.shared]
+    for name in ("laptop", "head"):
+        packages = hosts.disk(name, sys.prefix)
+        places.append(hosts.disk(name, HOME))
+        places += [path for path in hosts.disk(name, "/tmp").iterdir() if path not in packages.parents]
     return [
         path
         for place in places
-        for path in place.rglob("*")
+        for path in ([place] if place.is_file() else place.rglob("*"))
         if path.is_file() and path.name != "auth_token" and token in path.read_text(errors="replace")
     ]
