@@ -25,7 +25,8 @@ def test_a_sweep_in_a_bucket_outlives_the_machine_that_drives_it(start, script, 
     )  # fmt: skip
     assert any(line.startswith("[1/2]") for line in driver.stdout), driver.stderr.read()
     trials = "s3://sweeps/runs/s/trials"
-    while not any(len(folders_in(f"{trials}/{trial}")) == 1 for trial in sorted(folders_in(trials))[1:]):
+    while sum(len(folders_in(f"{trials}/{trial}")) for trial in folders_in(trials)) < 3:
+        assert driver.poll() is None
         time.sleep(0.1)  # until the second trial has kept its first epoch
     driver.kill()
     for process in start.processes():
