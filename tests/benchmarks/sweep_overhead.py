@@ -192,6 +192,8 @@ def main() -> None:
         for name, found in figures.items():
             with ProcessPoolExecutor(1, mp_context=context) as own:
                 found.append(own.submit(arm, name, given.workers, given.trials).result())
+            use, starts = found[-1]
+            print(f"{name}: use {use:.2f}, starts {' '.join(f'{second:.1f}' for second in starts)}", flush=True)
     print("| | use | first start | further starts |\n|---|---|---|---|")
     for name, found in figures.items():
         use, first = statistics.median(use for use, _ in found), statistics.median(starts[0] for _, starts in found)
