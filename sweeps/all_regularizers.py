@@ -26,16 +26,15 @@ from rich.progress import Progress
 
 from sweeps import finalists
 from sweeps.capacity import in_words, nodes, on_a_worker, per_trial, slots, wait_for_machines, wait_for_room
-from sweeps.checkpoints import check_space, keep_only
+from sweeps.checkpoints import check_space
 from sweeps.cluster import check_copy, how_to_run, ray_cluster, where
 from sweeps.finalists import Finalist
 from sweeps.options import parse, sweep_of
-from sweeps.provenance import provenance
-from sweeps.ranking import Row, as_dict, as_text, pick, plain, rank, reason, rule, table
-from sweeps.results import Result
+from sweeps.provenance import dataset, provenance, source
+from sweeps.ranking import Row, pick, reason, rule, table
+from sweeps.report import PAGE
 from sweeps.settings import Sweep, create_folder, driving, write_json
 from sweeps.shared import check_shared
-from sweeps.spool import SWEEP, Spool
 from sweeps.tracking import Tracking, check_tracking, start_sweep
 from trainer.calibrate import calibrate
 from trainer.config import Trial, UsageError
@@ -50,7 +49,6 @@ from trainer.shards import read_shards
 console = Console()
 
 CALIBRATION = "calibration.json"
-REPORT = "report.html"
 PRETRAINING: dict[str, Any] = {
     "epochs": 3,
     "images_per_epoch": 3840,
@@ -132,7 +130,7 @@ def measure_units(sweep: Sweep) -> dict[str, float]:
 
 def run(sweep: Sweep, units: dict[str, float]) -> tuple[list[Row], list[Finalist], Tracking]:
     """All trials of the sweep, recorded; returns how they ended and how they are kept in MLflow."""
-    from sweeps.report import write_report
+    from sweeps.closing import close
     from sweeps.tuning import run_finalists, run_sweep
 
     params = sweep.trial.to_dict() | {
@@ -147,26 +145,14 @@ def run(sweep: Sweep, units: dict[str, float]) -> tuple[list[Row], list[Finalist
     for key in ("regularizer", "weight"):
         params.pop(key)
     with start_sweep(sweep.tracking_uri, sweep.name, params, sweep.local_storage, sweep.storage) as tracking:
-        tracking.log_calibration(units)
-        Spool(tracking.folder, SWEEP).attach(provenance(sweep, units))
+        tracking.log_origin(source(), dataset(sweep.trial.data), provenance(sweep, units))
         stage(f"searching, {slots(sweep)} trials at a time")
         rows = run_sweep(sweep, tracking, units)
         again = finalists.missing(sweep, finalists.choose(rows, sweep.max_accuracy_drop))
         if again:
             stage(f"training the best weight of each regularizer again: {len(again)} trials")
             run_finalists(sweep, tracking, units, again)
-        repeated = finalists.gather(sweep, rows)
-        picked = pick(rows, sweep.max_accuracy_drop)
-        result = as_dict(rows, picked, sweep.max_accuracy_drop)
-        result |= {"finalists": finalists.as_dicts(repeated), "trials_per_regularizer": sweep.parts}
-        write_json(f"{sweep.folder}/result.json", result)  # at once: whoever reads it meets the old one or the new
-        best = {f"best/{name}": value for name, value in picked.metrics.items()} if picked else {}
-        text = f"{as_text(rows, picked)}\n{reason(rows, sweep.max_accuracy_drop)}\n"
-        keep_only(sweep, rows, [row.trial_id for finalist in repeated for row in finalist.repetitions], picked)
-        tracking.log_result(best, result, text + (f"\n{plain(finalists.table(repeated))}" if repeated else ""))
-        stage("writing the report")
-        ended = Result(sweep=sweep, rows=rank(rows), finalists=result["finalists"], units=units)
-        Spool(tracking.folder, SWEEP).attach({REPORT: write_report(ended, f"{sweep.folder}/{REPORT}")})
+        repeated = close(sweep, units, rows, tracking, stage)
     return rows, repeated, tracking
 
 
@@ -205,7 +191,7 @@ def conclude(sweep: Sweep, rows: list[Row], repeated: list[Finalist], tracking: 
         ui = f"{python} -m mlflow ui --backend-store-uri {shlex.quote(sweep.tracking_uri)}"
         console.print(f"Start MLflow:  {ui}", soft_wrap=True, highlight=False)
     console.print(f"Look at it:  {tracking.page()}", soft_wrap=True, highlight=False)
-    console.print(f"See which won, and why:  {sweep.folder}/{REPORT}", soft_wrap=True, highlight=False)
+    console.print(f"See which won, and why:  {sweep.folder}/{PAGE}", soft_wrap=True, highlight=False)
     if picked is not None:
         console.print(
             f"Train the pick further:  {how_to_run('sweeps/resume_best.py')} --name {shlex.quote(sweep.name)}{storage}",
@@ -246,7 +232,7 @@ def main() -> int:
                 prepare(sweep, given.data is None, held)
             say_how_many(sweep)
             stage(where())
-            held.enter_context(ray_cluster())
+            held.enter_context(ray_cluster(verbose=given.verbose))
             settle(sweep, sweep.trial if again or given.data else None)
             if again:
                 units = read_json(f"{sweep.folder}/{CALIBRATION}")

@@ -6,9 +6,9 @@ from typing import Any
 from ray import tune
 from ray.tune.schedulers import TrialScheduler
 
-from sweeps import interrupt
+from sweeps import finalists, interrupt
 from sweeps.capacity import slots
-from sweeps.outcomes import mismatch, status_of, trial_of
+from sweeps.outcomes import FIXED, mismatch, status_of, trial_of
 from sweeps.progress import Progress
 from sweeps.search import keep_rungs
 from sweeps.settings import Sweep
@@ -17,9 +17,12 @@ from sweeps.tracking import Tracking
 KILLED = ("died unexpectedly", "has died", "OutOfMemory")  # Ray's words where a process was ended from outside
 
 
-def trial_name(regularizer: str, weight: float) -> str:
-    """Such as `ssim w=0.13`."""
-    return f"{regularizer} w={weight:.3g}" if weight else regularizer
+def run_name(sweep: Sweep, config: dict[str, Any]) -> str:
+    """Such as `ssim w=0.13 #07`, by the trial's number in the study; of a repeated finalist, `ssim w=0.13 again 2`."""
+    trial = trial_of(sweep, config)
+    if FIXED in config:
+        return f"{trial.label} again {trial.seed - finalists.seeds(sweep)[0] + 1}"
+    return f"{trial.label} #{config['number']:02d}"
 
 
 class SweepCallback(tune.Callback):
@@ -52,7 +55,7 @@ class SweepCallback(tune.Callback):
     def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         asked = trial_of(self.sweep, trial.config)
         strength = asked.weight / self.units[asked.regularizer] if asked.weight else 0.0
-        name = trial_name(asked.regularizer, asked.weight)
+        name = run_name(self.sweep, trial.config)
         self.progress.started(trial.trial_id, name, asked.regularizer, asked.weight, strength)
 
     def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:

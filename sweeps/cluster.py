@@ -73,11 +73,12 @@ def check_copy(script: str) -> None:
 
 
 @contextlib.contextmanager
-def ray_cluster(num_cpus: int | None = None) -> Iterator[None]:
+def ray_cluster(num_cpus: int | None = None, verbose: bool = False) -> Iterator[None]:
     """The cluster there is, or one of this machine alone that ends with the block.
 
     Args:
         num_cpus: of a cluster of this machine alone, whatever else there is.
+        verbose: whether what Ray and the workers say reaches the terminal.
 
     Raises:
         UsageError: if the cluster there should be does not answer.
@@ -87,7 +88,7 @@ def ray_cluster(num_cpus: int | None = None) -> Iterator[None]:
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # sweeps.interrupt has one that lets trials save their state
     there = address() if num_cpus is None else None
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    quiet: dict[str, Any] = {} if verbose else {"log_to_driver": False, "logging_level": logging.ERROR}
     if there is None:
         ray.init(address="local", num_cpus=num_cpus, include_dashboard=True, **_alone(), **quiet)
     else:

@@ -188,6 +188,7 @@ def parse(description: str) -> argparse.Namespace:
         help="of MLflow (default: MLFLOW_TRACKING_URI, else an SQLite file in the storage folder)",
     )
     kept.add_argument("--name", help="of the sweep (default: the date and time)")
+    kept.add_argument("-v", "--verbose", action="store_true", help="print what Ray and the workers say, too")
     kept.add_argument("--resume", action="store_true", help="continue the sweep --name with its own settings")
     kept.add_argument(
         "--extend", type=int, metavar="N", help="run N trials more per regularizer of the sweep --name, which has ended"

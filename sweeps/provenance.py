@@ -1,23 +1,54 @@
-"""Where a sweep's numbers come from: the search space in absolute weights, the code's version, the environment."""
+"""Where a sweep's numbers come from: data, search space in absolute weights, the code's version, the environment."""
 
+import contextlib
+import getpass
 import json
 import platform
 import subprocess
+from hashlib import sha256
 from importlib.metadata import distributions
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from regularizers import REGULARIZERS
 from sweeps.settings import Sweep
+from sweeps.spool import Files
+from trainer.shards import evaluation_splits, read_shards
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def provenance(sweep: Sweep, units: dict[str, float]) -> dict[str, str]:
+def provenance(sweep: Sweep, units: dict[str, float]) -> Files:
     """Files for the sweep's run in MLflow, by name."""
     python = f"python {platform.python_version()}, {platform.platform()}"
     return {
+        "calibration.json": json.dumps(units, indent=1),
         "search_space.json": json.dumps(search_space(sweep, units), indent=1),
         "environment.txt": f"{code_version()}\n{python}\n{packages()}\n",
+    }
+
+
+def source() -> dict[str, str]:
+    """Tags by which MLflow shows who ran what."""
+    tags = {"mlflow.source.name": "sweeps/all_regularizers.py", "mlflow.source.type": "LOCAL"}
+    with contextlib.suppress(OSError, KeyError):  # a container's user may have no name
+        tags["mlflow.user"] = getpass.getuser()
+    commit = code_version().split()[1]
+    return tags if commit == "unknown" else tags | {"mlflow.source.git.commit": commit}
+
+
+def dataset(data: str) -> dict[str, str]:
+    """The shards as an input of a run in MLflow; the digest is that of their checksums, or of names and counts."""
+    val, test = evaluation_splits(data)
+    splits = (read_shards(data, "train"), val, test)
+    content = [(one.split, path.rpartition("/")[2], count, checksum) for one in splits
+               for path, count, checksum in zip(one.paths, one.counts, one.checksums, strict=True)]  # fmt: skip
+    return {
+        "name": data.rstrip("/").rpartition("/")[2],
+        "digest": sha256(json.dumps(content).encode()).hexdigest()[:16],
+        "source_type": urlsplit(data).scheme or "local",
+        "source": json.dumps({"uri": data}),
+        "profile": json.dumps({one.split: one.total for one in splits} | {"classes": len(val.classes)}),
     }
 
 

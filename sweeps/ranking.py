@@ -1,5 +1,6 @@
 """Rank the trials and pick one by a named rule."""
 
+import csv
 import dataclasses
 from dataclasses import dataclass, field
 from io import StringIO
@@ -122,6 +123,18 @@ def table(rows: list[Row], picked: Row | None) -> Table:
 def as_text(rows: list[Row], picked: Row | None) -> str:
     """The ranking as plain text, for a file."""
     return plain(table(rows, picked))
+
+
+def as_csv(rows: list[Row]) -> str:
+    """The ranking with everything that was measured, for a spreadsheet; MLflow shows it as a table."""
+    keys = sorted({key for row in rows for key in row.metrics})
+    columns = ("trial_id", "regularizer", "weight", "strength", "seed", "status", "run")
+    stream = StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow((*columns, *keys))
+    for row in rank(rows):
+        writer.writerow((*(getattr(row, name) for name in columns), *(row.metrics.get(key, "") for key in keys)))
+    return stream.getvalue()
 
 
 def plain(content: Table) -> str:

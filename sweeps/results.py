@@ -1,6 +1,6 @@
 """What a sweep that has ended left in its folder, read back for reports; needs neither Ray nor MLflow to run."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from sweeps.finalists import choose
@@ -19,12 +19,14 @@ class Result:
         rows: the trials of the search, best first.
         finalists: the best weights trained again, as `sweeps.finalists.as_dicts` has them; empty without --seeds.
         units: calibrated unit of each regularizer's weight.
+        importances: of the parameters of the search, as `sweeps.importance` has them.
     """
 
     sweep: Sweep
     rows: list[Row]
     finalists: list[dict[str, Any]]
     units: dict[str, float]
+    importances: dict[str, float] = field(default_factory=dict)
 
     @property
     def baseline(self) -> Row | None:
@@ -69,4 +71,5 @@ def load_result(storage: str, name: str) -> Result:
         rows=[Row(**row) for row in result["trials"]],
         finalists=result["finalists"],
         units=read_json(f"{sweep.folder}/calibration.json"),
+        importances=result.get("importances", {}),
     )

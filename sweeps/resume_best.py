@@ -16,7 +16,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path.home() / "heatmap-sweeps"))  # `ray submit` brings the script alone, without its project
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the script runs without being installed
 
-from sweeps.callback import trial_name
 from sweeps.capacity import slots, wait_for_machines, wait_for_room
 from sweeps.checkpoints import only_weights
 from sweeps.cluster import check_copy, ray_cluster, where
@@ -35,6 +34,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("--name", required=True, help="of the sweep")
     parser.add_argument("--trial", metavar="ID", help="another trial of it than the pick")
+    parser.add_argument("-v", "--verbose", action="store_true", help="print what Ray and the workers say, too")
     parser.add_argument("--epochs", type=int, default=2, help="how many more (default 2)")
     parser.add_argument(
         "--storage",
@@ -80,7 +80,7 @@ def train_on(sweep: Sweep, row: Row, epochs: int) -> int:
     )
     tracking = start_sweep(sweep.tracking_uri, sweep.name, {}, sweep.local_storage, sweep.storage)
     origin = row.run or tracking.run_of(row.trial_id) or row.trial_id  # no run yet: MLflow was away all the time
-    label, state, checkpoint = trial_name(row.regularizer, row.weight), "failed", ""
+    label, state, checkpoint = trial.label, "failed", ""
     print(f"continuing {label} ({row.trial_id}) to epoch {epochs}")
     tracking.open()
     try:
@@ -126,7 +126,7 @@ def main() -> int:
             row = choose(sweep, given.trial)
             wait_for_machines(print)
             print(where(), flush=True)
-            with ray_cluster():
+            with ray_cluster(verbose=given.verbose):
                 slots(sweep)
                 wait_for_room(sweep.placement, print)
                 check_shared(sweep.storage, sweep.trial)

@@ -47,7 +47,7 @@ class Space:
             trial.suggest_float(f"weight_{name}", self.weight or low, self.weight or high, log=True)
         earlier = (other for other in trial.study.get_trials(deepcopy=False) if other.number < trial.number)
         counts = (other.params.get("regularizer") == name and other.state != TrialState.FAIL for other in earlier)
-        return {"seed": self.seed + sum(counts)}
+        return {"seed": self.seed + sum(counts), "number": trial.number}
 
 
 def weight_of(config: dict[str, Any]) -> float:
@@ -121,6 +121,11 @@ def _journal(sweep: Sweep) -> tuple[Path, str]:
     return sweep.local_folder / "study.journal", f"{sweep.folder}/study.journal"
 
 
+def open_study(sweep: Sweep) -> optuna.Study:
+    """The study of the sweep."""
+    return optuna.load_study(study_name=sweep.name, storage=JournalStorage(JournalFileBackend(str(_journal(sweep)[0]))))
+
+
 def recover_journal(sweep: Sweep) -> None:
     """Fetch the study's journal from the storage if this machine has none: the one that drove the sweep is gone."""
     path, copy = _journal(sweep)
@@ -150,6 +155,9 @@ def make_search(sweep: Sweep, units: dict[str, float], part: int = 0) -> Durable
         sampler=sampler,
     )
     study = search._study
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        study.set_metric_names(OBJECTIVES[sweep.objectives])
     # What a process left that was killed before Tune had kept anything: nobody would end it.
     while study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
         study.ask()

@@ -6,6 +6,7 @@ byte MLflow has taken it; `sweeps.tracking` moves that on. The folder lies on th
 other nodes `sweeps.desk` brings what trials have to say.
 """
 
+import base64
 import contextlib
 import dataclasses
 import fcntl
@@ -20,6 +21,7 @@ from typing import Any, BinaryIO
 SWEEP = "sweep"  # key of the parent run
 
 Line = dict[str, Any]
+Files = dict[str, str | bytes]  # content by name
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class Spool:
         self._buffer.append({"params": {key: str(value) for key, value in params.items()}})
 
     def record(self, metrics: dict[str, float], step: int) -> None:
-        """Take the metrics of one step."""
+        """Take the metrics of one step; from any thread."""
         values = {name: float(value) for name, value in metrics.items()}
         self._buffer.append({"step": step, "time": _now(), "metrics": values})
 
@@ -80,16 +82,30 @@ class Spool:
         A trial does this before each checkpoint, so what is lost in memory is done again, and what is done again is
         already here: a step not above the last one of its metric is left out.
         """
+        lines = self._buffer[:]  # other threads may go on recording
         try:
-            self.append(self._buffer)
+            self.append(lines)
         except OSError as error:
-            print(f"{self.path} cannot be written, keeping {len(self._buffer)} steps in memory: {error}")
+            print(f"{self.path} cannot be written, keeping {len(lines)} lines in memory: {error}")
         else:
-            self._buffer.clear()
+            del self._buffer[: len(lines)]
 
-    def attach(self, files: dict[str, str]) -> None:
-        """Put texts under these names into the run's artifacts."""
-        self.append([{"files": files}])
+    def attach(self, files: Files) -> None:
+        """Take files for the run's artifacts, by name."""
+        raw = {name: content.encode() if isinstance(content, str) else content for name, content in files.items()}
+        self._buffer.append({"files": {name: base64.b64encode(content).decode() for name, content in raw.items()}})
+
+    def tag(self, tags: dict[str, str]) -> None:
+        """Take tags of the run."""
+        self._buffer.append({"tag": tags})
+
+    def dataset(self, dataset: dict[str, str]) -> None:
+        """Take what the run reads: name, digest, source_type, source, profile."""
+        self._buffer.append({"dataset": dataset})
+
+    def model(self, folder: Path, name: str) -> None:
+        """Take a model in MLflow's format, which stays in its folder until it is sent, to be registered."""
+        self._buffer.append({"model": str(folder), "name": name})
 
     def end(self, status: str, tags: dict[str, str]) -> None:
         """The run ends as FINISHED, FAILED or KILLED; one that has ended so stays as it is."""

@@ -16,7 +16,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from sweeps import finalists, interrupt
-from sweeps.callback import SweepCallback, tell_end, trial_name
+from sweeps.callback import SweepCallback, run_name, tell_end
 from sweeps.capacity import slots
 from sweeps.desk import Handed, open_desk
 from sweeps.outcomes import FIXED, keep_rows, kept_rows, proposal, row_of, trial_of
@@ -49,7 +49,7 @@ def drive_trial(config: dict[str, Any], sweep: Sweep, spool: Path, units: dict[s
     strength = trial.weight / units[trial.regularizer] if trial.weight else 0.0
     recorder = Handed(spool, trial_id, desk=desk)
     recorder.begin(
-        trial_name(trial.regularizer, trial.weight),
+        run_name(sweep, config),
         {"finalist": trial.regularizer} if FIXED in config else {},
         {"strength": strength, "workers": sweep.placement.workers},
     )

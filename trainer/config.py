@@ -124,6 +124,11 @@ class Trial:
             )
         return steps
 
+    @property
+    def label(self) -> str:
+        """Such as `ssim w=0.13`."""
+        return f"{self.regularizer} w={self.weight:.3g}" if self.weight else self.regularizer
+
     def to_dict(self) -> dict[str, Any]:
         """Plain types only, for checkpoints, Ray and MLflow."""
         return dataclasses.asdict(self)

@@ -23,18 +23,24 @@ from trainer.cache import ShardCache
 from trainer.checkpoints import load_newest, load_state, save_state
 from trainer.config import Trial, UsageError
 from trainer.distributed import rank, sum_over_workers
-from trainer.fit import Metrics, State, fit
+from trainer.evaluate.checkpoints import Subject
+from trainer.evaluate.gallery import IMAGES, captions, draw_gallery, explain
+from trainer.fit import Metrics, State, count_classes, fit
+from trainer.load import watched
 from trainer.locations import read_json, whole_file
+from trainer.models import build_model
+from trainer.shards import evaluation_splits
 
 IN_PLACE = train.CheckpointUploadMode.NO_UPLOAD
 FAILURE_FILE = "failure.json"
+GALLERY = "gallery.png"
 PARTIAL = "partial"  # marks a report that brings a checkpoint within an epoch and no metrics
 WORST: dict[str, Any] = {"val/accuracy": 0.0, "val/robust_accuracy": 0.0, "val/heatmap_ssim": -1.0}
 
 
 @runtime_checkable
 class Recorder(Protocol):
-    """Where rank 0 puts its points; must be picklable and neither raise nor wait for a server that is away."""
+    """Where rank 0 puts its points, from any thread; must be picklable and neither raise nor wait for a server."""
 
     def configured(self, params: dict[str, Any]) -> None:
         """Take what the worker trains with."""
@@ -42,6 +48,10 @@ class Recorder(Protocol):
 
     def record(self, metrics: Metrics, step: int) -> None:
         """Take the metrics of one step."""
+        ...
+
+    def attach(self, files: dict[str, str | bytes]) -> None:
+        """Take files to be kept under these names."""
         ...
 
     def flush(self) -> None:
@@ -149,6 +159,8 @@ def _train(config: dict[str, Any]) -> None:
         checkpoint = None
         if rank() == 0:
             recorder.record({name: value for name, value in metrics.items() if "/" in name}, int(metrics["step"]))
+            if metrics["epoch"] == trial.epochs and not metrics["diverged"]:
+                recorder.attach(_gallery(trial, state, device, config["cache"]))
             recorder.flush()  # before the report: the scheduler may kill this process inside it
             checkpoint = save(state, f"epoch_{int(metrics['epoch']):04d}")
         tell(metrics, checkpoint)
@@ -167,19 +179,34 @@ def _train(config: dict[str, Any]) -> None:
     elif config["start"] is not None:
         state = load_state(config["start"])
     interruption = _Interruption(config["switch"], device)
-    while True:
-        state = fit(trial, report, recorder.record, state, device, config["cache"], interruption.due)
-        if state is None:
-            return
-        checkpoint = None
-        if rank() == 0:
-            checkpoint = save(state, f"epoch_{state['epoch']:04d}_step_{state['step']:08d}")
-        train.report(WORST | {PARTIAL: True}, checkpoint, checkpoint_upload_mode=IN_PLACE)
-        if interruption.final:
+    with watched(recorder.record, device) if rank() == 0 else contextlib.nullcontext():
+        while True:
+            state = fit(trial, report, recorder.record, state, device, config["cache"], interruption.due)
+            if state is None:
+                return
+            checkpoint = None
             if rank() == 0:
-                ray.get(config["switch"].save.remote(config["name"]))
-            while True:  # the driver ends this process
-                time.sleep(1)
+                checkpoint = save(state, f"epoch_{state['epoch']:04d}_step_{state['step']:08d}")
+            train.report(WORST | {PARTIAL: True}, checkpoint, checkpoint_upload_mode=IN_PLACE)
+            if interruption.final:
+                if rank() == 0:
+                    ray.get(config["switch"].save.remote(config["name"]))
+                while True:  # the driver ends this process
+                    time.sleep(1)
+
+
+def _gallery(trial: Trial, state: State, device: torch.device, cache: ShardCache) -> dict[str, str | bytes]:
+    """Heatmaps of the trained model as a file; none where they cannot be drawn, which is no reason to fail."""
+    try:
+        model = build_model(trial.model, count_classes(trial.data), trial.activation)
+        model.load_state_dict(state["model"])
+        _, test = evaluation_splits(trial.data)
+        subject = Subject(trial.label, model.to(device), trial)
+        shown = explain(subject, test, IMAGES, device, cache)
+        return {GALLERY: draw_gallery(shown.images, shown.heatmaps, captions(shown, test.classes), subject.label)}
+    except Exception as error:
+        print(f"no gallery: {type(error).__name__}: {error}")
+        return {}
 
 
 def failure_of(folder: str) -> str | None:

@@ -2,6 +2,7 @@
 
 import base64
 import dataclasses
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,35 +10,45 @@ import torch
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
+from rich.progress import track
 
 from sweeps import plots
 from sweeps.finalists import FIGURES
 from sweeps.ranking import Row, pareto, reason, rule
 from sweeps.results import Result
+from sweeps.spool import Files
 from trainer.config import UsageError
 from trainer.evaluate.checkpoints import load_subject
-from trainer.evaluate.gallery import explain
+from trainer.evaluate.gallery import IMAGES, explain
 from trainer.locations import read_json, whole_file
 from trainer.shards import evaluation_splits
 
-IMAGES = 4  # in the gallery
+PAGE = "report.html"
+GALLERY = "heatmaps"
+SHOWN = 20  # trials in the description
 
 
-def page(result: Result) -> str:
-    """The report as HTML; all that comes from settings, names and errors is escaped."""
+def page(result: Result, drawn: dict[str, Figure], no_gallery: str | None) -> str:
+    """The report as HTML; all that comes from settings, names and errors is escaped.
+
+    Args:
+        result: of the sweep.
+        drawn: its figures by name.
+        no_gallery: why there are no heatmaps, None if there are.
+    """
     templates = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     templates.filters |= {"percent": _percent, "figure": _figure}
-    gallery, no_gallery = galleries(result)
+    pictures = {name: picture(figure, _form(name)) for name, figure in drawn.items()}
     return templates.get_template("page.html").render(
         result=result,
         sweep=result.sweep,
         verdict=verdict(result),
-        accuracies=picture(plots.accuracies(result), "svg"),
-        responses=picture(plots.responses(result), "svg") if result.units else None,
-        intervals=picture(plots.intervals(result), "svg") if repeated(result) else None,
-        galleries=gallery,
+        accuracies=pictures["accuracies"],
+        responses=pictures.get("responses"),
+        intervals=pictures.get("intervals"),
+        galleries=[shown for name, shown in pictures.items() if name.startswith(GALLERY)],
         no_gallery=no_gallery,
         front=pareto(result.rows),
         figures=FIGURES,
@@ -47,16 +58,47 @@ def page(result: Result) -> str:
     )
 
 
-def write_report(result: Result, location: str) -> str:
-    """Write the report to a file, by path or URL, and return it too.
+def figures(result: Result) -> tuple[dict[str, Figure], str | None]:
+    """The figures of a result by name, and why there is no gallery of heatmaps among them, None if there is."""
+    drawn = {"accuracies": plots.accuracies(result)}
+    if result.units:
+        drawn["responses"] = plots.responses(result)
+    if repeated(result):
+        drawn["intervals"] = plots.intervals(result)
+    blocks, no_gallery = galleries(result)
+    return drawn | {f"{GALLERY}-{number}": block for number, block in enumerate(blocks)}, no_gallery
+
+
+def write_report(result: Result, location: str) -> Files:
+    """Write the report to a file, by path or URL; returns it and its figures as PNG, by name.
 
     Raises:
         UsageError: if it cannot be written.
     """
-    content = page(result)
+    drawn, no_gallery = figures(result)
+    content = page(result, drawn, no_gallery)
     with whole_file(location) as stream:
         stream.write(content.encode())
-    return content
+    return {PAGE: content} | {f"figures/{name}.png": plots.image(figure, "png") for name, figure in drawn.items()}
+
+
+def description(result: Result) -> str:
+    """The result in Markdown, for the page that MLflow has of the sweep: what was found, and the best trials."""
+    rows = [
+        f"| {row.regularizer} | {row.strength:.3g} | {_percent(row.accuracy)} | {_percent(row.robust_accuracy)} "
+        f"| {_percent(row.metrics.get('test/accuracy'))} | {_percent(row.metrics.get('test/robust_accuracy'))} "
+        f"| {row.status} | {row.trial_id} |"
+        for row in result.rows[:SHOWN]
+    ]
+    head = ["| regularizer | strength | acc. | robust | test acc. | test robust | state | trial |"]
+    head.append("|---|--:|--:|--:|--:|--:|---|---|")
+    sentences = [*verdict(result), f"Among the artifacts, {PAGE} and figures/ show why; ranking.csv has every trial."]
+    return "\n\n".join([*sentences, "\n".join([*head, *rows])])
+
+
+def _form(name: str) -> str:
+    """Heatmaps are made of pixels."""
+    return "png" if name.startswith(GALLERY) else "svg"
 
 
 def picture(figure: Figure, form: str) -> Markup:
@@ -117,7 +159,7 @@ def excluded(result: Result) -> list[tuple[Row, str]]:
     return found
 
 
-def galleries(result: Result) -> tuple[list[Markup], str | None]:
+def galleries(result: Result) -> tuple[list[Figure], str | None]:
     """Heatmaps of the same images by the baseline and the best trial of each regularizer; else why there are none."""
     rows = [row for row in result.champions if row.checkpoint]
     rows.sort(key=lambda row: row.regularizer != "none")  # stable: the baseline first, then as they rank
@@ -126,12 +168,15 @@ def galleries(result: Result) -> tuple[list[Markup], str | None]:
     data = result.sweep.trial.data
     try:
         _, test = evaluation_splits(data)
-        explained = [explain(load_subject(row.checkpoint, data, {}), test, IMAGES, torch.device("cpu")) for row in rows]
+        shown = track(rows, "drawing heatmaps", transient=True, disable=not sys.stdout.isatty())
+        explained = [
+            explain(load_subject(row.checkpoint, data, {}), test, IMAGES, torch.device("cpu")) for row in shown
+        ]
     except (UsageError, OSError) as error:
         return [], str(error)
     names = [row.regularizer for row in rows]
     blocks = [slice(first, first + plots.GALLERY_COLUMNS) for first in range(0, len(rows), plots.GALLERY_COLUMNS)]
-    return [picture(plots.gallery(names[block], explained[block]), "png") for block in blocks], None
+    return [plots.gallery(names[block], explained[block]) for block in blocks], None
 
 
 def settings(result: Result) -> list[tuple[str, Any]]:

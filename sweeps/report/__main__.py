@@ -9,7 +9,7 @@ and, for the heatmaps, its data; neither a server nor a cluster.
 import argparse
 import sys
 
-from sweeps.report import write_report
+from sweeps.report import PAGE, write_report
 from sweeps.results import load_result
 from trainer.config import UsageError
 from trainer.locations import absolute
@@ -29,7 +29,7 @@ def main() -> int:
     given = parse()
     try:
         result = load_result(absolute(given.storage), given.name)
-        out = absolute(given.out or f"{result.sweep.folder}/report.html")
+        out = absolute(given.out or f"{result.sweep.folder}/{PAGE}")
         write_report(result, out)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -4,7 +4,6 @@ Nothing that trains waits for MLflow: all that is said here goes to the sweep's 
 sends it on in the background. What is left when a sweep ends, `python -m sweeps.tracking flush` sends.
 """
 
-import json
 import os
 import shlex
 import socket
@@ -18,10 +17,11 @@ from urllib.parse import urlsplit
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # an address for every run that ends
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # a bar for every file
 
 from mlflow import MlflowClient
 
-from sweeps.spool import SWEEP, Spool, spools
+from sweeps.spool import SWEEP, Files, Spool, spools
 from sweeps.tracking.delivery import PARENT_TAG, SWEEP_TAG, TRIAL_TAG, Courier, Delivery, connect, reason
 from trainer.config import UsageError
 
@@ -78,17 +78,28 @@ class Tracking:
         """Id of the trial's run, empty until MLflow has heard of it."""
         return Spool(self.folder, trial_id).sent().run
 
-    def log_calibration(self, units: dict[str, float]) -> None:
-        """Put the calibrated unit of each weight on the parent run."""
-        Spool(self.folder, SWEEP).attach({"calibration.json": json.dumps(units, indent=2)})
+    def log_origin(self, tags: dict[str, str], dataset: dict[str, str], files: Files) -> None:
+        """Put on the parent run where its numbers come from."""
+        spool = Spool(self.folder, SWEEP)
+        spool.tag(tags)
+        spool.dataset(dataset)
+        spool.attach(files)
+        spool.flush()
 
-    def log_result(self, metrics: dict[str, float], result: dict[str, Any], table: str) -> None:
-        """Put the ranking on the parent run."""
+    def log_result(self, metrics: dict[str, float], description: str, files: Files) -> None:
+        """Put the result on the parent run; the description, in Markdown, is shown on its page."""
         spool = Spool(self.folder, SWEEP)
         earlier, step = spool.last()
         spool.record(metrics, max(step, 0) if metrics == earlier else step + 1)  # another after failed trials' repeat
+        spool.tag({"mlflow.note.content": description})
+        spool.attach(files)
         spool.flush()
-        spool.attach({"result.json": json.dumps(result, indent=2), "ranking.txt": table})
+
+    def log_model(self, trial_id: str, folder: Path) -> None:
+        """Register a saved model of a trial under the sweep's name."""
+        spool = Spool(self.folder, trial_id)
+        spool.model(folder, self.name)
+        spool.flush()
 
     def end(self, status: str) -> None:
         """End the parent run as FINISHED, FAILED or KILLED."""

@@ -4,25 +4,29 @@ A point keeps its own time, and MLflow keeps one of (run, metric, step, time, va
 sent again and changes nothing.
 """
 
+import base64
 import contextlib
 import fcntl
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
 from sweeps.spool import SWEEP, Line, Sent, Spool, only_sender, spools
+from sweeps.tracking.model import register
 
 EXPERIMENT = "heatmap-sweeps"
 SWEEP_TAG = "heatmap_sweeps.sweep"
 TRIAL_TAG = "heatmap_sweeps.trial"
 PARENT_TAG = "mlflow.parentRunId"
 BATCH = 1000  # most metrics the server takes at once
-REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE")  # sending again would not help
+# Sending again would not help. The last: a server too old for what is asked.
+REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE", "ENDPOINT_NOT_FOUND")
 SHORTEST, LONGEST = 1.0, 10.0  # seconds between two looks at the spool; the longest while the server is away
 
 Told = Callable[[str, int], None]
@@ -72,6 +76,8 @@ class Delivery:
                 for spool in self.waiting():
                     try:
                         _send(client, spool, sweep.sent(), self.told)
+                    except FileNotFoundError as error:  # a model that was removed before it could be sent
+                        self.refused[spool.key] = str(error)
                     except MlflowException as error:
                         if error.error_code not in REFUSALS or not sweep.sent().run:
                             raise
@@ -161,8 +167,14 @@ def _send(client: MlflowClient, spool: Spool, sweep: Sent, told: Told) -> None:
         elif "params" in first:
             client.log_batch(sent.run, params=[Param(key, value) for key, value in first["params"].items()])
         elif "files" in first:
-            for file, text in first["files"].items():
-                client.log_text(sent.run, text, file)
+            _put(client, sent.run, {name: base64.b64decode(content) for name, content in first["files"].items()})
+        elif "dataset" in first:
+            tags = [InputTag("mlflow.data.context", "training")]
+            client.log_inputs(sent.run, [DatasetInput(Dataset(**first["dataset"]), tags)])
+        elif "tag" in first:
+            client.log_batch(sent.run, tags=[RunTag(key, value) for key, value in first["tag"].items()])
+        elif "model" in first:
+            register(client, sent.experiment, sent.run, Path(first["model"]), first["name"])
         elif "end" in first:
             for key, value in first["tags"].items():
                 client.set_tag(sent.run, key, value)
@@ -170,6 +182,16 @@ def _send(client: MlflowClient, spool: Spool, sweep: Sent, told: Told) -> None:
         sent = replace(sent, offset=offset)
         spool.mark(sent)
         told(name, points)
+
+
+def _put(client: MlflowClient, run: str, files: dict[str, bytes]) -> None:
+    """Put files into the run's artifacts, by names that may have folders."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name, content in files.items():
+            path = Path(folder, name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        client.log_artifacts(run, folder)
 
 
 def _batches(lines: Iterator[tuple[Line, int]]) -> Iterator[tuple[list[Line], int]]:

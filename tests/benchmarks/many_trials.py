@@ -45,10 +45,10 @@ WATCHED = {
 }
 
 
-def pretend(config: dict[str, Any], sweep: Sweep, tracking: Any, units: dict[str, float], switch: Any) -> None:
+def pretend(config: dict[str, Any], sweep: Sweep, spool: Path, **rest: Any) -> None:
     """What a trial tells driver and MLflow, without the training."""
     trial = trial_of(sweep, config)
-    recorder = Spool(tracking.folder, tune.get_context().get_trial_id())
+    recorder = Spool(spool, tune.get_context().get_trial_id())
     recorder.begin(trial.regularizer, {}, trial.to_dict())
     robust = 0.5 * math.exp(-((math.log10(max(trial.weight, 1e-9)) - 1) ** 2)) if trial.weight else 0.1
     for epoch in range(1, EPOCHS + 1):

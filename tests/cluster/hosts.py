@@ -14,24 +14,19 @@ import time
 import uuid
 from pathlib import Path
 
+from debian import PATH, lacking
+
 HOME = "/home/host"
 PYTHON = sorted({sys.base_prefix, sys.prefix})
-PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 TOOLS = {"sshd": "openssh-server", "ssh": "openssh-client", "rsync": "rsync", "ip": "iproute2", "nsenter": "util-linux"}
 
 
 def missing():
-    """Why there can be no such hosts here, None if there can; Debian's packages are installed where they lack."""
+    """Why there can be no such hosts here, None if there can."""
     if sys.platform != "linux" or os.geteuid() != 0:
         return "needs Linux and root"
-    lacking = {package for tool, package in TOOLS.items() if not shutil.which(tool, path=PATH)}
-    if lacking and shutil.which("apt-get"):
-        install = ["apt-get", "install", "-y", "--no-install-recommends", *sorted(lacking)]
-        for command in (["apt-get", "update"], install):
-            subprocess.run(command, capture_output=True, env=os.environ | {"DEBIAN_FRONTEND": "noninteractive"})
-    lacking = {package for tool, package in TOOLS.items() if not shutil.which(tool, path=PATH)}
-    if lacking:
-        return f"needs {', '.join(sorted(lacking))}, which could not be installed"
+    if packages := lacking(TOOLS):
+        return f"needs {', '.join(sorted(packages))}, which could not be installed"
     if "overlay" not in Path("/proc/filesystems").read_text():
         return "needs overlayfs"
     probe = subprocess.run(["unshare", "-n", "-m", "-p", "-f", "true"], capture_output=True, text=True)

@@ -41,6 +41,9 @@ class NoRecorder:
     def record(self, metrics, step):
         pass
 
+    def attach(self, files):
+        pass
+
     def flush(self):
         pass
 

@@ -1,19 +1,24 @@
 """How trials end: what a worker really trained, and what MLflow is told; without Ray."""
 
+import io
+import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from mlflow import MlflowClient
+from PIL import Image
 from ray import cloudpickle
 
-from sweeps.callback import SweepCallback
+from sweeps import finalists
+from sweeps.callback import SweepCallback, run_name
 from sweeps.outcomes import FIXED, mismatch, row_of, status_of, trial_of
 from sweeps.search import METRIC, make_scheduler
 from sweeps.settings import Sweep
 from sweeps.spool import Spool
 from sweeps.tracking import start_sweep
-from trainer import ray_trial
+from trainer import load, ray_trial
 from trainer.cache import ShardCache
 from trainer.config import Trial
 
@@ -57,13 +62,17 @@ class Points:
     """A recorder that keeps what it is given."""
 
     def __init__(self):
-        self.losses = []
+        self.losses, self.files, self.load = [], {}, []
 
     def configured(self, params):
         self.params = params
 
     def record(self, metrics, step):
         self.losses += [metrics["step/loss"]] if "step/loss" in metrics else []
+        self.load += [metrics] if "system/cpu_utilization_percentage" in metrics else []
+
+    def attach(self, files):
+        self.files |= files
 
     def flush(self):
         pass
@@ -98,6 +107,7 @@ def work(sweep, monkeypatch, tmp_path):
              "cache": ShardCache(), "folder": str(tmp_path / trial.digest()), "name": "t", "switch": None}
         )  # fmt: skip
         assert points.params == trial.to_dict() | {"digest": trial.digest()}
+        _work.points = points
         return reports, points.losses
 
     return _work
@@ -136,7 +146,6 @@ def test_a_trial_that_had_ended_before_its_driver_could_keep_that_says_it_again(
 )
 def test_mlflow_is_told_how_a_trial_ended_and_what_it_trained(sweep, tmp_path, change, state, status, capsys):
     tracking = start_sweep(sweep.tracking_uri, sweep.name, {}, tmp_path)
-    tracking.log_calibration(UNITS)
     Spool(tracking.folder, "id").begin("l2", {}, {})
     last = result(sweep, checkpoint_path="where") | {"val/accuracy": 0.5} | change
     callback = SweepCallback(sweep, tracking, make_scheduler(sweep), 1, UNITS, "")
@@ -150,3 +159,26 @@ def test_mlflow_is_told_how_a_trial_ended_and_what_it_trained(sweep, tmp_path, c
     out = capsys.readouterr().out
     assert state in out
     assert ("its worker trained configuration other" in out) == (state == "failed")
+
+
+def test_a_trial_leaves_pictures_of_its_heatmaps_and_how_busy_its_machine_was(sweep, work, monkeypatch, capsys):
+    monkeypatch.setattr(load, "FIRST", 0.01)
+    reports, losses = work(CONFIG)
+    with Image.open(io.BytesIO(work.points.files["gallery.png"])) as picture:
+        assert picture.format == "PNG"
+        assert picture.height > picture.width  # four images below each other
+    assert 0 < work.points.load[0]["system/system_memory_usage_percentage"] < 100
+    assert work.points.load[0]["system/system_memory_usage_megabytes"] > 10
+
+    monkeypatch.setattr(ray_trial, "draw_gallery", lambda *rest: 1 / 0)
+    shutil.rmtree(Path(reports[-1]["checkpoint_folder"]).parent)
+    again, _ = work(CONFIG)
+    assert not work.points.files
+    assert "no gallery: ZeroDivisionError" in capsys.readouterr().out
+    assert again[-1]["epoch"] == reports[-1]["epoch"]
+
+
+def test_a_run_has_the_number_of_its_trial_or_of_its_repetition(sweep):
+    assert run_name(sweep, CONFIG | {"number": 7}) == "l2 w=0.5 #07"
+    repeated = {"regularizer": "none", "seed": finalists.seeds(sweep).start + 1}
+    assert run_name(sweep, {FIXED: repeated}) == "none again 2"

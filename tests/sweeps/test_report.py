@@ -16,7 +16,7 @@ from sweeps import plots
 from sweeps.finalists import FIGURES, Finalist, as_dicts
 from sweeps.ranking import Row, as_dict, pick
 from sweeps.report import __main__ as command
-from sweeps.report import excluded, settings, verdict
+from sweeps.report import excluded, figures, settings, verdict
 from sweeps.report import page as report_page
 from sweeps.results import load_result
 from sweeps.settings import Sweep
@@ -155,7 +155,8 @@ def test_every_trial_is_pickable_or_says_why_not(ended):
 def test_a_sweep_of_which_nothing_finished_has_a_report_too(ended):
     result = load_result(str(ended), NAME)
     failed = [dataclasses.replace(row, status="failed", checkpoint="") for row in result.rows]
-    text = Page(report_page(dataclasses.replace(result, rows=failed, finalists=[]))).text
+    nothing = dataclasses.replace(result, rows=failed, finalists=[])
+    text = Page(report_page(nothing, *figures(nothing))).text
     assert "No heatmaps: no trial finished" in text
     assert "no pick" in text
 

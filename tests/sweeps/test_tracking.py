@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+from mlflow_server import Server, free_port, wait_for
 
 from sweeps.spool import SWEEP, Sent, Spool
 from sweeps.tracking import PARENT_TAG, SWEEP_TAG, TRIAL_TAG, check_tracking, start_sweep
@@ -22,48 +23,7 @@ from trainer.config import UsageError
 
 ROOT = Path(__file__).parents[2]
 PARAMS = {"regularizer": "l2", "weight": 0.5}
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def wait_for(what, seconds=120):
-    deadline = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-
-
-class Server:
-    """`mlflow server` on loopback, which can be killed and started again on the same port and database."""
-
-    def __init__(self, folder):
-        self.folder, self.port, self.process = folder, free_port(), None
-        self.uri = f"http://127.0.0.1:{self.port}"
-
-    def start(self):
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port),
-                   "--workers", "1", "--backend-store-uri", f"sqlite:///{self.folder}/server.db",
-                   "--artifacts-destination", str(self.folder / "artifacts")]  # fmt: skip
-        self.process = subprocess.Popen(
-            command, cwd=self.folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-        )
-        wait_for(self.answers)
-
-    def answers(self):
-        with contextlib.suppress(Exception):
-            return bool(MlflowClient(self.uri).search_experiments(max_results=1))
-        return False
-
-    def kill(self):
-        if self.process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-            self.process = None
+DATASET = {"name": "shards", "digest": "abc", "source_type": "local", "source": "{}", "profile": "{}"}
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +131,9 @@ def test_a_server_that_comes_late_goes_and_comes_back_has_every_point_once(serve
         tracking.end_trial("t1", "finished", {"checkpoint": "/checkpoints/t1"})
         begin(tracking, "t2", "none", {"regularizer": "none"})
         wait_for(lambda: "MLflow is away" in capsys.readouterr().out)
-        tracking.log_result({"best/val/accuracy": 0.9}, {"pick": "t1"}, "the table")
+        files = {"ranking.txt": "the table", "figures/a.png": bytes(range(256))}
+        tracking.log_origin({"mlflow.user": "me"}, DATASET, {"environment.txt": "torch"})
+        tracking.log_result({"best/val/accuracy": 0.9}, "# Result", files)
         assert "points of 3 runs wait" in tracking.unheard()
         server.start()
     assert tracking.unheard() == ""
@@ -184,8 +146,14 @@ def test_a_server_that_comes_late_goes_and_comes_back_has_every_point_once(serve
     assert tags.items() <= run.data.tags.items()
     assert (parent.info.status, parent.data.tags[SWEEP_TAG], parent.data.params) == ("FINISHED", "s", {"epochs": "2"})
     assert parent.data.metrics == {"best/val/accuracy": 0.9}
-    table = tracking.client.download_artifacts(parent.info.run_id, "ranking.txt", str(tmp_path))
-    assert Path(table).read_text() == "the table"
+    there = Path(tracking.client.download_artifacts(parent.info.run_id, "", str(tmp_path)))
+    assert (there / "ranking.txt").read_text() == "the table"
+    assert (there / "figures/a.png").read_bytes() == files["figures/a.png"]
+    assert (there / "environment.txt").read_text() == "torch"
+    tags = {"mlflow.user": "me", "mlflow.note.content": "# Result"}
+    assert tags.items() <= parent.data.tags.items()
+    (dataset,) = parent.inputs.dataset_inputs
+    assert {key: getattr(dataset.dataset, key) for key in DATASET} == DATASET
     silenced = tracking.client.get_run(tracking.run_of("t2"))  # its process went without a word
     assert silenced.info.status == "KILLED"
     assert len(tracking.client.search_runs([parent.info.experiment_id])) == 3

@@ -110,7 +110,8 @@ def classifier(model: nn.Module, precision: str) -> Iterator[Classify]:
             logits = model(images)
         return logits.float() if logits.dtype.itemsize < 4 else logits
 
-    model.eval()
+    with contextlib.suppress(NotImplementedError):  # an exported graph knows no other mode
+        model.eval()
     for parameter in parameters:
         parameter.requires_grad_(False)
     try:

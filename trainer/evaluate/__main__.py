@@ -23,7 +23,7 @@ from trainer.evaluate import plan as plans
 from trainer.evaluate.autoattack import AutoAttack
 from trainer.evaluate.checkpoints import Subject, load_subject
 from trainer.evaluate.corruptions import CORRUPTIONS
-from trainer.evaluate.gallery import explain, save_gallery
+from trainer.evaluate.gallery import captions, draw_gallery, explain
 from trainer.locations import absolute, whole_file
 from trainer.shards import Shards, evaluation_splits
 
@@ -161,14 +161,8 @@ def _device(name: str | None) -> torch.device:
 
 def _gallery(subject: Subject, shards: Shards, device: torch.device, count: int, path: Path) -> None:
     one = explain(subject, shards, count, device)
-    names = shards.classes or tuple(map(str, range(int(one.guesses.max()) + 1)))
-    captions = [
-        f"{names[label]}" + ("" if label == guess else f", taken for {names[guess]}") + f" ({100 * confidence:.0f} %)"
-        for label, guess, confidence in zip(
-            one.labels.tolist(), one.guesses.tolist(), one.confidences.tolist(), strict=True
-        )
-    ]
-    save_gallery(path, one.images, one.heatmaps, captions, subject.label)
+    with whole_file(str(path)) as stream:
+        stream.write(draw_gallery(one.images, one.heatmaps, captions(one, shards.classes), subject.label))
 
 
 def _table(report: dict[str, Any]) -> Table:

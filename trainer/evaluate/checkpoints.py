@@ -45,7 +45,7 @@ def load_subject(checkpoint: str, data: str, changes: dict[str, Any]) -> Subject
     trained = _trial_in(file)
     if trained is not None:
         trial = Trial(**{**trained, "checkpoint": file, **changes, "data": data})
-        label = f"{trial.regularizer} w={trial.weight:.3g}" if trial.weight else trial.regularizer
+        label = trial.label
     elif "model" in changes:
         defaults = {"image_size": default_image_size(changes["model"])}
         trial = Trial(**defaults | changes, data=data, checkpoint=file)

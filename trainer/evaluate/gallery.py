@@ -2,23 +2,24 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from io import BytesIO
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from regularizers.base import finite_examples
-from trainer.data import eval_loader
+from trainer.cache import ShardCache
+from trainer.data import Batch, eval_loader
 from trainer.evaluate import classifier
 from trainer.evaluate.checkpoints import Subject
 from trainer.evaluate.heatmaps import heatmap
 from trainer.evaluate.robustness import to_pixels
-from trainer.locations import whole_file
 from trainer.preprocess import Transform
 from trainer.shards import Shards
 
 COLOURS = "RdBu_r"  # matplotlib's name: red raises the class's score, blue lowers it, white is zero
+IMAGES = 4  # of a trial's gallery
 PERCENTILE = 99.0  # of |heatmap|: what is beyond has the end's colour
 
 
@@ -41,7 +42,23 @@ class Explained:
     confidences: Float[Tensor, " b"]
 
 
-def explain(subject: Subject, shards: Shards, count: int, device: torch.device) -> Explained:
+def examples(
+    shards: Shards, image_size: int | None, count: int, device: torch.device, cache: ShardCache | None = None
+) -> Batch:
+    """Images from all over a split, always the same; those that cannot be decoded are left out."""
+    transform = Transform(image_size, train=False)
+    loader = eval_loader(
+        shards, transform, rank=0, world_size=1, batch_size=count, examples=count, device=device, cache=cache
+    )
+    with loader:
+        batch = next(iter(loader.epoch()))
+    whole = finite_examples(batch.images)
+    return Batch(batch.images[whole], batch.labels[whole])
+
+
+def explain(
+    subject: Subject, shards: Shards, count: int, device: torch.device, cache: ShardCache | None = None
+) -> Explained:
     """Heatmaps of images from all over a split, the same for every model with this image size.
 
     Args:
@@ -49,12 +66,10 @@ def explain(subject: Subject, shards: Shards, count: int, device: torch.device) 
         shards: the split.
         count: of images; those that cannot be decoded are left out.
         device: where the model is.
+        cache: of remote shards.
     """
-    transform = Transform(subject.trial.image_size, train=False)
-    loader = eval_loader(shards, transform, rank=0, world_size=1, batch_size=count, examples=count, device=device)
-    batch = next(iter(loader.epoch()))
-    whole = finite_examples(batch.images)
-    images, labels = batch.images[whole], batch.labels[whole]
+    batch = examples(shards, subject.trial.image_size, count, device, cache)
+    images, labels = batch.images, batch.labels
     with classifier(subject.model, subject.trial.precision) as classify:
         heatmaps = heatmap(classify, images, labels)
         with torch.no_grad():
@@ -62,17 +77,28 @@ def explain(subject: Subject, shards: Shards, count: int, device: torch.device) 
     return Explained(images, labels, heatmaps, guesses, confidences)
 
 
-def save_gallery(
-    path: Path,
-    images: Float[Tensor, "b 3 h w"],
-    heatmaps: Float[Tensor, "b 3 h w"],
-    captions: Sequence[str],
-    title: str,
-) -> None:
-    """Write a PNG with one row for each image: the image, its heatmap, and the heatmap over the image.
+def captions(explained: Explained, classes: Sequence[str]) -> list[str]:
+    """The class of each image, what it was taken for, and how surely.
 
     Args:
-        path: of the PNG, there only when it is whole.
+        explained: the images.
+        classes: names; numbers where the shards have none.
+    """
+    last = int(torch.cat([explained.labels, explained.guesses]).max())
+    names = classes or tuple(map(str, range(last + 1)))
+    columns = (explained.labels, explained.guesses, explained.confidences)
+    return [
+        f"{names[label]}" + ("" if label == guess else f", taken for {names[guess]}") + f" ({100 * confidence:.0f} %)"
+        for label, guess, confidence in zip(*(column.tolist() for column in columns), strict=True)
+    ]
+
+
+def draw_gallery(
+    images: Float[Tensor, "b 3 h w"], heatmaps: Float[Tensor, "b 3 h w"], captions: Sequence[str], title: str
+) -> bytes:
+    """Draw a PNG with one row for each image: the image, its heatmap, and the heatmap over the image.
+
+    Args:
         images: standardised.
         heatmaps: signed; summed over channels, each scaled to the `PERCENTILE` of its own absolute values.
         captions: one for each image.
@@ -101,8 +127,9 @@ def save_gallery(
         axis.text(0.5, -0.04, name, transform=axis.transAxes, ha="center", va="top", fontsize=9)
     bar = figure.colorbar(shown, ax=axes, shrink=min(1.0, 3 / rows), aspect=30, ticks=[-1, 0, 1])
     bar.set_label(f"gradient of the class's score; 1 is the {PERCENTILE:g}th percentile of each heatmap", fontsize=8)
-    with whole_file(str(path)) as stream:
-        figure.savefig(stream, format="png")
+    stream = BytesIO()
+    figure.savefig(stream, format="png")
+    return stream.getvalue()
 
 
 def scaled(heatmaps: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b h w"]:

@@ -1,0 +1,205 @@
+"""What the user looks at, in a real browser, after a real sweep: MLflow, the report, optuna-dashboard, the model."""
+
+import json
+import re
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+from types import SimpleNamespace
+
+import mlflow
+import numpy as np
+import pytest
+import torch
+from debian import lacking
+from mlflow_server import Server, free_port, wait_for
+from playwright.sync_api import sync_playwright
+
+from sweeps.results import load_result
+from sweeps.tracking import SWEEP_TAG
+from trainer.evaluate.checkpoints import load_subject
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.slow
+ALONE = "MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"  # nothing but this machine is there
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory):
+    """A small sweep that has ended, and the MLflow server that was told of it."""
+    folder = tmp_path_factory.mktemp("looked-at")
+    server = Server(folder)
+    server.start()
+    arguments = [
+        "--regularizers", "l2", "--strengths", "3,10", "--scheduler", "none", "--images-per-epoch", 256,
+        "--robust-images", 16, "--storage", folder, "--name", "seen", "--tracking-uri", server.uri,
+    ]  # fmt: skip
+    script = [sys.executable, ROOT / "sweeps/all_regularizers.py", *arguments]
+    done = subprocess.run(list(map(str, script)), cwd=ROOT, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, (done.stdout, done.stderr)
+    experiment = server.client.get_experiment_by_name("heatmap-sweeps").experiment_id
+    (parent,) = server.client.search_runs([experiment], f"tags.`{SWEEP_TAG}` = 'seen'")
+    result = load_result(str(folder), "seen")
+    yield SimpleNamespace(
+        folder=folder, server=server, parent=parent, result=result, out=done.stdout,
+        page=f"{server.uri}/#/experiments/{experiment}/runs",
+    )  # fmt: skip
+    server.kill()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if packages := lacking({"chromium": "chromium"}):
+        pytest.skip(f"needs {packages.pop()}, which could not be installed")
+    arguments = ["--no-sandbox", "--disable-background-networking", f"--host-resolver-rules={ALONE}"]
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path="/usr/bin/chromium", args=arguments)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser):
+    """A page that notes what goes wrong in it, and what it asks of other machines."""
+    page = browser.new_page(viewport={"width": 1500, "height": 1200})
+    page.set_default_timeout(60_000)
+    page.wrong, page.asked = [], []
+    page.on("console", lambda said: page.wrong.append(said.text) if said.type == "error" else None)
+    page.on("pageerror", lambda error: page.wrong.append(str(error)))
+    page.on("request", lambda request: page.asked.append(request.url))
+    yield page
+    page.close()
+
+
+def test_mlflow_shows_the_sweep_its_trials_their_charts_and_heatmaps(ended, page):
+    assert f"{ended.page}?workflowType=machine_learning" in ended.out
+    page.goto(f"{ended.page}?workflowType=machine_learning")
+    page.get_by_role("link", name="seen", exact=True).wait_for()
+    page.get_by_text("digits (").wait_for()  # the data
+    parent = page.get_by_role("gridcell").filter(has=page.get_by_role("link", name="seen", exact=True))
+    parent.get_by_role("button").first.click()  # unfold
+    names = {
+        ended.server.client.get_run(row.run).info.run_name: row for row in ended.result.rows
+    }  # such as l2 w=0.13 #01
+    assert sorted(name.rpartition("#")[2] for name in names) == ["00", "01", "02", "03"]
+    for name in names:
+        page.get_by_role("link", name=name, exact=True).wait_for()
+
+    page.goto(f"{ended.page}/{ended.parent.info.run_id}")
+    page.get_by_text(re.compile(f"^Pick: .*{ended.result.picked.trial_id}")).first.wait_for()
+    page.get_by_text("Child runs", exact=True).wait_for()
+    for artifact in ("figures/accuracies.png", "figures/responses.png", "figures/heatmaps-0.png"):
+        _see_picture(page, f"{ended.page}/{ended.parent.info.run_id}/artifacts/{artifact}")
+
+    run = ended.result.picked.run
+    page.goto(f"{ended.page}/{run}/model-metrics")
+    for chart in ("step/loss", "val/robust_accuracy"):
+        page.get_by_placeholder("Search metric charts").fill(chart)
+        page.get_by_text(chart.partition("/")[2], exact=True).first.wait_for()
+        page.locator(".js-plotly-plot .scatterlayer .trace").first.wait_for()
+    page.goto(f"{ended.page}/{run}/system-metrics")
+    page.get_by_text("cpu_utilization_percentage").first.wait_for()
+    _see_picture(page, f"{ended.page}/{run}/artifacts/gallery.png")
+    assert all(url.startswith((ended.server.uri, "data:", "blob:")) for url in page.asked)
+
+
+def _see_picture(page, address):
+    page.goto(address)
+    page.wait_for_function("[...document.images].some(image => image.naturalWidth > 300 && image.width > 100)")
+
+
+def test_runs_are_found_by_the_same_names_everywhere(ended):
+    picked = ended.result.picked
+    query = f"params.regularizer = '{picked.regularizer}' and metrics.`val/accuracy` >= {picked.accuracy - 1e-9}"
+    found = ended.server.client.search_runs([ended.parent.info.experiment_id], f"{query} and tags.state = 'finished'")
+    assert picked.run in {run.info.run_id for run in found}
+    parent = ended.server.client.get_run(ended.parent.info.run_id)
+    assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?", parent.data.tags["mlflow.source.git.commit"])
+    assert parent.data.params["selection_rule"].startswith("best robust accuracy")
+    assert parent.data.metrics["best/val/robust_accuracy"] == picked.robust_accuracy
+
+
+@pytest.mark.parametrize("width", [390, 1300], ids=["telephone", "desk"])
+def test_the_report_needs_nothing_and_fits(ended, page, width):
+    page.set_viewport_size({"width": width, "height": 800})
+    address = (ended.folder / "seen/report.html").as_uri()
+    page.goto(address)
+    assert page.title() == "seen: which regularizer wins, and why"
+    broken = page.evaluate("[...document.images].filter(image => !(image.complete && image.naturalWidth)).length")
+    shown = page.evaluate("document.images.length")
+    assert (shown, broken) == (3, 0)  # accuracies, the effect of the weight, heatmaps
+    assert page.evaluate("document.documentElement.scrollWidth") <= width, "nothing is cut off at the side"
+    assert page.evaluate("Math.min(...[...document.images].map(image => image.width))") > 0.8 * min(width, 500)
+    assert {url for url in page.asked if not url.startswith("data:")} == {address}
+    assert page.wrong == []
+
+
+def test_the_report_prints_on_pages_that_cut_nothing_off(ended, page):
+    page.goto((ended.folder / "seen/report.html").as_uri())
+    page.emulate_media(media="print")
+    page.set_viewport_size({"width": 680, "height": 1000})  # A4 between its margins
+    assert page.evaluate("[...document.querySelectorAll('table')].every(t => t.scrollWidth <= 680)")
+    pdf = page.pdf(format="A4")
+    assert 2 <= pdf.count(b"/Type /Page\n") <= 8
+
+
+def test_optuna_dashboard_opens_on_the_study(ended, page):
+    port = free_port()
+    command = [Path(sys.executable).with_name("optuna-dashboard"), ended.folder / "seen/study.journal", "--port", port]
+    process = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    try:
+        wait_for(lambda: _answers(f"http://127.0.0.1:{port}/dashboard/"))
+        page.goto(f"http://127.0.0.1:{port}/dashboard/")
+        page.get_by_text("0. seen").click()
+        page.get_by_text("Hyperparameter Importance").first.wait_for()
+        for name in ("regularizer", "weight_l2", "val/robust_accuracy"):
+            page.locator(".js-plotly-plot").get_by_text(name, exact=True).first.wait_for()
+        assert all(url.startswith((f"http://127.0.0.1:{port}/", "data:", "blob:")) for url in page.asked)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _answers(address, content=None):
+    request = urllib.request.Request(address, content, {"Content-Type": "application/json"} if content else {})
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return answer.read()
+    except OSError:
+        return None
+
+
+def test_the_winner_is_a_model_that_loads_and_serves(ended, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", ended.server.uri)
+    mlflow.set_tracking_uri(ended.server.uri)
+    try:
+        version = ended.server.client.get_model_version_by_alias("seen", "pick")
+        assert version.run_id == ended.result.picked.run
+        subject = load_subject(ended.result.picked.checkpoint, ended.result.sweep.trial.data, {})
+        images = torch.randn(3, 3, 32, 32)
+        with torch.no_grad():
+            wanted = subject.model.eval()(images)
+        loaded = mlflow.pytorch.load_model(f"models:/seen/{version.version}")
+        assert torch.equal(loaded(images).detach(), wanted)
+        described = mlflow.models.get_model_info("models:/seen@pick")
+        assert described.signature.inputs.inputs[0].shape == (-1, 3, 32, 32)
+        assert described.signature.outputs.inputs[0].shape == (-1, 10)
+        example = mlflow.pyfunc.load_model("models:/seen@pick").input_example
+        assert example.shape == (2, 3, 32, 32)
+        assert 0.1 < example.std() < 10  # images, not noise or nothing
+    finally:
+        mlflow.set_tracking_uri(None)
+
+    port = free_port()
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "--env-manager", "local", "--port", str(port),
+               "--host", "127.0.0.1", "-m", "models:/seen@pick"]  # fmt: skip
+    elsewhere = {"cwd": ended.folder, "start_new_session": True}  # without this project beside it
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **elsewhere)
+    try:
+        wait_for(lambda: _answers(f"http://127.0.0.1:{port}/ping") is not None)
+        answer = _answers(f"http://127.0.0.1:{port}/invocations", json.dumps({"inputs": images.tolist()}).encode())
+        np.testing.assert_allclose(json.loads(answer)["predictions"], wanted.numpy(), rtol=1e-5, atol=1e-6)
+    finally:
+        subprocess.run(["pkill", "-KILL", "-s", str(process.pid)], check=False)
+        process.wait()
