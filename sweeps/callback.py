@@ -21,7 +21,7 @@ def run_name(sweep: Sweep, config: dict[str, Any]) -> str:
     """Such as `ssim w=0.13 #07`, by the trial's number in the study; of a repeated finalist, `ssim w=0.13 again 2`."""
     trial = trial_of(sweep, config)
     if FIXED in config:
-        return f"{trial.label} again {trial.seed - finalists.seeds(sweep)[0] + 1}"
+        return f"{trial.label} again {trial.seed - finalists.seeds(sweep).start + 1}"
     return f"{trial.label} #{config['number']:02d}"
 
 

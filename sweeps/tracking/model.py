@@ -54,7 +54,7 @@ def save_model(checkpoint: str, data: str, folder: Path) -> Path:
         subject.model.eval(),
         str(partial),
         signature=signature,
-        input_example=images.round(3),  # as text it is half as long
+        input_example=images,
         serialization_format="pt2",
         pip_requirements=[f"mlflow=={mlflow.__version__}", f"torch=={torch.__version__.partition('+')[0]}"],
         metadata={"classes": list(test.classes), "regularizer": subject.trial.regularizer},

@@ -1,12 +1,13 @@
 """The ranking, the named rule and the front."""
 
+import csv
 import dataclasses
 import io
 
 import pytest
 from rich.console import Console
 
-from sweeps.ranking import Row, as_dict, pareto, pick, rank, reason, table
+from sweeps.ranking import Row, as_csv, as_dict, pareto, pick, rank, reason, table
 
 
 def row(name, accuracy, robust, status="finished"):
@@ -33,6 +34,16 @@ def test_pick_is_the_most_robust_within_the_allowed_drop():
     assert pick(ROWS, 0.02).regularizer == "l2"
     assert pick(ROWS, 0.2).regularizer == "tv"
     assert pick(ROWS, 0.001).regularizer == "none"
+
+
+def test_a_spreadsheet_has_every_trial_with_all_that_was_measured():
+    measured = dataclasses.replace(ROWS[0], weight=1e-7, metrics={"val/accuracy": 0.9, "test/accuracy": 1 / 3})
+    lines = list(csv.DictReader(io.StringIO(as_csv([measured, *ROWS[1:]]))))
+    assert [line["trial_id"] for line in lines] == ["id_tv", "id_l2", "id_none", "id_cor"]
+    assert float(lines[2]["test/accuracy"]) == 1 / 3
+    assert float(lines[2]["weight"]) == 1e-7
+    assert lines[0]["test/accuracy"] == ""
+    assert lines[3]["status"] == "stopped"
 
 
 def test_without_a_finished_baseline_nothing_is_picked():

@@ -16,7 +16,7 @@ from sweeps import plots
 from sweeps.finalists import FIGURES, Finalist, as_dicts
 from sweeps.ranking import Row, as_dict, pick
 from sweeps.report import __main__ as command
-from sweeps.report import excluded, figures, settings, verdict
+from sweeps.report import description, excluded, figures, settings, verdict, write_report
 from sweeps.report import page as report_page
 from sweeps.results import load_result
 from sweeps.settings import Sweep
@@ -159,6 +159,27 @@ def test_a_sweep_of_which_nothing_finished_has_a_report_too(ended):
     text = Page(report_page(nothing, *figures(nothing))).text
     assert "No heatmaps: no trial finished" in text
     assert "no pick" in text
+
+
+def test_the_page_in_mlflow_has_the_verdict_and_the_best_trials(ended):
+    result = load_result(str(ended), NAME)
+    text = description(result)
+    assert text.startswith("Pick: l2, trial l2_3")
+    assert "| l2 | 3 | 89.0 | 40.0 | 89.0 | 40.0 | finished | l2_3 |" in text.splitlines()
+    many = dataclasses.replace(result, rows=result.rows * 100)
+    assert len(description(many)) < 8000, "as long as MLflow's tags may be"
+
+
+def test_every_figure_is_a_picture_too_and_importances_are_told(ended):
+    result = dataclasses.replace(load_result(str(ended), NAME), importances={"weight_l2": 0.75, "regularizer": 0.25})
+    files = write_report(result, str(ended / "here.html"))
+    assert (ended / "here.html").read_text() == files.pop("report.html")
+    assert set(files) == {f"figures/{name}.png" for name in ("accuracies", "responses", "intervals", "heatmaps-0")}
+    for content in files.values():
+        with Image.open(io.BytesIO(content)) as picture:
+            assert picture.format == "PNG"
+    text = "".join(Page((ended / "here.html").read_text()).text.split())
+    assert "weight_l20.75regularizer0.25" in text
 
 
 def test_the_verdict_says_whether_intervals_overlap(ended):

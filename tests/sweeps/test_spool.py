@@ -1,5 +1,6 @@
 """What waits for MLflow: each step once in the file, whatever is killed and whoever else writes."""
 
+import base64
 import fcntl
 import json
 import pickle
@@ -203,3 +204,25 @@ def test_two_processes_that_train_the_same_trial_write_each_step_once(tmp_path):
     spool = Spool(tmp_path / "spool", "t")
     losses = [line["step"] for line, _ in spool.lines() if "step/loss" in line.get("metrics", {})]
     assert losses == list(range(1, 801))
+
+
+def test_what_another_thread_records_while_lines_are_written_is_not_lost(tmp_path):
+    class Busy(Spool):
+        def append(self, lines):
+            self.record({"system/cpu": 1.0}, 7)
+            super().append(lines)
+
+    spool = Busy(tmp_path, "t")
+    spool.record({"loss": 1.0}, 1)
+    spool.flush()
+    Spool.append(spool, spool._buffer)
+    assert [line["step"] for line, _ in spool.lines()] == [1, 7]
+
+
+def test_files_come_back_as_they_were(tmp_path):
+    spool = Spool(tmp_path, "t")
+    spool.attach({"a.txt": "ä", "b.png": bytes(range(256))})
+    spool.flush()
+    ((line, _),) = spool.lines()
+    files = {name: base64.b64decode(content) for name, content in line["files"].items()}
+    assert files == {"a.txt": "ä".encode(), "b.png": bytes(range(256))}
