@@ -115,6 +115,11 @@ def test_runs_are_found_by_the_same_names_everywhere(ended):
     query = f"params.regularizer = '{picked.regularizer}' and metrics.`val/accuracy` >= {picked.accuracy - 1e-9}"
     found = ended.server.client.search_runs([ended.parent.info.experiment_id], f"{query} and tags.state = 'finished'")
     assert picked.run in {run.info.run_id for run in found}
+    (queries,) = re.findall(r"```sql\n(.*?)```", (ROOT / "docs/mlflow.md").read_text(), re.DOTALL)
+    for query in queries.splitlines():  # with this sweep's names
+        filled = query.replace("'ssim'", "'none'").replace("'SWEEP'", "'seen'").replace(" > 0.3", " >= 0")
+        found = ended.server.client.search_runs([ended.parent.info.experiment_id], filled.replace(" > 0.1", " > -1"))
+        assert bool(found) == ("diverged" not in query), query
     parent = ended.server.client.get_run(ended.parent.info.run_id)
     assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?", parent.data.tags["mlflow.source.git.commit"])
     assert parent.data.params["selection_rule"].startswith("best robust accuracy")

@@ -60,7 +60,7 @@ def deliver(tracking):
     return delivery
 
 
-def test_each_pick_is_a_version_once_and_the_alias_is_the_last(saved, tmp_path):
+def test_each_pick_is_a_version_once_and_the_alias_is_the_last(saved, tmp_path, digits, monkeypatch):
     tracking = start_sweep(f"sqlite:///{tmp_path}/mlflow.db", "s", {}, tmp_path / "runs")
     for trial in ("t1", "t2"):
         Spool(tracking.folder, trial).begin(trial, {}, {})
@@ -73,6 +73,8 @@ def test_each_pick_is_a_version_once_and_the_alias_is_the_last(saved, tmp_path):
     (version,) = client.search_model_versions("name = 's'")
     assert version.run_id == tracking.run_of("t1")
     assert client.get_model_version_by_alias("s", "pick").version == version.version
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking.uri)
+    assert load_subject("models:/s@pick", str(digits), {}).trial.image_size == 32
 
     tracking.log_model("t2", gone)  # an extension found a better one
     shutil.rmtree(gone)

@@ -40,7 +40,8 @@ def load_subject(checkpoint: str, data: str, changes: dict[str, Any]) -> Subject
         UsageError: if it cannot be loaded, or is not said to be what it needs to be said to be.
     """
     if checkpoint.startswith(("models:/", "runs:/")):
-        return Subject(checkpoint, registered_model(checkpoint), Trial(**{"model": checkpoint} | changes, data=data))
+        model, size = registered_model(checkpoint)
+        return Subject(checkpoint, model, Trial(**{"model": checkpoint, "image_size": size} | changes, data=data))
     file = weights_file(checkpoint)
     trained = _trial_in(file)
     if trained is not None:
@@ -70,8 +71,10 @@ def _trial_in(file: str) -> dict[str, Any] | None:
     return {name: value for name, value in trial.items() if name in known} if isinstance(trial, dict) else None
 
 
-def registered_model(uri: str) -> nn.Module:
-    """A PyTorch model from MLflow's registry, on the CPU; its pickle is run, so the registry must be trusted.
+def registered_model(uri: str) -> tuple[nn.Module, int | None]:
+    """A PyTorch model from MLflow's registry, on the CPU, and its image size if its signature says one.
+
+    One that was saved as a pickle is run: the registry must be trusted.
 
     Raises:
         UsageError: if MLflow is not installed, or has no such model, or it is of another kind.
@@ -83,7 +86,10 @@ def registered_model(uri: str) -> nn.Module:
     for name in ("alembic", "mlflow"):  # they tell how they make a database
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
-        return mlflow.pytorch.load_model(uri, map_location="cpu")
+        signature = mlflow.models.get_model_info(uri).signature
+        inputs = signature.inputs.inputs if signature is not None and signature.inputs else [None]
+        size = getattr(inputs[0], "shape", (-1,))[-1]  # tables of columns have none
+        return mlflow.pytorch.load_model(uri, map_location="cpu"), size if size > 0 else None
     except Exception as error:
         reason = str(error).partition("\n")[0][:200]
         where = mlflow.get_tracking_uri()
