@@ -15,36 +15,75 @@ import pytest
 import torch
 from debian import lacking
 from mlflow_server import Server, free_port, wait_for
+from PIL import Image
 from playwright.sync_api import sync_playwright
+from sklearn.datasets import load_digits
+from test_docs import PAGES, commands
 
 from sweeps.results import load_result
 from sweeps.tracking import SWEEP_TAG
 from trainer.evaluate.checkpoints import load_subject
+from trainer.models import build_model
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.slow
 ALONE = "MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"  # nothing but this machine is there
 
 
+def photographs(folder):
+    """One folder per class, as a user has them."""
+    digits = load_digits()
+    for number, (image, label) in enumerate(zip(digits.images[:240], digits.target, strict=False)):
+        split = "val" if number % 3 else "train"
+        path = folder / "photos" / split / f"digit-{label}" / f"{number:03d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((image * 15).astype(np.uint8)).resize((40, 40)).convert("RGB").save(path)
+
+
+def shown(words):
+    """The command of the documentation that holds these words."""
+    found = [command for page in PAGES for command in commands(page) if words in " ".join(command)]
+    return found[0]
+
+
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory):
-    """A small sweep that has ended, and the MLflow server that was told of it."""
-    folder = tmp_path_factory.mktemp("looked-at")
+    """A sweep by the README's own commands, made small, and the MLflow server that was told of it."""
+    folder = tmp_path_factory.mktemp("newcomer")
+    photographs(folder)
+    torch.manual_seed(0)
+    torch.save(build_model("resnet8", 10).state_dict(), folder / "resnet50.pth")
+    (folder / "sweeps").symlink_to(ROOT / "sweeps")
     server = Server(folder)
     server.start()
-    arguments = [
-        "--regularizers", "l2", "--strengths", "3,10", "--scheduler", "none", "--images-per-epoch", 256,
-        "--robust-images", 16, "--storage", folder, "--name", "seen", "--tracking-uri", server.uri,
-    ]  # fmt: skip
-    script = [sys.executable, ROOT / "sweeps/all_regularizers.py", *arguments]
-    done = subprocess.run(list(map(str, script)), cwd=ROOT, capture_output=True, text=True, timeout=400)
-    assert (done.returncode, done.stderr) == (0, ""), "and nothing of Ray's internals"
+
+    def run(words, *more):
+        words = ["resnet8" if word == "resnet50" else "1" if word == "4" else word for word in shown(words)]
+        module = [] if words[0].endswith(".py") else ["-m"]
+        done = subprocess.run(
+            [sys.executable, *module, *words, *map(str, more)],
+            cwd=folder,
+            env=os.environ | {"MLFLOW_TRACKING_URI": server.uri},
+            capture_output=True,
+            text=True,
+            timeout=400,
+        )
+        assert done.returncode == 0, (words, done.stdout, done.stderr)
+        return done
+
+    run("trainer.shards --images photos/train")
+    run("trainer.shards --images photos/val")
+    done = run(
+        "sweeps/all_regularizers.py --data shards",
+        "--regularizers", "l2", "--strengths", "3,10", "--scheduler", "none", "--images-per-epoch", 64,
+        "--batch-size", 16, "--image-size", 32, "--robust-images", 16, "--name", "SWEEP",
+    )  # fmt: skip
+    assert done.stderr == "", "nothing of Ray's internals"
     experiment = server.client.get_experiment_by_name("heatmap-sweeps").experiment_id
-    (parent,) = server.client.search_runs([experiment], f"tags.`{SWEEP_TAG}` = 'seen'")
-    result = load_result(str(folder), "seen")
+    (parent,) = server.client.search_runs([experiment], f"tags.`{SWEEP_TAG}` = 'SWEEP'")
     yield SimpleNamespace(
-        folder=folder, server=server, parent=parent, result=result, out=done.stdout,
-        page=f"{server.uri}/#/experiments/{experiment}/runs",
+        folder=folder, server=server, parent=parent, result=load_result(f"{folder}/runs", "SWEEP"), out=done.stdout,
+        run=run, page=f"{server.uri}/#/experiments/{experiment}/runs",
     )  # fmt: skip
     server.kill()
 
@@ -76,13 +115,11 @@ def page(browser):
 def test_mlflow_shows_the_sweep_its_trials_their_charts_and_heatmaps(ended, page):
     assert f"{ended.page}?workflowType=machine_learning" in ended.out
     page.goto(f"{ended.page}?workflowType=machine_learning")
-    page.get_by_role("link", name="seen", exact=True).wait_for()
-    page.get_by_text("digits (").wait_for()  # the data
-    parent = page.get_by_role("gridcell").filter(has=page.get_by_role("link", name="seen", exact=True))
+    page.get_by_role("link", name="SWEEP", exact=True).wait_for()
+    page.get_by_text("shards (").wait_for()  # the data
+    parent = page.get_by_role("gridcell").filter(has=page.get_by_role("link", name="SWEEP", exact=True))
     parent.get_by_role("button").first.click()  # unfold
-    names = {
-        ended.server.client.get_run(row.run).info.run_name: row for row in ended.result.rows
-    }  # such as l2 w=0.13 #01
+    names = [ended.server.client.get_run(row.run).info.run_name for row in ended.result.rows]  # such as l2 w=0.13 #01
     assert sorted(name.rpartition("#")[2] for name in names) == ["00", "01", "02", "03"]
     for name in names:
         page.get_by_role("link", name=name, exact=True).wait_for()
@@ -117,7 +154,7 @@ def test_runs_are_found_by_the_same_names_everywhere(ended):
     assert picked.run in {run.info.run_id for run in found}
     (queries,) = re.findall(r"```sql\n(.*?)```", (ROOT / "docs/mlflow.md").read_text(), re.DOTALL)
     for query in queries.splitlines():  # with this sweep's names
-        filled = query.replace("'ssim'", "'none'").replace("'SWEEP'", "'seen'").replace(" > 0.3", " >= 0")
+        filled = query.replace("'ssim'", "'none'").replace("'SWEEP'", "'SWEEP'").replace(" > 0.3", " >= 0")
         found = ended.server.client.search_runs([ended.parent.info.experiment_id], filled.replace(" > 0.1", " > -1"))
         assert bool(found) == ("diverged" not in query), query
     parent = ended.server.client.get_run(ended.parent.info.run_id)
@@ -129,20 +166,21 @@ def test_runs_are_found_by_the_same_names_everywhere(ended):
 @pytest.mark.parametrize("width", [390, 1300], ids=["telephone", "desk"])
 def test_the_report_needs_nothing_and_fits(ended, page, width):
     page.set_viewport_size({"width": width, "height": 800})
-    address = (ended.folder / "seen/report.html").as_uri()
+    address = (ended.folder / "runs/SWEEP/report.html").as_uri()
     page.goto(address)
-    assert page.title() == "seen: which regularizer wins, and why"
+    assert page.title() == "SWEEP: which regularizer wins, and why"
     broken = page.evaluate("[...document.images].filter(image => !(image.complete && image.naturalWidth)).length")
     shown = page.evaluate("document.images.length")
     assert (shown, broken) == (3, 0)  # accuracies, the effect of the weight, heatmaps
     assert page.evaluate("document.documentElement.scrollWidth") <= width, "nothing is cut off at the side"
+    assert page.evaluate("Math.max(...[...document.querySelectorAll('th')].map(th => th.offsetHeight))") < 90, "words"
     assert page.evaluate("Math.min(...[...document.images].map(image => image.width))") > 0.8 * min(width, 500)
     assert {url for url in page.asked if not url.startswith("data:")} == {address}
     assert page.wrong == []
 
 
 def test_the_report_prints_on_pages_that_cut_nothing_off(ended, page):
-    page.goto((ended.folder / "seen/report.html").as_uri())
+    page.goto((ended.folder / "runs/SWEEP/report.html").as_uri())
     page.emulate_media(media="print")
     page.set_viewport_size({"width": 680, "height": 1000})  # A4 between its margins
     assert page.evaluate("[...document.querySelectorAll('table')].every(t => t.scrollWidth <= 680)")
@@ -152,12 +190,17 @@ def test_the_report_prints_on_pages_that_cut_nothing_off(ended, page):
 
 def test_optuna_dashboard_opens_on_the_study(ended, page):
     port = free_port()
-    command = [Path(sys.executable).with_name("optuna-dashboard"), ended.folder / "seen/study.journal", "--port", port]
+    command = [
+        Path(sys.executable).with_name("optuna-dashboard"),
+        ended.folder / "runs/SWEEP/study.journal",
+        "--port",
+        port,
+    ]
     process = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     try:
         wait_for(lambda: _answers(f"http://127.0.0.1:{port}/dashboard/"))
         page.goto(f"http://127.0.0.1:{port}/dashboard/")
-        page.get_by_text("0. seen").click()
+        page.get_by_text("0. SWEEP").click()
         page.get_by_text("Hyperparameter Importance").first.wait_for()
         for name in ("regularizer", "weight_l2", "val/robust_accuracy"):
             page.locator(".js-plotly-plot").get_by_text(name, exact=True).first.wait_for()
@@ -176,22 +219,21 @@ def _answers(address, content=None):
         return None
 
 
-def test_the_winner_is_a_model_that_loads_and_serves(ended, monkeypatch):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", ended.server.uri)
+def test_the_winner_is_a_model_that_loads_and_serves(ended):
     mlflow.set_tracking_uri(ended.server.uri)
     try:
-        version = ended.server.client.get_model_version_by_alias("seen", "pick")
+        version = ended.server.client.get_model_version_by_alias("SWEEP", "pick")
         assert version.run_id == ended.result.picked.run
         subject = load_subject(ended.result.picked.checkpoint, ended.result.sweep.trial.data, {})
         images = torch.randn(3, 3, 32, 32)
         with torch.no_grad():
             wanted = subject.model.eval()(images)
-        loaded = mlflow.pytorch.load_model(f"models:/seen/{version.version}")
+        loaded = mlflow.pytorch.load_model(f"models:/SWEEP/{version.version}")
         assert torch.equal(loaded(images).detach(), wanted)
-        described = mlflow.models.get_model_info("models:/seen@pick")
+        described = mlflow.models.get_model_info("models:/SWEEP@pick")
         assert described.signature.inputs.inputs[0].shape == (-1, 3, 32, 32)
         assert described.signature.outputs.inputs[0].shape == (-1, 10)
-        example = mlflow.pyfunc.load_model("models:/seen@pick").input_example
+        example = mlflow.pyfunc.load_model("models:/SWEEP@pick").input_example
         assert example.shape == (2, 3, 32, 32)
         assert 0.1 < example.std() < 10  # images, not noise or nothing
     finally:
@@ -199,20 +241,29 @@ def test_the_winner_is_a_model_that_loads_and_serves(ended, monkeypatch):
 
     port = free_port()
     command = [sys.executable, "-m", "mlflow", "models", "serve", "--env-manager", "local", "--port", str(port),
-               "--host", "127.0.0.1", "-m", "models:/seen@pick"]  # fmt: skip
+               "--host", "127.0.0.1", "-m", "models:/SWEEP@pick"]  # fmt: skip
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # as in an activated environment: it calls uvicorn
     process = subprocess.Popen(
         command,
         cwd=ended.folder,  # without this project beside it
-        env=os.environ | {"PATH": path},
+        env=os.environ | {"PATH": path, "MLFLOW_TRACKING_URI": ended.server.uri},
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
     try:
-        wait_for(lambda: _answers(f"http://127.0.0.1:{port}/ping") is not None)
+        wait_for(lambda: process.poll() is not None or _answers(f"http://127.0.0.1:{port}/ping") is not None)
         answer = _answers(f"http://127.0.0.1:{port}/invocations", json.dumps({"inputs": images.tolist()}).encode())
         np.testing.assert_allclose(json.loads(answer)["predictions"], wanted.numpy(), rtol=1e-5, atol=1e-6)
     finally:
         subprocess.run(["pkill", "-KILL", "-s", str(process.pid)], check=False)
         process.wait()
+
+
+def test_what_the_documentation_says_next_works_too(ended):
+    assert "ended, 4 trials" in ended.run("sweeps.status --name SWEEP").stdout
+    assert ended.run("sweeps.report --name SWEEP").stdout == f"{ended.folder}/runs/SWEEP/report.html\n"
+    assert "SWEEP: nothing waits" in ended.run("sweeps.tracking flush --name SWEEP").stdout
+    small = ("--images", 8, "--queries", 0, "--steps", 2, "--evaluate", "robustness", "--image-size", 32)
+    assert "accuracy" in ended.run("trainer.evaluate --checkpoint resnet50.pth", *small).stdout
+    assert "accuracy" in ended.run("trainer.evaluate --checkpoint models:/SWEEP@pick", *small[:-2]).stdout
+    assert "checkpoint: " in ended.run("sweeps/resume_best.py --name SWEEP", "--epochs", 1).stdout
