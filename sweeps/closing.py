@@ -2,19 +2,24 @@
 
 import json
 from collections.abc import Callable
+from typing import TypeVar
 
 from sweeps import finalists
 from sweeps.checkpoints import keep_only
 from sweeps.finalists import Finalist
 from sweeps.importance import importances
+from sweeps.plots import image
 from sweeps.ranking import Row, as_csv, as_dict, as_text, pick, plain, rank, reason
 from sweeps.report import PAGE, description, write_report
 from sweeps.results import Result
 from sweeps.search import open_study
 from sweeps.settings import Sweep, write_json
+from sweeps.spool import Files
 from sweeps.tracking import Tracking
 from sweeps.tracking.delivery import reason as in_one_line
 from sweeps.tracking.model import save_model
+
+T = TypeVar("T")
 
 
 def close(
@@ -38,29 +43,40 @@ def close(
     result |= {
         "finalists": finalists.as_dicts(repeated),
         "trials_per_regularizer": sweep.parts,
-        "importances": importances(open_study(sweep)),
+        "importances": _or_say(lambda: importances(open_study(sweep)), "no importances", stage) or {},
     }
     write_json(f"{sweep.folder}/result.json", result)  # at once: whoever reads it meets the old one or the new
-    keep_only(sweep, rows, [row.trial_id for finalist in repeated for row in finalist.repetitions], picked)
-    stage("writing the report")
     ended = Result(
         sweep=sweep, rows=rank(rows), finalists=result["finalists"], units=units, importances=result["importances"]
     )
     text = f"{as_text(rows, picked)}\n{reason(rows, sweep.max_accuracy_drop)}\n"
-    files = {
+    files: Files = {
         "ranking.txt": text + (f"\n{plain(finalists.table(repeated))}" if repeated else ""),
         "ranking.csv": as_csv(rows),
         "result.json": json.dumps(result, indent=1),
-        **write_report(ended, f"{sweep.folder}/{PAGE}"),
     }
     best = {f"best/{name}": value for name, value in picked.metrics.items()} if picked else {}
     tracking.log_result(best, description(ended), files)
+    keep_only(sweep, rows, [row.trial_id for finalist in repeated for row in finalist.repetitions], picked)
+    stage("writing the report")
+    report = _or_say(lambda: write_report(ended, f"{sweep.folder}/{PAGE}"), "no report", stage)
+    if report is not None:
+        page, drawn = report
+        figures: Files = {f"figures/{name}.png": image(figure, "png") for name, figure in drawn.items()}
+        tracking.log_files({PAGE: page, **figures})
     if picked is not None:
         stage("saving the winner as a model")
-        try:
-            folder = save_model(picked.checkpoint, sweep.trial.data, sweep.local_folder / "models" / picked.trial_id)
-        except Exception as error:  # an architecture that cannot be exported; its checkpoint is there all the same
-            stage(f"the winner is no model of MLflow: {in_one_line(error)}")
-        else:
-            tracking.log_model(picked.trial_id, folder)
+        where, cache = sweep.local_folder / "models" / picked.trial_id, sweep.placement.cache
+        saved = _or_say(lambda: save_model(picked.checkpoint, sweep.trial.data, where, cache), "no model", stage)
+        if saved is not None:
+            tracking.log_model(picked.trial_id, saved)
     return repeated
+
+
+def _or_say(make: Callable[[], T], what: str, stage: Callable[[str], None]) -> T | None:
+    """What is made, or None and why: the result of a sweep is there all the same."""
+    try:
+        return make()
+    except Exception as error:
+        stage(f"{what}: {in_one_line(error)}")
+        return None

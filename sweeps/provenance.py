@@ -44,7 +44,7 @@ def dataset(data: str) -> dict[str, str]:
     content = [(one.split, path.rpartition("/")[2], count, checksum) for one in splits
                for path, count, checksum in zip(one.paths, one.counts, one.checksums, strict=True)]  # fmt: skip
     return {
-        "name": data.rstrip("/").rpartition("/")[2],
+        "name": splits[0].paths[0].rpartition("/")[0].rpartition("/")[2],
         "digest": sha256(json.dumps(content).encode()).hexdigest()[:16],
         "source_type": urlsplit(data).scheme or "local",
         "source": json.dumps({"uri": data}),

@@ -122,14 +122,19 @@ def _journal(sweep: Sweep) -> tuple[Path, str]:
 
 
 def open_study(sweep: Sweep) -> optuna.Study:
-    """The study of the sweep."""
+    """The study of the sweep.
+
+    Raises:
+        KeyError: if there is none.
+    """
+    recover_journal(sweep)
     return optuna.load_study(study_name=sweep.name, storage=JournalStorage(JournalFileBackend(str(_journal(sweep)[0]))))
 
 
 def recover_journal(sweep: Sweep) -> None:
     """Fetch the study's journal from the storage if this machine has none: the one that drove the sweep is gone."""
     path, copy = _journal(sweep)
-    if path.exists() or not is_url(copy) or file_size(copy) is None:
+    if (path.exists() and path.stat().st_size) or not is_url(copy) or file_size(copy) is None:
         return
     with open_file(copy) as source, whole_file(str(path)) as target:
         target.write(source.read())

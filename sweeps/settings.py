@@ -78,8 +78,8 @@ class Sweep:
             raise UsageError(f"--regularizers: unknown {', '.join(map(repr, unknown))}; choose from {known}")
         if len(set(self.regularizers)) < len(self.regularizers):
             raise UsageError(f"--regularizers: a name stands twice in {','.join(self.regularizers)}")
-        if not self.name or re.search(r"""[/\\:'\x00-\x1f]""", self.name) or self.name.startswith("."):
-            raise UsageError(f"--name {self.name!r}: give a plain name without slashes, colons and apostrophes")
+        if not self.name or re.search(r"[/\\:'%@\x00-\x1f]", self.name) or self.name.startswith("."):
+            raise UsageError(f"--name {self.name!r}: give a plain name without / \\\\ : ' % @")
         for option, asked, choices in (
             ("scheduler", self.scheduler, SCHEDULERS),
             ("allocation", self.allocation, ALLOCATIONS),

@@ -33,12 +33,14 @@ class Sent:
         experiment: that of the run.
         offset: bytes of the file that were taken.
         known: last step of each metric that an earlier spool of the same run had sent.
+        left: bytes at which lines begin that MLflow would not take, though it was there; they are tried again.
     """
 
     run: str = ""
     experiment: str = ""
     offset: int = 0
     known: dict[str, int] = field(default_factory=dict)
+    left: list[int] = field(default_factory=list)
 
 
 @dataclass
@@ -92,6 +94,8 @@ class Spool:
 
     def attach(self, files: Files) -> None:
         """Take files for the run's artifacts, by name."""
+        if not files:
+            return
         raw = {name: content.encode() if isinstance(content, str) else content for name, content in files.items()}
         self._buffer.append({"files": {name: base64.b64encode(content).decode() for name, content in raw.items()}})
 
@@ -103,9 +107,9 @@ class Spool:
         """Take what the run reads: name, digest, source_type, source, profile."""
         self._buffer.append({"dataset": dataset})
 
-    def model(self, folder: Path, name: str) -> None:
-        """Take a model in MLflow's format, which stays in its folder until it is sent, to be registered."""
-        self._buffer.append({"model": str(folder), "name": name})
+    def model(self, folder: Path, trial_id: str, name: str) -> None:
+        """Take a model of a trial in MLflow's format, to be registered; it stays in its folder until it is sent."""
+        self._buffer.append({"model": str(folder), "trial": trial_id, "name": name})
 
     def end(self, status: str, tags: dict[str, str]) -> None:
         """The run ends as FINISHED, FAILED or KILLED; one that has ended so stays as it is."""
@@ -136,7 +140,8 @@ class Spool:
 
     def waiting(self) -> bool:
         """Whether MLflow has not taken all of it."""
-        return self.path.exists() and self.path.stat().st_size > self.sent().offset
+        sent = self.sent()
+        return self.path.exists() and (self.path.stat().st_size > sent.offset or bool(sent.left))
 
     def sent(self) -> Sent:
         """How much of it MLflow has taken; a record that a power cut spoilt counts as none."""

@@ -14,6 +14,7 @@ HOMES = {
     "mlflow": {
         "sweeps/tracking/__init__.py",
         "sweeps/tracking/delivery.py",
+        "sweeps/tracking/lines.py",
         "sweeps/tracking/model.py",
         "trainer/evaluate/checkpoints.py",
     },  # records; loads a registered model

@@ -44,7 +44,11 @@ def watched(record: Callable[[dict[str, float], int], None], device: torch.devic
         load(device)  # what it tells of the CPU is nothing
         pause = FIRST  # a short trial should have one too
         while not ended.wait(pause):
-            record(load(device), int(time.time()))
+            try:
+                record(load(device), int(time.time()))
+            except Exception as error:  # no reason to fail
+                print(f"the load of the machine cannot be told: {type(error).__name__}: {error}")
+                return
             pause = EVERY
 
     thread = threading.Thread(target=sample, name="load", daemon=True)
@@ -53,4 +57,4 @@ def watched(record: Callable[[dict[str, float], int], None], device: torch.devic
         yield
     finally:
         ended.set()
-        thread.join()
+        thread.join(timeout=5)  # a driver that hangs keeps no trial from its end

@@ -16,7 +16,6 @@ from sweeps import plots
 from sweeps.finalists import FIGURES
 from sweeps.ranking import Row, pareto, reason, rule
 from sweeps.results import Result
-from sweeps.spool import Files
 from trainer.config import UsageError
 from trainer.evaluate.checkpoints import load_subject
 from trainer.evaluate.gallery import IMAGES, explain
@@ -69,8 +68,8 @@ def figures(result: Result) -> tuple[dict[str, Figure], str | None]:
     return drawn | {f"{GALLERY}-{number}": block for number, block in enumerate(blocks)}, no_gallery
 
 
-def write_report(result: Result, location: str) -> Files:
-    """Write the report to a file, by path or URL; returns it and its figures as PNG, by name.
+def write_report(result: Result, location: str) -> tuple[str, dict[str, Figure]]:
+    """Write the report to a file, by path or URL; returns it and its figures by name.
 
     Raises:
         UsageError: if it cannot be written.
@@ -79,7 +78,7 @@ def write_report(result: Result, location: str) -> Files:
     content = page(result, drawn, no_gallery)
     with whole_file(location) as stream:
         stream.write(content.encode())
-    return {PAGE: content} | {f"figures/{name}.png": plots.image(figure, "png") for name, figure in drawn.items()}
+    return content, drawn
 
 
 def description(result: Result) -> str:
@@ -169,9 +168,8 @@ def galleries(result: Result) -> tuple[list[Figure], str | None]:
     try:
         _, test = evaluation_splits(data)
         shown = track(rows, "drawing heatmaps", transient=True, disable=not sys.stdout.isatty())
-        explained = [
-            explain(load_subject(row.checkpoint, data, {}), test, IMAGES, torch.device("cpu")) for row in shown
-        ]
+        cpu, cache = torch.device("cpu"), result.sweep.placement.cache
+        explained = [explain(load_subject(row.checkpoint, data, {}), test, IMAGES, cpu, cache) for row in shown]
     except (UsageError, OSError) as error:
         return [], str(error)
     names = [row.regularizer for row in rows]

@@ -22,7 +22,8 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # a bar 
 from mlflow import MlflowClient
 
 from sweeps.spool import SWEEP, Files, Spool, spools
-from sweeps.tracking.delivery import PARENT_TAG, SWEEP_TAG, TRIAL_TAG, Courier, Delivery, connect, reason
+from sweeps.tracking.delivery import Courier, Delivery, connect, reason
+from sweeps.tracking.lines import PARENT_TAG, SWEEP_TAG, TRIAL_TAG
 from trainer.config import UsageError
 
 __all__ = ["PARENT_TAG", "SWEEP_TAG", "TRIAL_TAG", "Tracking", "check_tracking", "start_sweep"]
@@ -96,9 +97,15 @@ class Tracking:
         spool.flush()
 
     def log_model(self, trial_id: str, folder: Path) -> None:
-        """Register a saved model of a trial under the sweep's name."""
-        spool = Spool(self.folder, trial_id)
-        spool.model(folder, self.name)
+        """Register a saved model of a trial under the sweep's name, as its pick."""
+        spool = Spool(self.folder, SWEEP)
+        spool.model(folder, trial_id, self.name)
+        spool.flush()
+
+    def log_files(self, files: Files) -> None:
+        """Put files on the parent run."""
+        spool = Spool(self.folder, SWEEP)
+        spool.attach(files)
         spool.flush()
 
     def end(self, status: str) -> None:
@@ -130,12 +137,15 @@ class Tracking:
         if not waiting:
             return ""
         points = sum(len(line.get("metrics", ())) for s in waiting for line, _ in s.lines(s.sent().offset))
+        name = shlex.quote(self.name)
         python = shlex.quote(os.path.relpath(sys.executable) if sys.prefix != sys.base_prefix else "python")
         where = self.storage or str(self.local_dir)
         storage = "" if where == str(Path("runs").resolve()) else f" --storage {shlex.quote(where)}"
+        left = sum(len(spool.sent().left) for spool in waiting)
+        more = f", and {left} things it would not take," if left else ""
         return (
-            f"MLflow at {self.uri} has not heard all: {points} points of {len(waiting)} runs wait in {self.folder}. "
-            f"Once it answers:  {python} -m sweeps.tracking flush --name {shlex.quote(self.name)}{storage}"
+            f"MLflow at {self.uri} has not heard all: {points} points of {len(waiting)} runs{more} wait in "
+            f"{self.folder}. Once it answers:  {python} -m sweeps.tracking flush --name {name}{storage}"
         )
 
     def __enter__(self) -> "Tracking":

@@ -4,26 +4,19 @@ A point keeps its own time, and MLflow keeps one of (run, metric, step, time, va
 sent again and changes nothing.
 """
 
-import base64
 import contextlib
 import fcntl
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
 from sweeps.spool import SWEEP, Line, Sent, Spool, only_sender, spools
-from sweeps.tracking.model import register
+from sweeps.tracking.lines import OPTIONAL, begin, tell
 
-EXPERIMENT = "heatmap-sweeps"
-SWEEP_TAG = "heatmap_sweeps.sweep"
-TRIAL_TAG = "heatmap_sweeps.trial"
-PARENT_TAG = "mlflow.parentRunId"
 BATCH = 1000  # most metrics the server takes at once
 # Sending again would not help. The last: a server too old for what is asked.
 REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE", "ENDPOINT_NOT_FOUND")
@@ -43,20 +36,23 @@ class Delivery:
 
     def __init__(self, folder: Path, uri: str, told: Told = lambda name, points: None) -> None:
         self.folder, self.uri, self.told = folder, uri, told
-        self.refused: dict[str, str] = {}  # key → why; not tried again
+        self.refused: dict[str, str] = {}  # key → why
+        self._blocked: set[str] = set()  # keys: not tried again
+        self._retried: set[tuple[str, int]] = set()  # keys and where a line begins
         self._verified = False
         self._taken: dict[str, int] = {}  # key → bytes of a file that MLflow has whole
 
     def waiting(self) -> list[Spool]:
         """Runs of which MLflow could take more; of what has not grown since it had all, only the size is looked at."""
         found = [Spool(self.folder, SWEEP), *spools(self.folder)]
-        return [spool for spool in found if spool.key not in self.refused and self._waits(spool)]
+        return [spool for spool in found if spool.key not in self._blocked and self._waits(spool)]
 
     def _waits(self, spool: Spool) -> bool:
         size = spool.path.stat().st_size if spool.path.exists() else 0
         if self._taken.get(spool.key) == size:
             return False
-        waits = spool.waiting()
+        sent = spool.sent()
+        waits = size > sent.offset or any((spool.key, start) not in self._retried for start in sent.left)
         if not waits:
             self._taken[spool.key] = size
         return waits
@@ -72,17 +68,54 @@ class Delivery:
                 client = connect(self.uri)
                 if not self._verified:
                     self._verify(client)
-                sweep = Spool(self.folder, SWEEP)
-                for spool in self.waiting():
-                    try:
-                        _send(client, spool, sweep.sent(), self.told)
-                    except FileNotFoundError as error:  # a model that was removed before it could be sent
-                        self.refused[spool.key] = str(error)
-                    except MlflowException as error:
-                        if error.error_code not in REFUSALS or not sweep.sent().run:
-                            raise
-                        self.refused[spool.key] = reason(error)
+                waiting = self.waiting()
+                for spool in waiting:
+                    self._send(client, spool)
+                for spool in waiting:  # last: a model needs the run of its trial
+                    self._send_left(client, spool)
             return alone
+
+    def _send(self, client: MlflowClient, spool: Spool) -> None:
+        sweep, sent, name = Spool(self.folder, SWEEP), spool.sent(), spool.key
+        start = sent.offset
+        for batch, end in _batches(spool.lines(start)):
+            points = 0
+            try:
+                if "begin" in batch[0]:
+                    name = batch[0]["begin"]
+                    sent = begin(client, spool, batch[0], sent, sweep.sent())
+                else:
+                    points = tell(client, spool, sent, batch)
+            except Exception as error:
+                if OPTIONAL & batch[0].keys() and _answers(client):
+                    self.refused[spool.key] = reason(error)
+                    sent = replace(sent, left=[*sent.left, start])
+                elif getattr(error, "error_code", "") in REFUSALS and sweep.sent().run:
+                    self.refused[spool.key] = reason(error)
+                    self._blocked.add(spool.key)
+                    return
+                else:
+                    raise
+            start, sent = end, replace(sent, offset=end)
+            spool.mark(sent)
+            self.told(name, points)
+
+    def _send_left(self, client: MlflowClient, spool: Spool) -> None:
+        """Try once more what MLflow would not take; one that refuses it again is left alone by this process."""
+        sent = spool.sent()
+        for start in [start for start in sent.left if (spool.key, start) not in self._retried]:
+            self._retried.add((spool.key, start))
+            try:
+                tell(client, spool, sent, [next(spool.lines(start))[0]])
+            except Exception as error:
+                if not _answers(client):
+                    raise
+                self.refused[spool.key] = reason(error)
+            else:
+                sent = replace(sent, left=[other for other in sent.left if other != start])
+                spool.mark(sent)
+                if not sent.left:
+                    self.refused.pop(spool.key, None)
 
     def _verify(self, client: MlflowClient) -> None:
         """Begin anew if what was sent is not there: another server, or one that lost its runs."""
@@ -147,53 +180,6 @@ def reason(error: Exception) -> str:
     return (text if isinstance(error, MlflowException) and text else f"{type(error).__name__} {text}".strip())[:200]
 
 
-def _send(client: MlflowClient, spool: Spool, sweep: Sent, told: Told) -> None:
-    sent, name = spool.sent(), spool.key
-    for batch, offset in _batches(spool.lines(sent.offset)):
-        first, points = batch[0], 0
-        if "begin" in first:
-            name = first["begin"]
-            sent = _begin(client, spool, first, sent, sweep)
-        elif "metrics" in first:
-            metrics = [
-                Metric(key, value, line["time"], line["step"])
-                for line in batch
-                for key, value in line["metrics"].items()
-                if line["step"] > sent.known.get(key, -1)
-            ]
-            points = len(metrics)
-            if metrics:
-                client.log_batch(sent.run, metrics=metrics)
-        elif "params" in first:
-            client.log_batch(sent.run, params=[Param(key, value) for key, value in first["params"].items()])
-        elif "files" in first:
-            _put(client, sent.run, {name: base64.b64decode(content) for name, content in first["files"].items()})
-        elif "dataset" in first:
-            tags = [InputTag("mlflow.data.context", "training")]
-            client.log_inputs(sent.run, [DatasetInput(Dataset(**first["dataset"]), tags)])
-        elif "tag" in first:
-            client.log_batch(sent.run, tags=[RunTag(key, value) for key, value in first["tag"].items()])
-        elif "model" in first:
-            register(client, sent.experiment, sent.run, Path(first["model"]), first["name"])
-        elif "end" in first:
-            for key, value in first["tags"].items():
-                client.set_tag(sent.run, key, value)
-            client.set_terminated(sent.run, first["end"], first["time"])
-        sent = replace(sent, offset=offset)
-        spool.mark(sent)
-        told(name, points)
-
-
-def _put(client: MlflowClient, run: str, files: dict[str, bytes]) -> None:
-    """Put files into the run's artifacts, by names that may have folders."""
-    with tempfile.TemporaryDirectory() as folder:
-        for name, content in files.items():
-            path = Path(folder, name)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
-        client.log_artifacts(run, folder)
-
-
 def _batches(lines: Iterator[tuple[Line, int]]) -> Iterator[tuple[list[Line], int]]:
     """Points of several steps together, every other line alone; each with the byte after it."""
     batch: list[Line] = []
@@ -209,35 +195,12 @@ def _batches(lines: Iterator[tuple[Line, int]]) -> Iterator[tuple[list[Line], in
         yield batch, end
 
 
-def _begin(client: MlflowClient, spool: Spool, line: Line, sent: Sent, sweep: Sent) -> Sent:
-    """Create the run, or find it again and set it running."""
-    if not sent.run:
-        if spool.key == SWEEP:
-            experiment, identity = _experiment(client, line.get("artifacts")), {SWEEP_TAG: line["begin"]}
-        else:
-            experiment, identity = sweep.experiment, {TRIAL_TAG: spool.key, PARENT_TAG: sweep.run}
-        query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in identity.items())
-        found = client.search_runs([experiment], query, max_results=1)
-        tags = identity | line["tags"]
-        run = found[0] if found else client.create_run(experiment, tags=tags, run_name=line["begin"])
-        params = [Param(key, value) for key, value in line["params"].items() if key not in run.data.params]
-        client.log_batch(run.info.run_id, params=params, tags=[RunTag(key, value) for key, value in tags.items()])
-        known = {}
-        if spool.key != SWEEP:
-            for name in run.data.metrics:
-                known[name] = max(point.step for point in client.get_metric_history(run.info.run_id, name))
-        sent = Sent(run.info.run_id, experiment, 0, known)
-    client.update_run(sent.run, status="RUNNING")
-    return sent
-
-
-def _experiment(client: MlflowClient, artifacts: str | None) -> str:
-    with contextlib.suppress(MlflowException):  # another sweep has just made it
-        if client.get_experiment_by_name(EXPERIMENT) is None:
-            client.create_experiment(EXPERIMENT, artifact_location=artifacts)
-    found = client.get_experiment_by_name(EXPERIMENT)
-    assert found is not None
-    return found.experiment_id
+def _answers(client: MlflowClient) -> bool:
+    try:
+        client.search_experiments(max_results=1)
+    except Exception:
+        return False
+    return True
 
 
 def _has(client: MlflowClient, run: str) -> bool:

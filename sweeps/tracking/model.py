@@ -12,11 +12,13 @@ import mlflow.pytorch
 import numpy as np
 import torch
 from mlflow import MlflowClient
-from mlflow.entities import LoggedModelOutput
+from mlflow.entities import LoggedModelOutput, LoggedModelStatus, RunInfo
+from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 
+from trainer.cache import ShardCache
 from trainer.evaluate.checkpoints import load_subject
 from trainer.evaluate.gallery import examples
 from trainer.shards import evaluation_splits
@@ -24,7 +26,7 @@ from trainer.shards import evaluation_splits
 ALIAS = "pick"
 
 
-def save_model(checkpoint: str, data: str, folder: Path) -> Path:
+def save_model(checkpoint: str, data: str, folder: Path, cache: ShardCache | None = None) -> Path:
     """Save a trial's network in MLflow's format: standardised images (b, 3, h, w) in, logits (b, k) out.
 
     The input example is two test images of the data.
@@ -33,16 +35,21 @@ def save_model(checkpoint: str, data: str, folder: Path) -> Path:
         checkpoint: of the trial.
         data: shards it was trained on.
         folder: of the model, there only when it is whole; one that is there already stays.
+        cache: of remote shards.
 
     Returns:
         The folder.
+
+    Raises:
+        Exception: if the architecture cannot be exported.
     """
     if folder.exists():
         return folder
     logging.getLogger("mlflow").setLevel(logging.ERROR)  # it advises on what is settled here
     subject = load_subject(checkpoint, data, {})
     _, test = evaluation_splits(data)
-    images = examples(test, subject.trial.image_size, 2, torch.device("cpu")).images.numpy()
+    batch = examples(test, subject.trial.image_size, 2, torch.device("cpu"), cache)
+    images = batch.images[[0, -1]].numpy()  # always two: the graph of one would take no more
     classes = len(test.classes)
     signature = ModelSignature(
         Schema([TensorSpec(np.dtype("float32"), (-1, *images.shape[1:]))]),
@@ -59,36 +66,53 @@ def save_model(checkpoint: str, data: str, folder: Path) -> Path:
         pip_requirements=[f"mlflow=={mlflow.__version__}", f"torch=={torch.__version__.partition('+')[0]}"],
         metadata={"classes": list(test.classes), "regularizer": subject.trial.regularizer},
     )
+    mlflow.pytorch.load_model(str(partial))(torch.zeros(3, *images.shape[1:]))  # the signature promises any number
     partial.rename(folder)
     return folder
 
 
-def register(client: MlflowClient, experiment: str, run: str, folder: Path, name: str) -> None:
-    """Register a saved model as a version of `name` that belongs to the run, and make it the pick; once for each run.
+def register(client: MlflowClient, run: RunInfo, folder: Path, name: str, tags: dict[str, str], pick: bool) -> None:
+    """Register a saved model of a run as a version of `name`, once for each run; done again, it goes on where it was.
+
+    Args:
+        client: of MLflow.
+        run: that made the model.
+        folder: with the model.
+        name: of the registered model.
+        tags: of that, by which it is known as ours.
+        pick: whether the alias goes to this version.
 
     Raises:
         MlflowException: if the server refuses it, or is away.
         FileNotFoundError: if the folder is gone.
+        PermissionError: if there is a registered model of that name that is not ours.
     """
-    with contextlib.suppress(MlflowException):  # there from an earlier pick; if the server is away, the next says so
-        client.create_registered_model(name)
-    versions = client.search_model_versions(f"name = '{name}' and run_id = '{run}'")
-    if versions:
-        version = versions[0]
-    else:
-        if not folder.exists():
-            raise FileNotFoundError(f"{folder} is gone")
-        begun = client.search_logged_models([experiment], f"source_run_id = '{run}'")  # by a process that was killed
-        logged = begun[0] if begun else client.create_logged_model(experiment, name=name, source_run_id=run)
+    with contextlib.suppress(MlflowException):  # there already; if the server is away, the next says so
+        client.create_registered_model(name, tags)
+    if not tags.items() <= client.get_registered_model(name).tags.items():
+        raise PermissionError(f"there is a registered model {name!r} of another origin; it stays as it is")
+    versions = client.search_model_versions(f"name = '{name}' and run_id = '{run.run_id}'")
+    version = versions[0] if versions else _upload(client, run, folder, name)
+    if pick:
+        client.set_registered_model_alias(name, ALIAS, version.version)
+
+
+def _upload(client: MlflowClient, run: RunInfo, folder: Path, name: str) -> ModelVersion:
+    if not folder.exists():
+        raise FileNotFoundError(f"{folder} is gone")
+    begun = client.search_logged_models([run.experiment_id], f"source_run_id = '{run.run_id}'")
+    logged = begun[0] if begun else client.create_logged_model(run.experiment_id, "model", source_run_id=run.run_id)
+    if logged.status != LoggedModelStatus.READY:
         client.log_model_artifacts(logged.model_id, str(folder))
-        client.finalize_logged_model(logged.model_id, "READY")
-        client.log_outputs(run, [LoggedModelOutput(logged.model_id, step=0)])
-        version = client.create_model_version(
-            name,
-            logged.artifact_location,
-            run_id=run,
-            description="Standardised images (b, 3, h, w) in, logits (b, k) out. A graph made with torch.export.",
-            await_creation_for=0,
-            model_id=logged.model_id,
-        )
-    client.set_registered_model_alias(name, ALIAS, version.version)
+        client.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
+    outputs = client.get_run(run.run_id).outputs
+    if logged.model_id not in {output.model_id for output in (outputs.model_outputs if outputs else ())}:
+        client.log_outputs(run.run_id, [LoggedModelOutput(logged.model_id, step=0)])
+    return client.create_model_version(
+        name,
+        logged.artifact_location,
+        run_id=run.run_id,
+        description="Standardised images (b, 3, h, w) in, logits (b, k) out. A graph made with torch.export.",
+        await_creation_for=0,
+        model_id=logged.model_id,
+    )

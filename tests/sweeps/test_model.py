@@ -9,7 +9,7 @@ import torch
 from mlflow import MlflowClient
 
 from sweeps.spool import Spool
-from sweeps.tracking import start_sweep
+from sweeps.tracking import delivery, start_sweep
 from sweeps.tracking.delivery import Delivery
 from sweeps.tracking.model import save_model
 from trainer.config import Trial
@@ -60,30 +60,95 @@ def deliver(tracking):
     return delivery
 
 
-def test_each_pick_is_a_version_once_and_the_alias_is_the_last(saved, tmp_path, digits, monkeypatch):
-    tracking = start_sweep(f"sqlite:///{tmp_path}/mlflow.db", "s", {}, tmp_path / "runs")
-    for trial in ("t1", "t2"):
+@pytest.fixture
+def tracking(tmp_path):
+    """Of a sweep with three trials that MLflow has not heard of."""
+    tracking = start_sweep(f"sqlite:///{tmp_path}/mlflow.db", "cifar-v1.2", {}, tmp_path / "runs")
+    for trial in ("t1", "t2", "t3"):
         Spool(tracking.folder, trial).begin(trial, {}, {})
+    return tracking
+
+
+def versions(client):
+    return client.search_model_versions("name = 'cifar-v1.2'")
+
+
+def picked(client):
+    return client.get_model_version_by_alias("cifar-v1.2", "pick").run_id
+
+
+def test_each_pick_is_a_version_once_and_the_alias_is_the_last(saved, tracking, tmp_path, digits, monkeypatch):
     tracking.log_model("t1", saved)
-    deliver(tracking)
+    assert not deliver(tracking).refused
     tracking.log_model("t1", saved)  # the sweep was resumed
-    gone = Path(shutil.copytree(saved, tmp_path / "gone"))
     deliver(tracking)
     client = MlflowClient(tracking.uri)
-    (version,) = client.search_model_versions("name = 's'")
-    assert version.run_id == tracking.run_of("t1")
-    assert client.get_model_version_by_alias("s", "pick").version == version.version
+    (version,) = versions(client)
+    assert version.run_id == picked(client) == tracking.run_of("t1")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking.uri)
-    assert load_subject("models:/s@pick", str(digits), {}).trial.image_size == 32
+    assert load_subject("models:/cifar-v1.2@pick", str(digits), {}).trial.image_size == 32
 
+    gone = Path(shutil.copytree(saved, tmp_path / "gone"))
     tracking.log_model("t2", gone)  # an extension found a better one
     shutil.rmtree(gone)
-    Spool(tracking.folder, "t3").begin("t3", {}, {})
-    assert "gone is gone" in deliver(tracking).refused["t2"]
-    assert tracking.run_of("t3"), "others do not wait for it"
-    assert client.get_model_version_by_alias("s", "pick").version == version.version
+    Spool(tracking.folder, "t4").begin("t4", {}, {})
+    tracking.log_result({"best/val/accuracy": 0.5}, "text", {})
+    assert "gone is gone" in deliver(tracking).refused["sweep"]
+    assert "and 1 things it would not take" in tracking.unheard()
+    assert tracking.run_of("t4"), "others do not wait for it"
+    parent = client.get_run(tracking.run_of("sweep"))
+    assert parent.data.metrics == {"best/val/accuracy": 0.5}, "nor what the sweep has to say after it"
+    assert picked(client) == tracking.run_of("t1")
     shutil.copytree(saved, gone)
     assert not deliver(tracking).refused
-    assert client.get_model_version_by_alias("s", "pick").run_id == tracking.run_of("t2")
-    assert len(client.search_model_versions("name = 's'")) == 2
-    assert len(client.search_logged_models([client.get_experiment_by_name("heatmap-sweeps").experiment_id])) == 2
+    assert tracking.unheard() == ""
+    assert picked(client) == tracking.run_of("t2")
+    assert len(versions(client)) == 2
+    assert len(client.search_logged_models([parent.info.experiment_id])) == 2
+
+
+def test_the_last_pick_is_the_pick_though_nothing_was_heard_before(saved, tracking):
+    for trial in ("t3", "t1"):  # before their runs are known, and not in the order of their names
+        tracking.log_model(trial, saved)
+    assert not deliver(tracking).refused
+    client = MlflowClient(tracking.uri)
+    assert picked(client) == tracking.run_of("t1")
+    assert {version.run_id for version in versions(client)} == {tracking.run_of("t1"), tracking.run_of("t3")}
+
+
+def test_a_registration_that_was_cut_off_is_gone_on_with(saved, tracking, monkeypatch):
+    def cut(*rest, **more):
+        raise ConnectionError
+
+    tracking.log_model("t1", saved)
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "create_model_version", cut)
+        assert "ConnectionError" in deliver(tracking).refused["sweep"]
+    assert not deliver(tracking).refused
+    client = MlflowClient(tracking.uri)
+    assert picked(client) == tracking.run_of("t1")
+    assert len(client.search_logged_models([client.get_run(tracking.run_of("t1")).info.experiment_id])) == 1
+
+
+def test_a_registered_model_of_another_origin_stays_as_it_is(saved, tracking):
+    client = MlflowClient(tracking.uri)
+    client.create_registered_model("cifar-v1.2")
+    tracking.log_model("t1", saved)
+    assert "another origin" in deliver(tracking).refused["sweep"]
+    assert not versions(client)
+
+
+def test_a_server_that_goes_away_while_a_model_is_sent_is_not_blamed_for_refusing_it(saved, tracking, monkeypatch):
+    def cut(*rest, **more):
+        raise ConnectionError
+
+    deliver(tracking)
+    tracking.log_model("t1", saved)
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "create_model_version", cut)
+        patch.setattr(delivery, "_answers", lambda client: False)
+        with pytest.raises(ConnectionError):
+            deliver(tracking)
+    assert Spool(tracking.folder, "sweep").sent().left == []
+    deliver(tracking)
+    assert picked(MlflowClient(tracking.uri)) == tracking.run_of("t1")

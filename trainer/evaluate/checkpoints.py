@@ -87,9 +87,7 @@ def registered_model(uri: str) -> tuple[nn.Module, int | None]:
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
         signature = mlflow.models.get_model_info(uri).signature
-        inputs = signature.inputs.inputs if signature is not None and signature.inputs else [None]
-        size = getattr(inputs[0], "shape", (-1,))[-1]  # tables of columns have none
-        return mlflow.pytorch.load_model(uri, map_location="cpu"), size if size > 0 else None
+        model = mlflow.pytorch.load_model(uri, map_location="cpu")
     except Exception as error:
         reason = str(error).partition("\n")[0][:200]
         where = mlflow.get_tracking_uri()
@@ -97,3 +95,7 @@ def registered_model(uri: str) -> tuple[nn.Module, int | None]:
             f"--checkpoint {uri}: MLflow at {where} has no such PyTorch model ({reason}); MLFLOW_TRACKING_URI names "
             "another server"
         ) from None
+    inputs = signature.inputs.inputs if signature is not None and signature.inputs else [None]
+    shape = tuple(getattr(inputs[0], "shape", ()))  # tables of columns have none
+    square = len(shape) == 4 and shape[1] == 3 and shape[2] == shape[3] > 0
+    return model, shape[3] if square else None
