@@ -1,0 +1,125 @@
+"""What is left of a sweep once its trials have ended, whatever goes wrong meanwhile."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from mlflow import MlflowClient
+
+from sweeps import closing
+from sweeps.closing import close
+from sweeps.ranking import Row
+from sweeps.search import make_search, open_study
+from sweeps.settings import Sweep
+from sweeps.spool import SWEEP, Spool
+from sweeps.tracking import start_sweep
+from trainer.config import Trial
+from trainer.models import build_model
+
+UNITS = {"l2": 2.0}
+
+
+@pytest.fixture
+def sweep(tmp_path, digits):
+    trial = Trial(data=str(digits), model="resnet8")
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    sweep = Sweep(name="s", storage=str(tmp_path), tracking_uri=uri, trial=trial, regularizers=("l2",))
+    Path(sweep.folder).mkdir()
+    return sweep
+
+
+@pytest.fixture
+def rows(sweep):
+    """Of trials that trained to the end, with their checkpoints."""
+    found = []
+    for name, robust in (("none", 0.1), ("l2", 0.4)):
+        folder = Path(sweep.trials_folder, name, "epoch_0001")
+        folder.mkdir(parents=True)
+        trial = dataclasses.replace(sweep.trial, regularizer=name, weight=6.0 if name == "l2" else 0.0)
+        state = {"model": build_model("resnet8", 10).state_dict(), "trial": trial.to_dict(), "optimizer": {}}
+        torch.save(state, folder / "state.pt")
+        values = {"accuracy": 0.9, "robust_accuracy": robust}
+        metrics = {f"{split}/{key}": value for split in ("val", "test") for key, value in values.items()}
+        found.append(
+            Row(
+                trial_id=name,
+                regularizer=name,
+                weight=trial.weight,
+                strength=trial.weight / 2,
+                seed=0,
+                status="finished",
+                accuracy=0.9,
+                robust_accuracy=robust,
+                heatmap_ssim=0.0,
+                heatmap_correlation=0.0,
+                checkpoint=str(folder),
+                run="",
+                metrics=metrics,
+            )  # fmt: skip
+        )
+    return found
+
+
+@pytest.fixture
+def tracking(sweep, rows):
+    tracking = start_sweep(sweep.tracking_uri, "s", {}, sweep.local_storage, sweep.storage)
+    for row in rows:
+        Spool(tracking.folder, row.trial_id).begin(row.trial_id, {}, {})
+    return tracking
+
+
+def artifacts(tracking):
+    client, run = MlflowClient(tracking.uri), tracking.run_of(SWEEP)
+    return {file.path for folder in ("", "figures") for file in client.list_artifacts(run, folder) if not file.is_dir}
+
+
+def test_a_sweep_leaves_result_report_figures_and_model(sweep, rows, tracking):
+    make_search(sweep, UNITS)
+    said = []
+    assert close(sweep, UNITS, rows, tracking, said.append) == []
+    assert said == ["writing the report", "saving the winner as a model"]
+    assert tracking.drain() == tracking.unheard() == ""
+    assert json.loads(Path(sweep.folder, "result.json").read_text())["pick"] == "l2"
+    figures = {f"figures/{name}.png" for name in ("accuracies", "responses", "heatmaps-0")}
+    assert artifacts(tracking) == {"ranking.txt", "ranking.csv", "result.json", "report.html", *figures}
+    run = MlflowClient(tracking.uri).get_run(tracking.run_of(SWEEP))
+    assert run.data.metrics["best/test/robust_accuracy"] == 0.4
+    assert run.data.tags["mlflow.note.content"].startswith("Pick: l2, trial l2")
+    assert MlflowClient(tracking.uri).get_model_version_by_alias("s", "pick").run_id == tracking.run_of("l2")
+    assert (Path(sweep.folder) / "models/l2/MLmodel").exists()
+    assert "optimizer" not in torch.load(Path(rows[0].checkpoint) / "state.pt"), "the baseline's, only weights"
+
+
+def test_what_cannot_be_made_is_said_and_the_result_is_there(sweep, rows, tracking, monkeypatch):
+    def fail(*rest):
+        raise RuntimeError("no space\nleft")
+
+    monkeypatch.setattr(closing, "write_report", fail)
+    monkeypatch.setattr(closing, "save_model", fail)
+    said = []  # and the study is gone
+    close(sweep, UNITS, rows, tracking, said.append)
+    assert said[0].startswith("no importances: KeyError")
+    assert said[1:] == [
+        "writing the report", "no report: RuntimeError no space",
+        "saving the winner as a model", "no model: RuntimeError no space",
+    ]  # fmt: skip
+    assert tracking.drain() == ""
+    assert artifacts(tracking) == {"ranking.txt", "ranking.csv", "result.json"}
+    assert json.loads(Path(sweep.folder, "result.json").read_text())["importances"] == {}
+
+
+def test_another_machine_finds_the_study_in_the_bucket(sweep, object_store, tmp_path):
+    object_store.create_bucket(Bucket="closing")
+    first, second = (
+        dataclasses.replace(sweep, storage="s3://closing/sweeps", local_dir=str(tmp_path / name))
+        for name in ("first", "second")
+    )
+    for one in (first, second):
+        one.local_folder.mkdir(parents=True)
+    search = make_search(first, UNITS)
+    search.suggest("t")
+    search.save(str(tmp_path / "searcher"))
+    (second.local_folder / "study.journal").touch()  # as a process left it that was killed
+    assert [trial.number for trial in open_study(second).trials] == [trial.number for trial in open_study(first).trials]
