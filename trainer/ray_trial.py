@@ -23,13 +23,10 @@ from trainer.cache import ShardCache
 from trainer.checkpoints import load_newest, load_state, save_state
 from trainer.config import Trial, UsageError
 from trainer.distributed import rank, sum_over_workers
-from trainer.evaluate.checkpoints import Subject
-from trainer.evaluate.gallery import IMAGES, captions, draw_gallery, explain
-from trainer.fit import Metrics, State, count_classes, fit
+from trainer.evaluate.gallery import gallery_of
+from trainer.fit import Metrics, State, fit
 from trainer.load import watched
 from trainer.locations import read_json, whole_file
-from trainer.models import build_model
-from trainer.shards import evaluation_splits
 
 IN_PLACE = train.CheckpointUploadMode.NO_UPLOAD
 FAILURE_FILE = "failure.json"
@@ -198,12 +195,7 @@ def _train(config: dict[str, Any]) -> None:
 def _gallery(trial: Trial, state: State, device: torch.device, cache: ShardCache) -> dict[str, str | bytes]:
     """Heatmaps of the trained model as a file; none where they cannot be drawn, which is no reason to fail."""
     try:
-        model = build_model(trial.model, count_classes(trial.data), trial.activation)
-        model.load_state_dict(state["model"])
-        _, test = evaluation_splits(trial.data)
-        subject = Subject(trial.label, model.to(device), trial)
-        shown = explain(subject, test, IMAGES, device, cache)
-        return {GALLERY: draw_gallery(shown.images, shown.heatmaps, captions(shown, test.classes), subject.label)}
+        return {GALLERY: gallery_of(trial, state["model"], device, cache)}
     except Exception as error:
         print(f"no gallery: {type(error).__name__}: {error}")
         return {}

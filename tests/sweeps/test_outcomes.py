@@ -21,6 +21,7 @@ from sweeps.tracking import start_sweep
 from trainer import load, ray_trial
 from trainer.cache import ShardCache
 from trainer.config import Trial
+from trainer.evaluate import gallery
 
 UNITS = {"l2": 2.0}
 CONFIG = {"regularizer": "l2", "weight_l2": 0.5, "seed": 3}
@@ -170,7 +171,7 @@ def test_a_trial_leaves_pictures_of_its_heatmaps_and_how_busy_its_machine_was(sw
     assert 0 < work.points.load[0]["system/system_memory_usage_percentage"] < 100
     assert work.points.load[0]["system/system_memory_usage_megabytes"] > 10
 
-    monkeypatch.setattr(ray_trial, "draw_gallery", lambda *rest: 1 / 0)
+    monkeypatch.setattr(gallery, "draw_gallery", lambda *rest: 1 / 0)
     shutil.rmtree(Path(reports[-1]["checkpoint_folder"]).parent)
     again, _ = work(CONFIG)
     assert not work.points.files

@@ -10,13 +10,15 @@ from torch import Tensor
 
 from regularizers.base import finite_examples
 from trainer.cache import ShardCache
+from trainer.config import Trial
 from trainer.data import Batch, eval_loader
 from trainer.evaluate import classifier
 from trainer.evaluate.checkpoints import Subject
 from trainer.evaluate.heatmaps import heatmap
 from trainer.evaluate.robustness import to_pixels
+from trainer.models import build_model
 from trainer.preprocess import Transform
-from trainer.shards import Shards
+from trainer.shards import Shards, evaluation_splits
 
 COLOURS = "RdBu_r"  # matplotlib's name: red raises the class's score, blue lowers it, white is zero
 IMAGES = 4  # of a trial's gallery
@@ -75,6 +77,15 @@ def explain(
         with torch.no_grad():
             confidences, guesses = classify(images).softmax(1).max(1)
     return Explained(images, labels, heatmaps, guesses, confidences)
+
+
+def gallery_of(trial: Trial, weights: dict[str, Tensor], device: torch.device, cache: ShardCache) -> bytes:
+    """A trial's network on `IMAGES` images of the test split, as PNG; the same images for all trials of a sweep."""
+    _, test = evaluation_splits(trial.data)
+    model = build_model(trial.model, len(test.classes), trial.activation)
+    model.load_state_dict(weights)
+    shown = explain(Subject(trial.label, model.to(device), trial), test, IMAGES, device, cache)
+    return draw_gallery(shown.images, shown.heatmaps, captions(shown, test.classes), trial.label)
 
 
 def captions(explained: Explained, classes: Sequence[str]) -> list[str]:
