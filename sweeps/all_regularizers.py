@@ -36,6 +36,7 @@ from sweeps.report import PAGE
 from sweeps.settings import Sweep, create_folder, driving, write_json
 from sweeps.shared import check_shared
 from sweeps.tracking import Tracking, check_tracking, start_sweep
+from sweeps.tracking.model import ALIAS
 from trainer.calibrate import calibrate
 from trainer.config import Trial, UsageError
 from trainer.data import train_loader
@@ -198,6 +199,12 @@ def conclude(sweep: Sweep, rows: list[Row], repeated: list[Finalist], tracking: 
             soft_wrap=True,
             highlight=False,
         )
+        console.print(f"Load it with MLflow:  models:/{sweep.name}@{ALIAS}", soft_wrap=True, highlight=False)
+    if sum(sweep.parts) == 1:
+        console.print(
+            "One weight of each was tried: this ranks weights, not regularizers. --extend 4, and --seeds, tell more.",
+            highlight=False,
+        )
     if unheard := tracking.unheard():
         console.print(unheard, soft_wrap=True, highlight=False, markup=False)
     if failed or len(rows) < sweep.total_trials:
@@ -230,6 +237,7 @@ def main() -> int:
                 held.enter_context(driving(sweep))
             else:
                 prepare(sweep, given.data is None, held)
+            stage(f"sweep {sweep.name} in {sweep.folder}")
             say_how_many(sweep)
             stage(where())
             held.enter_context(ray_cluster(verbose=given.verbose))
@@ -241,14 +249,15 @@ def main() -> int:
                 units = measure_units(sweep)
             if not given.resume:
                 stage(check_space(sweep))
+            if not given.resume or given.max_accuracy_drop is not None:
                 sweep.save()  # last: from here on the sweep, or its new part, exists and can be resumed
-            stage(f"sweep {sweep.name} in {sweep.folder}")
             return conclude(sweep, *run(sweep, units))
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; what is done is kept, --name SWEEP --resume continues it", file=sys.stderr)
+        name = shlex.quote(sweep.name) if "sweep" in locals() else "SWEEP"
+        print(f"interrupted; what is done is kept, --name {name} --resume continues it", file=sys.stderr)
         return 130
 
 

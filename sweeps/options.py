@@ -136,6 +136,12 @@ def parse(description: str) -> argparse.Namespace:
         "N trials more for each (default 0)",
     )
     search.add_argument(
+        "--max-accuracy-drop",
+        type=float,
+        metavar="POINTS",
+        help="how much less accurate than the baseline the pick may be (default 2); with --resume, picks anew",
+    )
+    search.add_argument(
         "--seed", type=int, metavar="N", default=0, help="of search, data order and attacks (default 0)"
     )
     where = parser.add_argument_group("where it runs")
@@ -210,6 +216,8 @@ def sweep_of(given: argparse.Namespace) -> Sweep:
         sweep = Sweep.load(storage, given.name)
         if given.resume and given.extend is not None:
             raise UsageError("--resume ends what was begun, --extend begins more: give one of them")
+        if given.max_accuracy_drop is not None:
+            sweep = dataclasses.replace(sweep, max_accuracy_drop=given.max_accuracy_drop / 100)
         return sweep if given.resume else extended(sweep, given.extend, given.seeds)
     name = given.name or time.strftime("sweep-%Y%m%d-%H%M%S")
     gpus, loaders = worker_defaults()
@@ -273,5 +281,6 @@ def sweep_of(given: argparse.Namespace) -> Sweep:
             cache=ShardCache(str(Path(given.cache_dir).expanduser().resolve()), int(given.cache_size * 1e9)),
         ),
         max_concurrent=given.max_concurrent,
+        max_accuracy_drop=0.02 if given.max_accuracy_drop is None else given.max_accuracy_drop / 100,
         seed=given.seed,
     )

@@ -108,6 +108,9 @@ def responses(result: Result) -> Figure:
     panels = iter(figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).flat)
     curves: Any = (("accuracy", COLOURS[0], "o", "-"), ("robust_accuracy", COLOURS[1], "s", "--"))
     best = {row.regularizer: row.strength for row in result.champions}
+    tried = [row.strength for row in result.rows if row.regularizer in names]
+    ranges = [REGULARIZERS[name].strengths() for name in names]
+    reach = min([low for low, _ in ranges] + tried) / 1.5, max([high for _, high in ranges] + tried) * 1.5
     for number, (name, axes) in enumerate(zip(names, panels, strict=False)):
         rows = sorted((row for row in result.rows if row.regularizer == name), key=lambda row: row.strength)
         if name in best:
@@ -121,6 +124,7 @@ def responses(result: Result) -> Figure:
                 axes.axhline(100 * getattr(result.baseline, key), color=colour, linewidth=1, linestyle=":")
         axes.set_title(name, fontsize=9, loc="left")
         axes.set_xscale("log")
+        axes.set_xlim(*reach)
         axes.xaxis.set_major_locator(LogLocator(numticks=3))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.tick_params(labelbottom=number >= len(names) - columns)

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-ACCURACY, ROBUST = "val/accuracy", "val/robust_accuracy"
+ACCURACY, ROBUST, ATTACKED = "val/accuracy", "val/robust_accuracy", "val/attacked_examples"
 
 
 class Progress:
@@ -92,7 +92,7 @@ class Progress:
         """The best so far and the time left, as far as they are known."""
         words = ""
         if self.best is not None:
-            words += f" | best robust so far {self.best[0]:.3f} ({self.best[1]})"
+            words += f" | best robust so far {100 * self.best[0]:.1f} % ({self.best[1]})"
         begun = sum(result.get("epoch", 0) / self.epochs for result in self.running.values())
         work = self.done - self.done_before + begun
         if work and self.done < self.total:
@@ -126,4 +126,7 @@ class Progress:
 
 
 def _figures(result: dict[str, Any]) -> str:
-    return f"accuracy {result[ACCURACY]:.3f}, robust {result[ROBUST]:.3f}" if ROBUST in result else "no result"
+    if ROBUST not in result:
+        return "no result"
+    images = f" on {result[ATTACKED]:.0f} images" if ATTACKED in result else ""
+    return f"accuracy {100 * result[ACCURACY]:.1f} %, robust {100 * result[ROBUST]:.1f} %{images}"

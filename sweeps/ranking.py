@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from io import StringIO
 from typing import Any
@@ -66,9 +67,18 @@ def reason(rows: list[Row], max_accuracy_drop: float) -> str:
     picked, reference = pick(rows, max_accuracy_drop), baseline(rows)
     if picked is None or reference is None:
         return "No baseline trial finished, so there is nothing to compare with: no pick."
-    return (
+    words = (
         f"Pick: {picked.regularizer}, trial {picked.trial_id}: {rule(max_accuracy_drop)} "
         f"(trial {reference.trial_id}, accuracy {100 * reference.accuracy:.1f} %)."
+    )
+    first = rank(rows)[0]
+    if first is picked:
+        return words
+    missing = math.ceil(1000 * (reference.accuracy - first.accuracy) - 1e-6) / 10
+    return (
+        f"{words} More robust, but less accurate than that: {first.regularizer}, trial {first.trial_id}, robust "
+        f"{100 * first.robust_accuracy:.1f} % against {100 * picked.robust_accuracy:.1f} %; --resume "
+        f"--max-accuracy-drop {missing:g} would pick it."
     )
 
 
@@ -95,7 +105,7 @@ def table(rows: list[Row], picked: Row | None) -> Table:
         box=SIMPLE_HEAD,
         show_edge=False,  # 80 columns are few
         padding=(0, 0),
-        caption=f"→ pick  * unbeaten in both accuracies (in % of {SPLIT})",
+        caption=f"→ pick  * unbeaten in both accuracies (in % of {SPLIT})\nunfinished trials last: fewer images",
     )
     for name in ("", "trial", "regularizer"):
         out.add_column(name, no_wrap=True)

@@ -9,6 +9,7 @@ names the old one, and prints its accuracy, robust accuracy and checkpoint. Inte
 
 import argparse
 import dataclasses
+import math
 import os
 import sys
 from pathlib import Path
@@ -107,7 +108,10 @@ def train_on(sweep: Sweep, row: Row, epochs: int) -> int:
         tracking.end_trial(name, state, {"checkpoint": checkpoint})
         tracking.end("FINISHED")
         tracking.close()
-    print(f"accuracy {metrics['val/accuracy']:.3f}, robust accuracy {metrics['val/robust_accuracy']:.3f} on val")
+    for split in ("val", "test"):
+        now = [100 * metrics[f"{split}/{key}"] for key in ("accuracy", "robust_accuracy")]
+        before = [100 * row.metrics.get(f"{split}/{key}", math.nan) for key in ("accuracy", "robust_accuracy")]
+        print(f"on {split}: accuracy {before[0]:.1f} → {now[0]:.1f} %, robust {before[1]:.1f} → {now[1]:.1f} %")
     print(f"checkpoint: {checkpoint}")
     if unheard := tracking.unheard():
         print(unheard)

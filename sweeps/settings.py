@@ -109,6 +109,8 @@ class Sweep:
                 raise UsageError("--weight leaves nothing to choose; leave out --strengths and --allocation adaptive")
             if not 0 < self.weight < math.inf:
                 raise UsageError(f"--weight {self.weight:g}: give a finite number above 0")
+        if not 0 <= self.max_accuracy_drop <= 1:
+            raise UsageError(f"--max-accuracy-drop {100 * self.max_accuracy_drop:g}: give points from 0 to 100")
         for flag, value in (
             ("--trials-per-regularizer", self.trials_per_regularizer),
             *(("--extend", number) for number in self.extensions),

@@ -164,7 +164,10 @@ def headline(status: Status, name: str, now: float) -> str:
 def table(trials: Iterable[Standing], epochs: int) -> Table:
     """The trials: those that run first, then by robust accuracy."""
     out = Table(
-        box=SIMPLE_HEAD, show_edge=False, padding=(0, 0), caption="acc., robust: in % on val, of the last epoch"
+        box=SIMPLE_HEAD,
+        show_edge=False,
+        padding=(0, 0),
+        caption="in % on val, of the last epoch; before the end on fewer images",
     )
     for name in ("trial", "regularizer"):
         out.add_column(name, no_wrap=True)

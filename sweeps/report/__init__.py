@@ -50,6 +50,7 @@ def page(result: Result, drawn: dict[str, Figure], no_gallery: str | None) -> st
         galleries=[shown for name, shown in pictures.items() if name.startswith(GALLERY)],
         no_gallery=no_gallery,
         front=pareto(result.rows),
+        unseen=[name for name in result.sweep.names if name not in {row.regularizer for row in result.champions}],
         figures=FIGURES,
         rule=rule(result.sweep.max_accuracy_drop),
         excluded=excluded(result),
@@ -91,7 +92,11 @@ def description(result: Result) -> str:
     ]
     head = ["| regularizer | strength | acc. | robust | test acc. | test robust | state | trial |"]
     head.append("|---|--:|--:|--:|--:|--:|---|---|")
-    sentences = [*verdict(result), f"Among the artifacts, {PAGE} and figures/ show why; ranking.csv has every trial."]
+    sentences = [
+        *verdict(result),
+        f"Among the artifacts, {PAGE} and figures/ show why; ranking.csv has every trial. The pick is registered as a "
+        "model under the sweep's name.",
+    ]
     return "\n\n".join([*sentences, "\n".join([*head, *rows])])
 
 
@@ -185,7 +190,8 @@ def settings(result: Result) -> list[tuple[str, Any]]:
     shared = {name: value for name, value in trial.items() if name not in ("regularizer", "weight")}
     shared |= {name: value for name, value in sweep.items() if name not in own}
     shared |= {name: value for name, value in placement.items() if name != "cache"}
-    return [(name, ", ".join(map(str, v)) if isinstance(v, tuple) else v) for name, v in shared.items()]
+    said = {name: ", ".join(map(str, v)) if isinstance(v, tuple) else v for name, v in shared.items()}
+    return [(name, value) for name, value in said.items() if value not in (None, "")]
 
 
 def _percent(value: float | None) -> str:

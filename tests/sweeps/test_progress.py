@@ -44,7 +44,7 @@ def test_best_so_far_is_of_trials_that_are_done(progress):
     progress.started("b", "tv w=1", "tv", 1.0, 0.1)
     progress.reported("b", result(2, 0.4))
     progress.ended("b", "finished", result(2, 0.4))
-    assert "best robust so far 0.400 (tv w=1)" in shown(progress)
+    assert "best robust so far 40.0 % (tv w=1)" in shown(progress)
 
 
 def test_the_live_table_says_who_trains_what_and_how_far(progress, clock):

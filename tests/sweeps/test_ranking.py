@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import io
+import re
 
 import pytest
 from rich.console import Console
@@ -44,6 +45,20 @@ def test_a_spreadsheet_has_every_trial_with_all_that_was_measured():
     assert float(lines[2]["weight"]) == 1e-7
     assert lines[0]["test/accuracy"] == ""
     assert lines[3]["status"] == "stopped"
+
+
+def test_what_a_looser_rule_would_pick_is_said_with_the_rule():
+    words = reason(ROWS, 0.02)
+    assert words.startswith("Pick: l2, trial id_l2: best robust accuracy")
+    assert words.endswith(
+        "More robust, but less accurate than that: tv, trial id_tv, robust 70.0 % against 50.0 %; --resume "
+        "--max-accuracy-drop 10 would pick it."
+    )
+    assert pick(ROWS, 0.10).regularizer == "tv"
+    close = [row("none", 0.9, 0.1), row("l2", 0.9 - 1 / 30, 0.5)]
+    (needed,) = re.findall(r"--max-accuracy-drop ([\d.]+)", reason(close, 0.02))
+    assert pick(close, float(needed) / 100).regularizer == "l2", "rounded up"
+    assert "More robust" not in reason(ROWS, 0.2)
 
 
 def test_without_a_finished_baseline_nothing_is_picked():

@@ -201,6 +201,13 @@ def test_finalists_are_repeated_and_a_sweep_extended(start, script, tmp_path, di
     whole = [trial for trial in study.trials if trial.state.name == "COMPLETE"]  # one may be lost and asked again
     assert sorted(trial.params["regularizer"] for trial in whole) == ["l2", "l2", "none", "none"]
 
+    status, out, err = script("all_regularizers.py", *resume, "--max-accuracy-drop", 100, timeout=400)
+    assert status == 0, (out, err)
+    finished = [row for row in result["trials"] if row["status"] == "finished"]
+    robust = max(finished, key=lambda row: (row["robust_accuracy"], row["accuracy"]))
+    assert json.loads(path.read_text())["pick"] == robust["trial_id"]
+    assert json.loads((tmp_path / "s/settings.json").read_text())["max_accuracy_drop"] == 1.0
+
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     experiment = client.get_experiment_by_name("heatmap-sweeps").experiment_id
     (parent,) = client.search_runs([experiment], f"tags.`{SWEEP_TAG}` = 's'")

@@ -75,6 +75,7 @@ def test_named_strengths_are_tried_by_every_regularizer(sweep):
         ({"objectives": "all"}, "--objectives 'all' is unknown; choose from robust, both"),
         ({"strengths": (1.0, 2.0), "allocation": "adaptive"}, "leave out --allocation adaptive"),
         ({"seeds": 1}, "--seeds 1: give at least 2"),
+        ({"max_accuracy_drop": -0.01}, "--max-accuracy-drop -1: give points from 0 to 100"),
         ({"name": "a:b"}, "--name 'a:b': give a plain name without / "),
         ({"name": "it's"}, "give a plain name"),
         ({"name": "a\n"}, "give a plain name"),

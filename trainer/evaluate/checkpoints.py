@@ -85,15 +85,20 @@ def registered_model(uri: str) -> tuple[nn.Module, int | None]:
         raise UsageError(f"--checkpoint {uri}: MLflow is not installed") from None
     for name in ("alembic", "mlflow"):  # they tell how they make a database
         logging.getLogger(name).setLevel(logging.WARNING)
+    usual = Path("runs/mlflow.db")  # of sweeps
+    if not mlflow.is_tracking_uri_set() and usual.exists():
+        mlflow.set_tracking_uri(f"sqlite:///{usual.resolve()}")
+    where = mlflow.get_tracking_uri()
     try:
+        if where.startswith("sqlite:///") and not Path(where.removeprefix("sqlite:///")).exists():
+            raise FileNotFoundError("no database is there")  # MLflow would make one
         signature = mlflow.models.get_model_info(uri).signature
         model = mlflow.pytorch.load_model(uri, map_location="cpu")
     except Exception as error:
         reason = str(error).partition("\n")[0][:200]
-        where = mlflow.get_tracking_uri()
         raise UsageError(
-            f"--checkpoint {uri}: MLflow at {where} has no such PyTorch model ({reason}); MLFLOW_TRACKING_URI names "
-            "another server"
+            f"--checkpoint {uri}: MLflow at {where} has no such PyTorch model ({reason}); to look elsewhere set "
+            "MLFLOW_TRACKING_URI, such as to sqlite:///runs/mlflow.db"
         ) from None
     inputs = signature.inputs.inputs if signature is not None and signature.inputs else [None]
     shape = tuple(getattr(inputs[0], "shape", ()))  # tables of columns have none
