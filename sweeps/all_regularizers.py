@@ -199,7 +199,8 @@ def conclude(sweep: Sweep, rows: list[Row], repeated: list[Finalist], tracking: 
             soft_wrap=True,
             highlight=False,
         )
-        console.print(f"Load it with MLflow:  models:/{sweep.name}@{ALIAS}", soft_wrap=True, highlight=False)
+        if (sweep.local_folder / "models" / picked.trial_id).exists():
+            console.print(f"Load it with MLflow:  models:/{sweep.name}@{ALIAS}", soft_wrap=True, highlight=False)
     if sum(sweep.parts) == 1:
         console.print(
             "One weight of each was tried: this ranks weights, not regularizers. --extend 4, and --seeds, tell more.",
@@ -227,6 +228,7 @@ def main() -> int:
         logging.getLogger(name).setLevel(logging.WARNING)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     given = parse(__doc__.partition("\n\n")[0])
+    sweep: Sweep | None = None
     try:
         check_copy(__file__)
         with ExitStack() as held:
@@ -256,7 +258,7 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        name = shlex.quote(sweep.name) if "sweep" in locals() else "SWEEP"
+        name = shlex.quote(sweep.name if sweep else "SWEEP")
         print(f"interrupted; what is done is kept, --name {name} --resume continues it", file=sys.stderr)
         return 130
 

@@ -125,6 +125,8 @@ def read_status(storage: str, name: str) -> Status:
         UsageError: if there is no such sweep, or it was driven from another machine.
     """
     settings: dict[str, Any] | None = read_json(f"{storage}/{name}/settings.json")
+    if settings is None and name in folders_in(storage):
+        raise UsageError(f"{name}: no trial has begun; data, checkpoint and weights are being prepared, or that failed")
     if settings is None:
         known = [folder for folder in sorted(folders_in(storage)) if read_json(f"{storage}/{folder}/settings.json")]
         raise UsageError(f"no sweep {name!r} under {storage}; there is {', '.join(known) or 'none'}")

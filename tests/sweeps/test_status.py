@@ -101,7 +101,8 @@ def test_what_is_not_there_is_one_line(running, monkeypatch, capsys):
 
     assert run("mine")[0] == 0
     (running / "mine/spool").rename(running / "elsewhere")
-    for name, words in (("mine", "run this there"), ("other", "there is mine")):
+    (running / "begun").mkdir()  # a sweep that pretrains, say, has no settings yet
+    for name, words in (("mine", "run this there"), ("other", "there is mine"), ("begun", "no trial has begun")):
         code, said = run(name)
         assert code == 2
         assert said.err.startswith("error: ")
