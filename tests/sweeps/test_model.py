@@ -12,7 +12,7 @@ from sweeps.spool import Spool
 from sweeps.tracking import delivery, start_sweep
 from sweeps.tracking.delivery import Delivery
 from sweeps.tracking.model import save_model
-from trainer.config import Trial
+from trainer.config import Trial, UsageError
 from trainer.evaluate import classifier
 from trainer.evaluate.checkpoints import load_subject
 from trainer.evaluate.heatmaps import heatmap
@@ -152,3 +152,22 @@ def test_a_server_that_goes_away_while_a_model_is_sent_is_not_blamed_for_refusin
     assert Spool(tracking.folder, "sweep").sent().left == []
     deliver(tracking)
     assert picked(MlflowClient(tracking.uri)) == tracking.run_of("t1")
+
+
+def test_a_model_is_looked_for_where_sweeps_record_and_no_database_is_made(saved, digits, tmp_path, monkeypatch):
+    tracking = start_sweep(f"sqlite:///{tmp_path}/runs/mlflow.db", "s", {}, tmp_path / "runs")
+    Spool(tracking.folder, "t1").begin("t1", {}, {})
+    tracking.log_model("t1", saved)
+    deliver(tracking)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (tmp_path / "elsewhere").mkdir()
+    try:
+        mlflow.set_tracking_uri(None)
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        with pytest.raises(UsageError, match="no database is there.*set MLFLOW_TRACKING_URI"):
+            load_subject("models:/s@pick", str(digits), {})
+        assert list(Path().iterdir()) == []
+        monkeypatch.chdir(tmp_path)
+        assert load_subject("models:/s@pick", str(digits), {}).trial.image_size == 32
+    finally:
+        mlflow.set_tracking_uri(None)
