@@ -266,4 +266,11 @@ def test_what_the_documentation_says_next_works_too(ended):
     small = ("--images", 8, "--queries", 0, "--steps", 2, "--evaluate", "robustness", "--image-size", 32)
     assert "accuracy" in ended.run("trainer.evaluate --checkpoint resnet50.pth", *small).stdout
     assert "accuracy" in ended.run("trainer.evaluate --checkpoint models:/SWEEP@pick", *small[:-2]).stdout
-    assert "checkpoint: " in ended.run("sweeps/resume_best.py --name SWEEP", "--epochs", 1).stdout
+    picks = ("--name", "SWEEP", "--resume", "--max-accuracy-drop", 100)
+    script = [sys.executable, ROOT / "sweeps/all_regularizers.py", *picks]
+    done = subprocess.run(list(map(str, script)), cwd=ended.folder, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stderr) == (0, "")
+    robust = max(ended.result.rows, key=lambda row: (row.robust_accuracy, row.accuracy))
+    again = load_result(f"{ended.folder}/runs", "SWEEP")
+    assert again.picked.trial_id == robust.trial_id, "by the looser rule"
+    assert ended.server.client.get_model_version_by_alias("SWEEP", "pick").run_id == robust.run
