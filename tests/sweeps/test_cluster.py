@@ -41,6 +41,7 @@ def test_the_code_is_shipped_but_once_and_nothing_else(monkeypatch):
     assert "working_dir" not in cluster._shipped()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["all_regularizers.py", "resume_best.py"])
 def test_a_script_that_was_submitted_finds_its_project_but_refuses_an_older_one(name, script, tmp_path):
     (tmp_path / "heatmap-sweeps").symlink_to(ROOT)
