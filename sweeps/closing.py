@@ -59,11 +59,9 @@ def close(
     tracking.log_result(best, description(ended), files)
     keep_only(sweep, rows, [row.trial_id for finalist in repeated for row in finalist.repetitions], picked)
     stage("writing the report")
-    report = _or_say(lambda: write_report(ended, f"{sweep.folder}/{PAGE}"), "no report", stage)
+    report = _or_say(lambda: _report(ended), "no report", stage)
     if report is not None:
-        page, drawn = report
-        figures: Files = {f"figures/{name}.png": image(figure, "png") for name, figure in drawn.items()}
-        tracking.log_files({PAGE: page, **figures})
+        tracking.log_files(report)
     if picked is not None:
         stage("saving the winner as a model")
         where, cache = sweep.local_folder / "models" / picked.trial_id, sweep.placement.cache
@@ -71,6 +69,12 @@ def close(
         if saved is not None:
             tracking.log_model(picked.trial_id, saved)
     return repeated
+
+
+def _report(ended: Result) -> Files:
+    """The report, written into the sweep's folder, and its figures, by the names they have in MLflow."""
+    page, drawn = write_report(ended, f"{ended.sweep.folder}/{PAGE}")
+    return {PAGE: page, **{f"figures/{name}.png": image(figure, "png") for name, figure in drawn.items()}}
 
 
 def _or_say(make: Callable[[], T], what: str, stage: Callable[[str], None]) -> T | None:

@@ -281,6 +281,6 @@ def sweep_of(given: argparse.Namespace) -> Sweep:
             cache=ShardCache(str(Path(given.cache_dir).expanduser().resolve()), int(given.cache_size * 1e9)),
         ),
         max_concurrent=given.max_concurrent,
-        max_accuracy_drop=0.02 if given.max_accuracy_drop is None else given.max_accuracy_drop / 100,
+        max_accuracy_drop=Sweep.max_accuracy_drop if given.max_accuracy_drop is None else given.max_accuracy_drop / 100,
         seed=given.seed,
     )

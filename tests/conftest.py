@@ -19,9 +19,8 @@ try:
 except (
     RuntimeError
 ):  # its wheel is made for CUDA: beside a CPU torch its compiled box operators, unused here, are missing
-    _operators = torch.library.Library("torchvision", "DEF")
     for _name in ("nms", "qnms"):
-        _operators.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        torch.library.define(f"torchvision::{_name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
 
 @pytest.fixture(scope="session")

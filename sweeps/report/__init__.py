@@ -92,11 +92,9 @@ def description(result: Result) -> str:
     ]
     head = ["| regularizer | strength | acc. | robust | test acc. | test robust | state | trial |"]
     head.append("|---|--:|--:|--:|--:|--:|---|---|")
-    sentences = [
-        *verdict(result),
-        f"Among the artifacts, {PAGE} and figures/ show why; ranking.csv has every trial. The pick is registered as a "
-        "model under the sweep's name.",
-    ]
+    sentences = [*verdict(result), f"Among the artifacts, {PAGE} and figures/ show why; ranking.csv has every trial."]
+    if result.picked:
+        sentences.append("The pick is registered as a model under the sweep's name.")
     return "\n\n".join([*sentences, "\n".join([*head, *rows])])
 
 

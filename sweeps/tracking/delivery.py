@@ -166,7 +166,7 @@ class Courier(threading.Thread):
                     self.say("MLflow is back")
                 pause, away = SHORTEST, False
             for key in set(self.delivery.refused) - known:
-                self.say(f"MLflow refuses the points of {key}: {self.delivery.refused[key]}")
+                self.say(f"MLflow refuses something of {key}: {self.delivery.refused[key]}")
 
     def stop(self) -> None:
         """End after what is being sent now."""
