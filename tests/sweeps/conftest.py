@@ -39,6 +39,12 @@ class Scripts:
                     found.append(process)
         return found
 
+    def kill(self):
+        """Every process that came of the scripts, as a loss of the machine would; some end by themselves meanwhile."""
+        for process in self.processes():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+
     def assert_gone(self):
         """Ray's helpers notice the end of their node a moment later."""
         _, left = psutil.wait_procs(self.processes(), timeout=60)
@@ -50,9 +56,7 @@ def start():
     """Start a script; every process it leaves is ended after the test."""
     scripts = Scripts()
     yield scripts
-    for process in scripts.processes():
-        with contextlib.suppress(psutil.Error):
-            process.kill()
+    scripts.kill()
 
 
 @pytest.fixture
