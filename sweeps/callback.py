@@ -6,23 +6,15 @@ from typing import Any
 from ray import tune
 from ray.tune.schedulers import TrialScheduler
 
-from sweeps import finalists, interrupt
+from sweeps import interrupt
 from sweeps.capacity import slots
-from sweeps.outcomes import FIXED, mismatch, status_of, trial_of
+from sweeps.outcomes import mismatch, run_name, status_of, trial_of
 from sweeps.progress import Progress
 from sweeps.search import keep_rungs
 from sweeps.settings import Sweep
 from sweeps.tracking import Tracking
 
 KILLED = ("died unexpectedly", "has died", "OutOfMemory")  # Ray's words where a process was ended from outside
-
-
-def run_name(sweep: Sweep, config: dict[str, Any]) -> str:
-    """Such as `ssim w=0.13 #07`, by the trial's number in the study; of a repeated finalist, `ssim w=0.13 again 2`."""
-    trial = trial_of(sweep, config)
-    if FIXED in config:
-        return f"{trial.label} again {trial.seed - finalists.seeds(sweep).start + 1}"
-    return f"{trial.label} #{config['number']:02d}"
 
 
 class SweepCallback(tune.Callback):

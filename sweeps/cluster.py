@@ -78,7 +78,8 @@ def ray_cluster(num_cpus: int | None = None, verbose: bool = False) -> Iterator[
 
     Args:
         num_cpus: of a cluster of this machine alone, whatever else there is.
-        verbose: whether what Ray and the workers say reaches the terminal.
+        verbose: whether what Ray and the workers say reaches the terminal; a cluster of this machine then has Ray's
+            dashboard, whose ten processes are most of what its start takes.
 
     Raises:
         UsageError: if the cluster there should be does not answer.
@@ -90,7 +91,7 @@ def ray_cluster(num_cpus: int | None = None, verbose: bool = False) -> Iterator[
     there = address() if num_cpus is None else None
     quiet: dict[str, Any] = {} if verbose else {"log_to_driver": False, "logging_level": logging.ERROR}
     if there is None:
-        ray.init(address="local", num_cpus=num_cpus, include_dashboard=True, **_alone(), **quiet)
+        ray.init(address="local", num_cpus=num_cpus, include_dashboard=verbose, runtime_env=_alone(), **quiet)
     else:
         check_answers(there)
         ray.init(address=there, runtime_env=_shipped(), **quiet)
@@ -117,14 +118,9 @@ def check_answers(there: str) -> None:
 
 
 def _alone() -> dict[str, Any]:
-    """Of the Ray instance of this machine."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    # The clean-up of stopped trials asks the dashboard; on a machine with several Ray instances it must know which.
-    env = QUIET | ALONE | {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}"}
-    env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    return {"dashboard_port": port, "runtime_env": {"env_vars": env}}
+    """What the processes of this machine's own Ray instance run with."""
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    return {"env_vars": QUIET | ALONE | {"PYTHONPATH": path}}
 
 
 def _shipped() -> dict[str, Any]:

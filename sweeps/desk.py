@@ -13,7 +13,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sweeps.spool import Line, Spool
-from trainer.ray_trial import StopSwitch
+from trainer.stop import StopSwitch
 
 
 class Desk(StopSwitch):

@@ -13,14 +13,13 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
-from scipy.stats import t as student  # mlflow brings scipy; the quantile has no closed form
+from scipy.special import stdtrit  # mlflow brings scipy; the quantile of Student's t has no closed form
 
 from sweeps.outcomes import kept_rows
 from sweeps.ranking import Row, baseline, rank
 from sweeps.settings import Sweep
 from trainer.locations import folders_in
 
-FIRST_SEED = 1_000_000  # behind every seed a search will ever reach
 LEVEL = 0.95
 FIGURES = ("val/accuracy", "val/robust_accuracy", "test/accuracy", "test/robust_accuracy")
 
@@ -63,19 +62,13 @@ def choose(rows: list[Row], max_accuracy_drop: float) -> list[Row]:
     return list(best.values())
 
 
-def seeds(sweep: Sweep) -> range:
-    """Of the repetitions."""
-    first = sweep.seed + FIRST_SEED
-    return range(first, first + sweep.seeds)
-
-
 def missing(sweep: Sweep, finalists: list[Row]) -> list[dict[str, Any]]:
     """Configurations that have no finished repetition yet; round by round, so that an interruption is fair too."""
     done = {_key(row) for row in repetitions(sweep) if row.status == "finished"}
     return [
         {"regularizer": row.regularizer, "seed": seed}
         | ({f"weight_{row.regularizer}": row.weight} if row.weight else {})
-        for seed in seeds(sweep)
+        for seed in sweep.new_seeds
         for row in finalists
         if (row.regularizer, row.weight, seed) not in done
     ]
@@ -96,7 +89,7 @@ def gather(sweep: Sweep, rows: list[Row]) -> list[Finalist]:
     """Finalists with what their repetitions measured."""
     done = {_key(row): row for row in repetitions(sweep) if row.status == "finished"}
     wanted = choose(rows, sweep.max_accuracy_drop) if sweep.seeds else []
-    keys = {row.trial_id: [(row.regularizer, row.weight, seed) for seed in seeds(sweep)] for row in wanted}
+    keys = {row.trial_id: [(row.regularizer, row.weight, seed) for seed in sweep.new_seeds] for row in wanted}
     return [
         Finalist(
             regularizer=row.regularizer,
@@ -113,7 +106,7 @@ def mean_and_margin(values: list[float]) -> tuple[float, float]:
     """Mean and half the width of its 95 % interval (Student's t); NaN where there are too few values."""
     n = len(values)
     mean = fmean(values) if n else math.nan
-    return mean, float(student.ppf((1 + LEVEL) / 2, n - 1)) * stdev(values) / math.sqrt(n) if n > 1 else math.nan
+    return mean, float(stdtrit(n - 1, (1 + LEVEL) / 2)) * stdev(values) / math.sqrt(n) if n > 1 else math.nan
 
 
 def as_dicts(finalists: Iterable[Finalist]) -> list[dict[str, Any]]:

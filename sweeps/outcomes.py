@@ -26,6 +26,14 @@ def trial_of(sweep: Sweep, config: dict[str, Any]) -> Trial:
     )
 
 
+def run_name(sweep: Sweep, config: dict[str, Any]) -> str:
+    """Such as `ssim w=0.13 #07`, by the trial's number in the study; of a repeated finalist, `ssim w=0.13 again 2`."""
+    trial = trial_of(sweep, config)
+    if FIXED in config:
+        return f"{trial.label} again {trial.seed - sweep.new_seeds.start + 1}"
+    return f"{trial.label} #{config['number']:02d}"
+
+
 def status_of(sweep: Sweep, config: dict[str, Any], result: dict[str, Any]) -> str:
     """finished, stopped (early), diverged or failed: no result, an error's, or that of another configuration."""
     if METRIC not in result or result.get("failed") or mismatch(sweep, config, result):

@@ -20,6 +20,7 @@ from trainer.ray_trial import Placement
 SCHEDULERS = ("asha", "none")
 ALLOCATIONS = ("equal", "adaptive")
 OBJECTIVES = ("robust", "both")
+FIRST_NEW_SEED = 1_000_000  # behind every seed a search will ever reach
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +123,11 @@ class Sweep:
         if self.placement.gpus_per_worker < 0:
             raise UsageError(f"--gpus-per-worker {self.placement.gpus_per_worker}: give 0 or more")
         self.trial.steps_per_epoch(self.placement.workers)
+
+    @property
+    def new_seeds(self) -> range:
+        """Of the repetitions of finalists."""
+        return range(self.seed + FIRST_NEW_SEED, self.seed + FIRST_NEW_SEED + self.seeds)
 
     @property
     def folder(self) -> str:

@@ -11,59 +11,25 @@ from pathlib import Path
 from typing import Any
 
 from ray import tune
-from ray.train import UserCallback
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from sweeps import finalists, interrupt
-from sweeps.callback import SweepCallback, run_name, tell_end
+from sweeps.callback import SweepCallback, tell_end
 from sweeps.capacity import slots
-from sweeps.desk import Handed, open_desk
-from sweeps.outcomes import FIXED, keep_rows, kept_rows, proposal, row_of, trial_of
+from sweeps.desk import open_desk
+from sweeps.drive import drive_trial
+from sweeps.outcomes import FIXED, keep_rows, kept_rows, proposal, row_of
 from sweeps.ranking import Row
 from sweeps.search import make_scheduler, make_search, recover_journal, tune_folder
 from sweeps.settings import Sweep
 from sweeps.tracking import Tracking
-from trainer.in_trial import InTrialTrainer
-from trainer.ray_trial import PARTIAL, run_trial
 
 DRIVER = {"node:__internal_head__": 0.001}
 
 
 def _folder_name(trial: Any) -> str:
     return trial.trial_id
-
-
-class EpochReports(UserCallback):
-    """Tells Tune of every epoch, and not of checkpoints within one; leaves by SystemExit if Tune stops the trial."""
-
-    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        if not metrics[0].get(PARTIAL):
-            tune.report(metrics[0])
-
-
-def drive_trial(config: dict[str, Any], sweep: Sweep, spool: Path, units: dict[str, float], desk: Any) -> None:
-    """The Tune trial: begin its MLflow run or go on with it, then let Ray Train work."""
-    trial_id = tune.get_context().get_trial_id()
-    trial = trial_of(sweep, config)
-    strength = trial.weight / units[trial.regularizer] if trial.weight else 0.0
-    recorder = Handed(spool, trial_id, desk=desk)
-    recorder.begin(
-        run_name(sweep, config),
-        {"finalist": trial.regularizer} if FIXED in config else {},
-        {"strength": strength, "workers": sweep.placement.workers},
-    )
-    run_trial(
-        trial,
-        placement=sweep.placement,
-        storage=sweep.trials_folder,
-        name=trial_id,
-        recorder=recorder,
-        callbacks=[EpochReports()],
-        extra={"strength": strength},
-        switch=desk,
-        trainer=InTrialTrainer,
-    )
 
 
 def run_sweep(sweep: Sweep, tracking: Tracking, units: dict[str, float]) -> list[Row]:

@@ -1,9 +1,9 @@
-"""Ray Train inside a Ray Tune trial, with as few processes and as little waiting as it takes.
+"""Ray Train with as few processes and as little waiting as it takes, above all inside a Ray Tune trial.
 
 Stock Ray Train starts five to seven processes for each trial besides its workers: a controller, a queue between it and
-the trial, a cleaner of its placement group, a manager of data sets that nobody gave it. Here the controller lives in
-the trial's process and reports to Tune by itself. Workers start in the placement group that Tune made for the trial and
-removes however the trial ends; those that have trained to the end train the next trial, too.
+the trial, a cleaner of its placement group, a manager of data sets that nobody gave it. In a trial of Tune the
+controller lives in the trial's process and reports to Tune by itself. Workers start in the placement group that Tune
+made for the trial and removes however the trial ends; those that have trained to the end train the next trial, too.
 """
 
 import asyncio
@@ -24,12 +24,16 @@ from ray.train.v2._internal.execution.worker_group.placement_group_handle import
 NEEDLESS = (DatasetsCallback, PlacementGroupCleanerCallback)
 
 
-class InTrialTrainer(TorchTrainer):
-    """TorchTrainer for the process of a Tune trial; a bundle for each worker follows its own in the placement group."""
+class LeanTrainer(TorchTrainer):
+    """TorchTrainer without helpers for what we do not have; its placement group ends with the script at the latest."""
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks = super()._create_default_callbacks()  # type: ignore[misc]  # resolved to the class of Train V1
         return [callback for callback in callbacks if not isinstance(callback, NEEDLESS)]
+
+
+class InTrialTrainer(LeanTrainer):
+    """For the process of a Tune trial; a bundle for each worker follows its own in the placement group."""
 
     def _initialize_and_run_controller(self, **settings: Any) -> train.Result:
         controller = _Controller(**settings)

@@ -17,7 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 import ray
 import torch
 from ray import train
-from ray.train.torch import TorchTrainer, get_device
+from ray.train.torch import get_device
 
 from trainer.cache import ShardCache
 from trainer.checkpoints import load_newest, load_state, save_state
@@ -25,6 +25,7 @@ from trainer.config import Trial, UsageError
 from trainer.distributed import rank, sum_over_workers
 from trainer.evaluate.gallery import gallery_of
 from trainer.fit import Metrics, State, fit
+from trainer.in_trial import LeanTrainer
 from trainer.load import watched
 from trainer.locations import read_json, whole_file
 
@@ -82,30 +83,6 @@ class Placement:
         return train.ScalingConfig(
             num_workers=self.workers, use_gpu=self.gpus_per_worker > 0, resources_per_worker=self.bundle()
         )
-
-
-class StopSwitch:
-    """An actor through which a driver that is about to end asks trials to save their state, wherever they run."""
-
-    def __init__(self) -> None:
-        self._asked = False
-        self._saved: set[str] = set()
-
-    def ask(self) -> None:
-        """Tell every trial to save its state and to wait for its end."""
-        self._asked = True
-
-    def asked(self) -> bool:
-        """Whether trials are to save their state."""
-        return self._asked
-
-    def save(self, name: str) -> None:
-        """Note that a trial has saved its state."""
-        self._saved.add(name)
-
-    def saved(self) -> set[str]:
-        """Names of the trials that have."""
-        return self._saved
 
 
 def train_worker(config: dict[str, Any]) -> None:
@@ -267,7 +244,7 @@ def run_trial(
     callbacks: list[Any] | None = None,
     extra: dict[str, Any] | None = None,
     switch: Any = None,
-    trainer: type[TorchTrainer] = TorchTrainer,
+    trainer: type[LeanTrainer] = LeanTrainer,
 ) -> train.Result:
     """Train to the end, or continue a run of the same storage and name.
 

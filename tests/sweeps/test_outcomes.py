@@ -11,9 +11,8 @@ from mlflow import MlflowClient
 from PIL import Image
 from ray import cloudpickle
 
-from sweeps import finalists
-from sweeps.callback import SweepCallback, run_name
-from sweeps.outcomes import FIXED, mismatch, row_of, status_of, trial_of
+from sweeps.callback import SweepCallback
+from sweeps.outcomes import FIXED, mismatch, row_of, run_name, status_of, trial_of
 from sweeps.search import METRIC, make_scheduler
 from sweeps.settings import Sweep
 from sweeps.spool import Spool
@@ -181,5 +180,5 @@ def test_a_trial_leaves_pictures_of_its_heatmaps_and_how_busy_its_machine_was(sw
 
 def test_a_run_has_the_number_of_its_trial_or_of_its_repetition(sweep):
     assert run_name(sweep, CONFIG | {"number": 7}) == "l2 w=0.5 #07"
-    repeated = {"regularizer": "none", "seed": finalists.seeds(sweep).start + 1}
+    repeated = {"regularizer": "none", "seed": sweep.new_seeds.start + 1}
     assert run_name(sweep, {FIXED: repeated}) == "none again 2"
