@@ -25,9 +25,10 @@ def terminated(folder):
 
 
 @pytest.mark.slow
-def test_a_sweep_whose_driver_was_killed_is_resumed(start, script, tmp_path):
-    arguments = ["--regularizers", "l2", "--trials-per-regularizer", 2, "--images-per-epoch", 256,
-                 "--storage", tmp_path, "--name", "killed"]  # fmt: skip
+def test_a_sweep_whose_driver_was_killed_is_resumed(start, script, digits, tmp_path):
+    arguments = ["--data", digits, "--model", "resnet8", "--regularizers", "l2", "--trials-per-regularizer", 2,
+                 "--epochs", 2, "--images-per-epoch", 256, "--robust-images", 8, "--storage", tmp_path,
+                 "--name", "killed"]  # fmt: skip
     driver = start("all_regularizers.py", *arguments)
     line = next(line for line in driver.stdout if line.startswith("[1/4]"))
     while not terminated(tmp_path / "killed/tune"):
@@ -90,9 +91,10 @@ def stop(driver, times, timeout):
 
 
 @pytest.mark.slow
-def test_a_sweep_stopped_by_the_keyboard_loses_no_step(start, script, tmp_path):
-    arguments = ["--regularizers", "l2", "--images-per-epoch", 3200, "--epochs", 1, "--scheduler", "none",
-                 "--robust-images", 8, "--storage", tmp_path, "--name", "stopped"]  # fmt: skip
+def test_a_sweep_stopped_by_the_keyboard_loses_no_step(start, script, digits, tmp_path):
+    arguments = ["--data", digits, "--model", "resnet8", "--batch-size", 32, "--regularizers", "l2",
+                 "--images-per-epoch", 1600, "--epochs", 1, "--scheduler", "none", "--robust-images", 8,
+                 "--storage", tmp_path, "--name", "stopped"]  # fmt: skip
     status, out, err = stop(start("all_regularizers.py", *arguments), times=1, timeout=120)
     assert status == 130, (out, err)
     assert "every trial saved its state" in out
@@ -101,7 +103,7 @@ def test_a_sweep_stopped_by_the_keyboard_loses_no_step(start, script, tmp_path):
     saved = sorted((tmp_path / "stopped/trials").glob("*/epoch_0000_step_*/state.pt"))
     assert len(saved) == 2
     steps = [torch.load(path, weights_only=True)["step"] for path in saved]
-    assert all(0 < step < 100 for step in steps)
+    assert all(0 < step < 50 for step in steps)
 
     again = ["--resume", "--storage", tmp_path, "--name", "stopped"]
     status, out, err = stop(start("all_regularizers.py", *again), times=2, timeout=60)
@@ -113,7 +115,7 @@ def test_a_sweep_stopped_by_the_keyboard_loses_no_step(start, script, tmp_path):
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     for row in json.loads((tmp_path / "stopped/result.json").read_text())["trials"]:
         steps = [point.step for point in client.get_metric_history(row["run"], "step/loss")]
-        assert sorted(steps) == list(range(1, 101))
+        assert sorted(steps) == list(range(1, 51))
         state = torch.load(Path(row["checkpoint"]) / "state.pt", weights_only=True)
         whole = []
         fit(Trial(**state["trial"]), lambda metrics, state, whole=whole: whole.append(state))
