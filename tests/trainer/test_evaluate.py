@@ -233,10 +233,12 @@ def test_any_checkpoint_gives_the_same_report(command, checkpoints, trained, dig
     assert [p.size for p in same] == [same[0].size] * 3
 
 
-def test_many_checkpoints_are_set_side_by_side(command, checkpoints, digits):
+def test_many_checkpoints_are_set_side_by_side(command, checkpoints, digits, monkeypatch):
+    monkeypatch.setattr(evaluate_command, "BETWEEN_LINES", 0.0)
     folder, _ = checkpoints
     status, out, err = command("--checkpoint", *[folder] * 5, "--data", digits, *LIGHT)
     assert status == 0, err
+    assert err.splitlines()[-1] == "l2 w=0.25: robustness and heatmaps, 100 %", "how far it is, where no bar can say it"
     table = [line for line in out.splitlines() if line.startswith("|")]
     assert table[0].split("|")[1].strip() == "model"
     assert [line.split("|")[1].strip() for line in table[2:]] == ["l2 w=0.25"] * 5

@@ -36,6 +36,8 @@ examples:
 
 Writes report.json and one gallery of heatmaps for each checkpoint into --out. What the metrics mean: docs/metrics.md.
 """
+BETWEEN_LINES = 60.0  # seconds
+
 console = Console()
 
 
@@ -206,7 +208,10 @@ def _figure(name: str, value: float | None) -> str:
 
 @contextmanager
 def _progress(label: str) -> Iterator[Callable[[str, float], None]]:
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bars:
+    if not console.is_terminal:
+        yield _lines(label)
+        return
+    with Progress(console=console, transient=True) as bars:
         tasks: dict[str, Any] = {}
 
         def progress(stage: str, done: float) -> None:
@@ -215,6 +220,19 @@ def _progress(label: str) -> Iterator[Callable[[str, float], None]]:
             bars.update(tasks[stage], completed=done)
 
         yield progress
+
+
+def _lines(label: str) -> Callable[[str, float], None]:
+    """For a log file; the table alone goes to stdout."""
+    told = time.monotonic()
+
+    def progress(stage: str, done: float) -> None:
+        nonlocal told
+        if time.monotonic() - told >= BETWEEN_LINES:
+            told = time.monotonic()
+            print(f"{label}: {stage}, {100 * done:.0f} %", file=sys.stderr, flush=True)
+
+    return progress
 
 
 if __name__ == "__main__":
