@@ -122,8 +122,8 @@ def test_a_server_that_comes_late_goes_and_comes_back_has_every_point_once(serve
         assert tracking.run_of("t1") == ""
         server.start()
         train(spool, 601, 700)
+        wait_for(lambda: "MLflow is back" in capsys.readouterr().out)
         wait_for(lambda: not tracking.unheard())
-        assert "MLflow is back" in capsys.readouterr().out
         assert_all_there(tracking, "t1", 700)
 
         server.kill()
