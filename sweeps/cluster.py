@@ -79,7 +79,7 @@ def ray_cluster(num_cpus: int | None = None, verbose: bool = False) -> Iterator[
     Args:
         num_cpus: of a cluster of this machine alone, whatever else there is.
         verbose: whether what Ray and the workers say reaches the terminal; a cluster of this machine then has Ray's
-            dashboard, whose ten processes are most of what its start takes.
+            dashboard, which more than doubles its processes and their memory.
 
     Raises:
         UsageError: if the cluster there should be does not answer.

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import shutil
 import signal
 import socket
@@ -14,12 +13,11 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
-from mlflow_server import Server, free_port, wait_for
+from mlflow_server import Server, wait_for
 
 from sweeps.spool import SWEEP, Sent, Spool
-from sweeps.tracking import PARENT_TAG, SWEEP_TAG, TRIAL_TAG, check_tracking, start_sweep
+from sweeps.tracking import PARENT_TAG, SWEEP_TAG, TRIAL_TAG, start_sweep
 from sweeps.tracking.delivery import Delivery
-from trainer.config import UsageError
 
 ROOT = Path(__file__).parents[2]
 PARAMS = {"regularizer": "l2", "weight": 0.5}
@@ -333,31 +331,6 @@ def test_killed_while_it_trains_and_sends_no_step_is_missing_or_doubled(database
     run = assert_all_there(tracking, "t1", max(last, recorded(tracking, "t1")[-1][1]))
     assert run.info.status == "FINISHED"
     assert len(tracking.client.search_runs([run.info.experiment_id])) == 2
-
-
-@pytest.mark.parametrize(
-    ("uri", "message"),
-    [
-        ("htp:/typo", "no MLflow answers there"),
-        ("http://no-such-host.invalid:5000", "no MLflow answers there"),
-        ("http://127.0.0.1:PORT", "no MLflow answers there"),
-    ],
-)
-def test_an_address_that_cannot_be_right_is_refused(uri, message, tmp_path):
-    command = [sys.executable, "-m", "http.server", "--bind", "127.0.0.1", "0", "-d", str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-                          env=os.environ | {"PYTHONUNBUFFERED": "1"}) as other:  # fmt: skip
-        port = other.stdout.readline().split("port ")[1].split()[0]
-        try:
-            with pytest.raises(UsageError, match=message):
-                check_tracking(uri.replace("PORT", port))
-        finally:
-            other.kill()
-
-
-def test_a_server_that_is_away_is_told_of_and_not_refused(capsys):
-    check_tracking(f"http://127.0.0.1:{free_port()}")
-    assert "The sweep goes on" in capsys.readouterr().out
 
 
 def test_what_mlflow_has_whole_is_not_read_again(tmp_path, monkeypatch):

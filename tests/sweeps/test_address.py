@@ -1,0 +1,36 @@
+"""The address of MLflow: one that cannot be right is refused, a server that is only away is not."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from mlflow_server import free_port
+
+from sweeps.tracking import check_tracking
+from trainer.config import UsageError
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("htp:/typo", "no MLflow answers there"),
+        ("http://no-such-host.invalid:5000", "no MLflow answers there"),
+        ("http://127.0.0.1:PORT", "no MLflow answers there"),
+    ],
+)
+def test_an_address_that_cannot_be_right_is_refused(uri, message, tmp_path):
+    command = [sys.executable, "-m", "http.server", "--bind", "127.0.0.1", "0", "-d", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+                          env=os.environ | {"PYTHONUNBUFFERED": "1"}) as other:  # fmt: skip
+        port = other.stdout.readline().split("port ")[1].split()[0]
+        try:
+            with pytest.raises(UsageError, match=message):
+                check_tracking(uri.replace("PORT", port))
+        finally:
+            other.kill()
+
+
+def test_a_server_that_is_away_is_told_of_and_not_refused(capsys):
+    check_tracking(f"http://127.0.0.1:{free_port()}")
+    assert "The sweep goes on" in capsys.readouterr().out
