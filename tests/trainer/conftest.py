@@ -40,9 +40,12 @@ def trained(digits):
 def digit_batch(digits):
     """Images and labels of 64 digits it was not trained on."""
     from trainer.data import eval_loader
+    from trainer.normalization import IMAGENET
     from trainer.preprocess import Transform
     from trainer.shards import read_shards
 
-    loader = eval_loader(read_shards(digits, "val"), Transform(None, train=False), rank=0, world_size=1, batch_size=64)
+    loader = eval_loader(
+        read_shards(digits, "val"), Transform(None, train=False), IMAGENET, rank=0, world_size=1, batch_size=64
+    )
     batch = next(iter(loader.epoch()))
     return batch.images, batch.labels

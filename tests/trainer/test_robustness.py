@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from trainer.config import UsageError
-from trainer.data import MEAN, STD
 from trainer.evaluate.autoattack import AutoAttack
-from trainer.evaluate.robustness import Gradient, Square, fgsm, from_pixels, to_pixels
+from trainer.evaluate.robustness import Gradient, Square, fgsm
+from trainer.normalization import IMAGENET
 
 
 def generators(count, seed=0):
@@ -22,7 +22,7 @@ def linear(seed=0):
     weights = torch.randn(3, 8, 8, generator=generator, dtype=torch.float64)
 
     def classify(images):
-        score = (to_pixels(images) * weights).sum(dim=(1, 2, 3))
+        score = (IMAGENET.to_pixels(images) * weights).sum(dim=(1, 2, 3))
         score = score - 0.5 * weights.sum()
         return torch.stack([score, torch.zeros_like(score)], 1)
 
@@ -33,7 +33,7 @@ def linear(seed=0):
 def mid_grey():
     """Pixels far from black and white, so that no attack is cut off there."""
     generator = torch.Generator().manual_seed(1)
-    return from_pixels(0.4 + 0.2 * torch.rand(200, 3, 8, 8, generator=generator, dtype=torch.float64))
+    return IMAGENET.from_pixels(0.4 + 0.2 * torch.rand(200, 3, 8, 8, generator=generator, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("steps", [1, 10])
@@ -47,11 +47,11 @@ def test_the_robust_accuracy_of_a_linear_model_is_its_closed_form(mid_grey, norm
     eps = float(radii.median())
     # A step longer than the diameter ends at the ball's far side from wherever it starts.
     attack = Gradient(norm=norm, eps=eps, steps=steps, step_size=1e3 * eps)
-    adversarial, withstood = attack(classify, mid_grey, labels, generators(200))
+    adversarial, withstood = attack(classify, mid_grey, labels, generators(200), IMAGENET)
     certain = (radii / eps - 1).abs() > 1e-9  # the median itself lies on the edge
     assert torch.equal(withstood[certain], (radii > eps)[certain])
     assert certain.sum() >= 198
-    changes = 255 * (to_pixels(adversarial) - to_pixels(mid_grey)).flatten(1)
+    changes = 255 * (IMAGENET.to_pixels(adversarial) - IMAGENET.to_pixels(mid_grey)).flatten(1)
     sizes = changes.abs().amax(1) if norm == "linf" else changes.norm(dim=1)
     assert sizes.max() <= eps * (1 + 1e-9)
 
@@ -59,10 +59,10 @@ def test_the_robust_accuracy_of_a_linear_model_is_its_closed_form(mid_grey, norm
 def test_fgsm_is_the_sign_of_the_gradient(mid_grey):
     classify, weights = linear()
     labels = classify(mid_grey).argmax(1)
-    adversarial, withstood = fgsm(2.0)(classify, mid_grey, labels, generators(200))
+    adversarial, withstood = fgsm(2.0)(classify, mid_grey, labels, generators(200), IMAGENET)
     direction = torch.where(labels == 0, -1.0, 1.0)[:, None, None, None] * weights.sign()
     fallen = ~withstood
-    change = (to_pixels(adversarial) - to_pixels(mid_grey))[withstood | fallen]
+    change = (IMAGENET.to_pixels(adversarial) - IMAGENET.to_pixels(mid_grey))[withstood | fallen]
     torch.testing.assert_close(255 * change, 2 * direction, rtol=0, atol=1e-9)
 
 
@@ -71,10 +71,11 @@ def test_attacks_stay_in_the_ball_and_among_images(attack):
     classify, _ = linear()
     generator = torch.Generator().manual_seed(2)
     pixels = torch.rand(64, 3, 8, 8, generator=generator, dtype=torch.float64).round(decimals=1)  # black and white too
-    images = from_pixels(pixels)
+    images = IMAGENET.from_pixels(pixels)
     labels = classify(images).argmax(1)
-    adversarial, withstood = attack(classify, images, labels, generators(64))
-    found = adversarial * adversarial.new_tensor(STD)[:, None, None] + adversarial.new_tensor(MEAN)[:, None, None]
+    adversarial, withstood = attack(classify, images, labels, generators(64), IMAGENET)
+    mean, std = (adversarial.new_tensor(values)[:, None, None] for values in (IMAGENET.mean, IMAGENET.std))
+    found = adversarial * std + mean
     assert found.min() > -1e-9
     assert found.max() < 1 + 1e-9
     changes = 255 * (found - pixels).flatten(1)
@@ -99,7 +100,7 @@ def test_starts_fill_the_ball(norm):
 
 
 def share(attack, model, images, labels):
-    return float(attack(model, images, labels, generators(len(images)))[1].double().mean())
+    return float(attack(model, images, labels, generators(len(images)), IMAGENET)[1].double().mean())
 
 
 def test_stronger_attacks_find_more(trained, digit_batch):
@@ -140,16 +141,16 @@ def test_more_queries_find_more(trained, digit_batch):
 @pytest.mark.parametrize("attack", [Gradient(eps=12.0, restarts=2), Gradient(norm="l2", eps=200.0), Square(eps=24.0)])
 def test_an_example_fares_the_same_in_any_company(trained, digit_batch, attack):
     images, labels = digit_batch
-    whole = attack(trained, images, labels, generators(len(images)))[1]
+    whole = attack(trained, images, labels, generators(len(images)), IMAGENET)[1]
     parts = [
-        attack(trained, images[part], labels[part], generators(len(images))[part])[1]
+        attack(trained, images[part], labels[part], generators(len(images))[part], IMAGENET)[1]
         for part in (slice(0, 5), slice(5, None))
     ]
     assert torch.equal(whole, torch.cat(parts))
 
 
 def test_an_example_once_lost_stays_lost():
-    images = from_pixels(torch.full((4, 3, 8, 8), 0.5))
+    images = IMAGENET.from_pixels(torch.full((4, 3, 8, 8), 0.5))
     visits = []
 
     def classify(points):
@@ -161,7 +162,7 @@ def test_an_example_once_lost_stays_lost():
         return torch.stack([score, torch.zeros_like(score)], 1)
 
     labels = torch.zeros(4, dtype=torch.int64)
-    adversarial, withstood = Gradient(eps=2.0, steps=5)(classify, images, labels, generators(4))
+    adversarial, withstood = Gradient(eps=2.0, steps=5)(classify, images, labels, generators(4), IMAGENET)
     assert withstood.tolist() == [False, True, True, True]
     torch.testing.assert_close(adversarial[0], visits[2][0])
 
@@ -170,14 +171,14 @@ def test_the_ensemble_of_another_library_finds_no_less(trained, digit_batch):
     images, labels = digit_batch[0][:24], digit_batch[1][:24]
     logging.getLogger("auto-attack").setLevel(logging.ERROR)
     ensemble = AutoAttack(eps=12.0)
-    adversarial, withstood = ensemble(trained, images, labels, generators(24))
+    adversarial, withstood = ensemble(trained, images, labels, generators(24), IMAGENET)
     assert ensemble.key == "autoattack_linf_eps12"
-    ours = Gradient(eps=12.0, steps=20, restarts=3)(trained, images, labels, generators(24))[1]
+    ours = Gradient(eps=12.0, steps=20, restarts=3)(trained, images, labels, generators(24), IMAGENET)[1]
     # Its attacks are stronger, but not by much on a small network that hides nothing.
     assert not (withstood & ~ours).sum() > 1
     assert (ours & ~withstood).sum() <= 4
     assert torch.equal(trained(adversarial).argmax(1) == labels, withstood)
-    assert (255 * (to_pixels(adversarial) - to_pixels(images))).abs().max() <= 12 * (1 + 1e-5)
+    assert (255 * (IMAGENET.to_pixels(adversarial) - IMAGENET.to_pixels(images))).abs().max() <= 12 * (1 + 1e-5)
 
 
 def test_keys_say_every_setting():

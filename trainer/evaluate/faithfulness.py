@@ -30,7 +30,7 @@ def insertion_deletion(
 
     Args:
         classify: images to logits.
-        images: standardised pixels.
+        images: normalized pixels.
         labels: true classes.
         heatmaps: what is judged.
         steps: the curve has its points at the fractions 0, 1/steps, …, 1 of the pixels, rounded to whole pixels.
@@ -73,7 +73,7 @@ def agreement(
 
     Args:
         classify: images to logits.
-        images: standardised pixels.
+        images: normalized pixels.
         labels: true classes.
         heatmaps: the plain gradients, from `heatmap`.
         generators: one per example, as in `smooth_gradient`.
@@ -102,7 +102,7 @@ def smooth_gradient(
 
     Args:
         classify: images to logits.
-        images: standardised pixels; the noise's deviation is 0.15·(max - min) of each over all channels.
+        images: normalized pixels; the noise's deviation is 0.15·(max - min) of each over all channels.
         labels: true classes.
         generators: one per example, so that its noise does not depend on the batch it is in; each is drawn from
             `samples` times, and CPU generators draw the same numbers for every device and data type.
