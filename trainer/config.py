@@ -2,9 +2,10 @@
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any
+from typing import Any, cast
 
 from regularizers import REGULARIZERS, Regularizer
 from trainer.normalization import IMAGENET, Channels, Normalization
@@ -76,8 +77,8 @@ class Trial:
     compile: bool = False
     activation: str = "relu"
     image_size: int | None = None
-    mean: Channels | None = None
-    std: Channels | None = None
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
     augment: bool = True
     flip: bool = True
     evaluate: str = "light"
@@ -124,9 +125,7 @@ class Trial:
     @property
     def normalization(self) -> Normalization:
         """Of the images."""
-        assert self.mean is not None  # since __post_init__
-        assert self.std is not None
-        return Normalization(self.mean, self.std)
+        return Normalization(cast(Channels, self.mean), cast(Channels, self.std))  # since __post_init__
 
     def steps_per_epoch(self, world_size: int) -> int:
         """Steps of each worker in one epoch.

@@ -3,6 +3,7 @@
 timm says it for each of its models and for each of the weights it knows: a third of them have not ImageNet's mean.
 """
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,11 +86,11 @@ def parse_channels(flag: str, text: str | None) -> Channels | None:
     """
     if text is None:
         return None
-    return _channels(flag.removeprefix("--"), text.split(","))
+    return _channels(flag.removeprefix("--"), text.split(","), f"{flag} {text}")
 
 
-def _channels(kind: str, values: Any) -> Channels:
-    lowest = "above 0" if kind == "std" else "from 0"
+def _channels(kind: str, values: Any, given: str = "") -> Channels:
+    lowest, usual = "above 0" if kind == "std" else "from 0", ",".join(map(str, getattr(IMAGENET, kind)))
     try:
         red, green, blue = map(float, values)
         good = all(0 <= value <= 1 and (value or kind == "mean") for value in (red, green, blue))
@@ -97,8 +98,8 @@ def _channels(kind: str, values: Any) -> Channels:
         good = False
     if not good:
         raise UsageError(
-            f"{kind}={values}: give three pixel fractions, {lowest} to 1, for red, green and blue, such as "
-            f"{','.join(map(str, getattr(IMAGENET, kind)))}; divide grey levels by 255"
+            f"{given or f'{kind}={values}'}: give three pixel fractions, {lowest} to 1, for red, green and blue, such "
+            f"as {usual}; divide grey levels by 255"
         )
     return red, green, blue
 
@@ -125,6 +126,7 @@ def _timm_settings(name: str) -> dict[str, Any]:
     """Of timm's pretrained configuration; what it does not say is timm's default."""
     timm, own = import_timm(name), name.removeprefix(TIMM)
     if own.startswith(HUB):
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells of each of its tries
         try:
             settings, _, _ = timm.models.load_model_config_from_hf(own.removeprefix(HUB))
         except Exception as error:  # of the network, of the hub, of the file
