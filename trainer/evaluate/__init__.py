@@ -107,7 +107,7 @@ def classifier(model: nn.Module, precision: str) -> Iterator[Classify]:
 
     def classify(images: Tensor) -> Tensor:
         with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-            logits = model(images)
+            logits = model(images.clone())  # its first operation may be in place
         return logits.float() if logits.dtype.itemsize < 4 else logits
 
     with contextlib.suppress(NotImplementedError):  # an exported graph knows no other mode
