@@ -21,14 +21,14 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 from torch import Tensor
 
-from regularizers import REGULARIZERS, Regularizer
+from regularizers import REGULARIZERS
+from regularizers._picture import descend
 from sweeps.plots import STYLE, image
 from trainer.data import standardise
 from trainer.evaluate.gallery import COLOURS
 from trainer.evaluate.robustness import to_pixels
 
 STEPS = 300
-STEP = 0.02  # of Adam, in deviations of the noise
 # These end in a blank picture, so they are shown on the way there.
 SHRINKING = {"datagrad": 30, "l2": 30, "spectreg": 30, "tv": 100, "tv_abs": 60, "tv_abs_unscaled": 60}
 COLUMNS = 6
@@ -39,19 +39,6 @@ def photograph() -> Float[Tensor, "1 3 h w"]:
     pixels = torch.tensor(load_sample_image("flower.jpg")).permute(2, 0, 1)[None, :, 20:404, 130:514]
     small = F.interpolate(pixels.float(), size=96, mode="area").round().to(torch.uint8)
     return standardise(small)
-
-
-def descend(
-    regularizer: Regularizer, start: Float[Tensor, "1 3 h w"], picture: Float[Tensor, "1 3 h w"], steps: int
-) -> Float[Tensor, "1 3 h w"]:
-    """The heatmap after a descent of the penalty from `start`."""
-    heatmap = start.clone().requires_grad_()
-    optimizer = torch.optim.Adam([heatmap], lr=STEP)
-    for _ in range(steps):
-        optimizer.zero_grad()
-        regularizer.distance(heatmap, picture).sum().backward()
-        optimizer.step()
-    return heatmap.detach()
 
 
 def draw(out: Path, steps: int = STEPS) -> None:
