@@ -7,6 +7,7 @@ Writes docs/pull.png.
 """
 
 import sys
+from collections.abc import Iterable
 from io import BytesIO
 from pathlib import Path
 
@@ -41,17 +42,17 @@ def photograph() -> Float[Tensor, "1 3 h w"]:
     return standardise(small)
 
 
-def draw(out: Path, steps: int = STEPS) -> None:
-    """Write the picture as PNG: photograph and noise, then what each penalty makes of the noise.
+def draw(out: Path, names: Iterable[str] = REGULARIZERS, steps: int = STEPS) -> None:
+    """Write the picture as PNG: photograph and noise, then what each penalty of these names makes of the noise.
 
     Colours end at the 99th percentile of the noise, or of the heatmap where it has become larger.
     """
     picture = photograph()
     start = torch.randn(picture.shape, generator=torch.Generator().manual_seed(0))
     heatmaps = {"heatmap at first": start} | {
-        name: descend(regularizer(), start, picture, min(steps, SHRINKING.get(name, steps)))
-        for name, regularizer in sorted(REGULARIZERS.items())
-        if regularizer.needs_heatmap
+        name: descend(REGULARIZERS[name](), start, picture, min(steps, SHRINKING.get(name, steps)))
+        for name in sorted(names)
+        if REGULARIZERS[name].needs_heatmap
     }
     limits = {name: float(heatmap.sum(1).abs().quantile(0.99)) for name, heatmap in heatmaps.items()}
     lines = -(-(1 + len(heatmaps)) // COLUMNS)

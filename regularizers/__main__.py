@@ -106,7 +106,8 @@ def _drawn(regularizer: Regularizer, out: Path) -> str:
     try:
         draw(regularizer, out)
     except ModuleNotFoundError as error:
-        return f"none: {error.name} is not installed; pip install {error.name}"
+        package = (error.name or "").partition(".")[0]
+        return f"none: {package} is not installed; pip install {package}"
     except (OSError, RegularizerError) as error:
         return f"none: {error}"
     return str(out)

@@ -58,6 +58,7 @@ def independent(regularizer: Regularizer) -> str:
 
 def precisions(regularizer: Regularizer) -> str:
     """Finite value and gradient on ordinary images in float64, float32 and bfloat16; computed in float32 or better."""
+    _require_distance(regularizer)
     heatmap, images = pair(regularizer)
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
         _finite(regularizer, heatmap.to(dtype), images.to(dtype), f"ordinary images in {_short(dtype)}")
@@ -97,6 +98,7 @@ def zero_heatmap(regularizer: Regularizer) -> str:
 
 def bad_example(regularizer: Regularizer) -> str:
     """NaN or infinity in heatmap or image: the example counts 0, has no gradient and changes no bit of the others."""
+    _require_distance(regularizer)
     heatmap, images = (values.float() for values in pair(regularizer))
     clean, clean_gradient = _value_and_gradient(regularizer, heatmap, images)
     others = [0, *range(2, EXAMPLES)]
@@ -119,7 +121,8 @@ def bad_example(regularizer: Regularizer) -> str:
 
 def derivative(regularizer: Regularizer) -> str:
     """The gradient by the heatmap equals finite differences of `distance`, in float64."""
-    _require_formula(regularizer)
+    _require_penalty(regularizer)
+    _require_distance(regularizer)
     heatmap, images = (values[:2] for values in pair(regularizer))
     error = error_of_gradient(lambda moved: regularizer.distance(moved, images).sum(), heatmap)
     if error is None:
@@ -143,7 +146,7 @@ def second_derivative(regularizer: Regularizer) -> str:
         moved = partial(functional_call, model, {"0.weight": weight})
         return penalty(regularizer, moved, images[:2], labels[:2]).sum()
 
-    error = error_of_gradient(value, model[0].weight.detach())
+    error = error_of_gradient(value, model.get_parameter("0.weight").detach())
     if error is None:
         raise Failed("is 0: the penalty trains nothing; compute it from the heatmap alone, without detach()")
     if error > TOLERANCE:
@@ -166,7 +169,8 @@ def reaches_weights(regularizer: Regularizer) -> str:
 
 def image_size(regularizer: Regularizer) -> str:
     """Smaller images than it can work on are refused by an error that says the smallest size."""
-    _require_formula(regularizer)
+    _require_penalty(regularizer)
+    _require_distance(regularizer)
     smallest = smallest_side(regularizer)
     if smallest == 1:
         return "any"
@@ -223,8 +227,7 @@ def _require_penalty(regularizer: Regularizer) -> None:
         raise NotApplicable("its weight is always 0")
 
 
-def _require_formula(regularizer: Regularizer) -> None:
-    _require_penalty(regularizer)
+def _require_distance(regularizer: Regularizer) -> None:
     if not has_formula(regularizer):
         raise NotApplicable("it has a penalty() of its own and no formula()")
 
@@ -238,6 +241,7 @@ def _value_and_gradient(regularizer: Regularizer, heatmap: Images, images: Image
 
 
 def _degenerate(regularizer: Regularizer, heatmap: Images, images: Images, what: str) -> None:
+    _require_distance(regularizer)
     for dtype in (torch.float64, torch.float32):
         _finite(regularizer, heatmap.to(dtype), images.to(dtype), what)
 

@@ -3,7 +3,6 @@
 import dataclasses
 import sys
 import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,34 +20,34 @@ class RegularizerError(ValueError):
 
 def held(
     regularizer: Any,
-    function: Callable[..., Any],
+    method: str,
     arguments: tuple[Any, ...],
     like: Tensor,
     looked_at: tuple[Tensor, ...] = (),
 ) -> Float[Tensor, " b"]:
-    """What the regularizer's function returns, if it may.
+    """What a method of the regularizer returns, if it may.
 
     Args:
         regularizer: named in errors.
-        function: one of its methods.
-        arguments: of the function.
-        like: as many examples, on the same device, with a graph where the values need one.
+        method: its name.
+        arguments: of the method.
+        like: has as many examples, on the same device, with a graph where the values need one.
         looked_at: what values may be NaN for, if not ordinary; without it they may be NaN.
     """
     if torch.compiler.is_compiling():
-        return function(*arguments)
+        return getattr(regularizer, method)(*arguments)
     subject = f"regularizer {name_of(regularizer)!r}"
     try:
-        values = function(*arguments)
+        values = getattr(regularizer, method)(*arguments)
     except (RegularizerError, MemoryError, torch.OutOfMemoryError, torch.AcceleratorError):
         raise  # the last may come from anything that ran before
     except Exception as error:
-        raise RegularizerError(f"{subject}: {_told(error, regularizer, function.__name__)}") from error
+        raise RegularizerError(f"{subject}: {_told(error, regularizer, method)}") from error
     problem = _problem(values, like, graph=trains(regularizer))
     if problem is None and looked_at and _all_nan(regularizer, values, looked_at):
         problem = "NaN for every example of finite images and heatmaps: guard divisions, roots and logarithms"
     if problem is not None:
-        raise RegularizerError(f"{subject}: {function.__name__} returned {problem}")
+        raise RegularizerError(f"{subject}: {method} returned {problem}")
     return values
 
 
@@ -89,7 +88,7 @@ def _all_nan(regularizer: Any, values: Tensor, looked_at: tuple[Tensor, ...]) ->
     return bool(moderate.any() and nan[moderate].all())
 
 
-def _told(error: Exception, regularizer: Any, function: str) -> str:
+def _told(error: Exception, regularizer: Any, method: str) -> str:
     """An exception of the regularizer's code in one line, with the line of its file."""
     message = str(error).strip().partition("\n")[0]
     if isinstance(error, ValueError):  # says itself what is wrong, such as too small an image
@@ -97,7 +96,7 @@ def _told(error: Exception, regularizer: Any, function: str) -> str:
     file = getattr(sys.modules.get(type(regularizer).__module__), "__file__", None)
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
     where = f" ({Path(file).name}, line {lines[-1]})" if file and lines else ""
-    return f"{function} raised {type(error).__name__}: {message}{where}"
+    return f"{method} raised {type(error).__name__}: {message}{where}"
 
 
 def name_of(regularizer: Any) -> str:

@@ -100,9 +100,9 @@ class Regularizer:
         Raises:
             RegularizerError: as `distance` does, and likewise for `score`.
         """
-        score = held(self, self.score, (forward,), forward.logits)
+        score = held(self, "score", (forward,), forward.logits)
         heatmap, images = forward.heatmap(score), forward.images.detach()
-        return held(self, self.distance, (heatmap, images), heatmap, looked_at=(heatmap, images))
+        return held(self, "distance", (heatmap, images), heatmap, looked_at=(heatmap, images))
 
     def score(self, forward: Forward) -> Float[Tensor, " b"]:
         """What the heatmap is the gradient of: the logit of the true class."""
@@ -125,7 +125,7 @@ class Regularizer:
         finite = finite_examples(heatmap) & finite_examples(images)
         kept = finite[:, None, None, None]
         pair = torch.where(kept, heatmap, 0.0), torch.where(kept, images, 0.0)
-        values = held(self, self.formula, pair, heatmap, looked_at=pair)
+        values = held(self, "formula", pair, heatmap, looked_at=pair)
         return torch.where(finite & values.isfinite(), values, 0.0)
 
     def formula(self, heatmap: Float[Tensor, "b c h w"], images: Float[Tensor, "b c h w"]) -> Float[Tensor, " b"]:
@@ -147,9 +147,7 @@ def checked(regularizer: Regularizer, forward: Forward) -> Float[Tensor, " b"]:
     """
     if type(regularizer).penalty is Regularizer.penalty:  # checks itself, and lets errors of the network pass
         return regularizer.penalty(forward)
-    return held(
-        regularizer, regularizer.penalty, (forward,), forward.logits, looked_at=(forward.logits, forward.images)
-    )
+    return held(regularizer, "penalty", (forward,), forward.logits, looked_at=(forward.logits, forward.images))
 
 
 def finite_examples(values: Float[Tensor, "b ..."]) -> Bool[Tensor, " b"]:
