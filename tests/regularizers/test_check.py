@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from regularizers import REGULARIZERS, Forward, Regularizer, RegularizerError, _picture
 from regularizers import __main__ as command
@@ -136,6 +137,29 @@ def test_what_the_data_type_cannot_hold_counts_nothing(scale):
     quotient = of(lambda self, h, i: squares(self, h, i) / squares(self, h, i))
     assert not quotient.distance(scale * heatmaps, images).any(), "0/0 or ∞/∞"
     assert not of(lambda self, h, i: 1e38 * squares(self, 9 * h, i)).distance(9 * heatmaps, images).any(), "∞"
+
+
+class Looks(TorchFunctionMode):
+    """Counts how often the host waits for a value."""
+
+    def __init__(self):
+        super().__init__()
+        self.number = 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        self.number += func is torch.Tensor.__bool__
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize(("device", "looks"), [("cpu", [1, 2, 3]), ("meta", [1, 1, 1])])
+def test_an_accelerator_is_waited_for_once(device, looks):
+    heatmaps, images = torch.randn(2, 3, 3, 8, 8, device=device)
+    mine, seen = of(squares), []
+    with Looks() as mode:
+        for _ in looks:
+            mine.distance(heatmaps, images)
+            seen.append(mode.number)
+    assert seen == looks
 
 
 def test_errors_of_the_network_and_of_memory_keep_their_own_type():
