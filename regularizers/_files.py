@@ -57,9 +57,10 @@ def load(path: Path, known: Mapping[str, type[Regularizer]]) -> type[Regularizer
         raise RegularizerImportError(f"{path}: no such file")
     taken = {file.stem.lower(): file.stem for file in FOLDER.glob("*.py")}
     if name.lower() in taken:
+        other = f", or check {name!r} for that one" if name in known else ""
         raise RegularizerImportError(
             f"{path}: the file name is the regularizer's name, and regularizers/{taken[name.lower()]}.py has it "
-            "already; rename the file"
+            f"already; rename the file{other}"
         )
     if not name.isidentifier() or name.startswith("_"):
         raise RegularizerImportError(
