@@ -23,6 +23,18 @@ except (
         torch.library.define(f"torchvision::{_name}", "() -> ()")
 
 
+SHIPPED = [
+    "none", "datagrad", "spectreg", "l2", "tv", "tv_abs", "tv_abs_unscaled", "mse", "cor", "grad_diff", "sobel_edges",
+    "psnr", "psnr_hvs", "ssim", "ssim_unfiltered", "psnr_hvs_dct", "psnr_hvs_m",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def shipped():
+    """Names of the regularizers that come with the project; the registry may hold more, of whoever tries their own."""
+    return SHIPPED
+
+
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory):
     from trainer.digits import write_digits
