@@ -7,10 +7,14 @@ os.environ["OMP_NUM_THREADS"] = "1"  # threads of several processes on few cores
 os.environ["RAY_ADDRESS"] = "local"  # no test joins a cluster that runs on this machine
 
 import boto3
+import hypothesis
 import pytest
 import torch
 from jaxtyping import install_import_hook
 from moto.server import ThreadedMotoServer
+
+hypothesis.settings.register_profile("repeatable", derandomize=True)  # the same examples on every machine
+hypothesis.settings.load_profile("repeatable")
 
 install_import_hook(["regularizers", "trainer"], "beartype.beartype")
 
