@@ -147,13 +147,13 @@ class OnPixels(nn.Module):
         return self.network(IMAGENET.from_pixels(images * std + mean))
 
 
-def test_no_accuracy_depends_on_the_normalization_of_the_same_network(trained, digits):
+def test_no_accuracy_depends_on_the_normalization_of_the_same_network(solved, digits):
     """Plain, attacked, noisy and corrupted: pixels are what all of that is done to."""
     reports = []
     for normalization in (IMAGENET, HALF, UNEVEN):
         trial = trial_of(digits, normalization, pgd_eps=24 / 255)
         plan = plans.full(trial, attacked=12, eps=(12.0,), l2_eps=(100.0,), steps=2, queries=5)
-        model = OnPixels(trained, normalization)
+        model = OnPixels(solved, normalization)
         reports.append(evaluate(model, read_shards(digits, "test"), trial, plan, CPU))
     names = [name for name in reports[0] if "accuracy" in name]
     assert len(names) > 70
