@@ -25,9 +25,8 @@ from torch import Tensor
 from regularizers import REGULARIZERS
 from regularizers._picture import descend
 from sweeps.plots import STYLE, image
-from trainer.data import standardise
 from trainer.evaluate.gallery import COLOURS
-from trainer.evaluate.robustness import to_pixels
+from trainer.normalization import IMAGENET
 
 STEPS = 300
 # These end in a blank picture, so they are shown on the way there.
@@ -36,10 +35,10 @@ COLUMNS = 6
 
 
 def photograph() -> Float[Tensor, "1 3 h w"]:
-    """The flower, 96 pixels a side, standardised."""
+    """The flower, 96 pixels a side, normalized."""
     pixels = torch.tensor(load_sample_image("flower.jpg")).permute(2, 0, 1)[None, :, 20:404, 130:514]
     small = F.interpolate(pixels.float(), size=96, mode="area").round().to(torch.uint8)
-    return standardise(small)
+    return IMAGENET.normalize(small)
 
 
 def draw(out: Path, names: Iterable[str] = REGULARIZERS, steps: int = STEPS) -> None:
@@ -59,7 +58,7 @@ def draw(out: Path, names: Iterable[str] = REGULARIZERS, steps: int = STEPS) -> 
     with rc_context(STYLE):
         figure = Figure(figsize=(1.1 * COLUMNS, 1.3 * lines))
         first, *cells = figure.subplots(lines, COLUMNS).flat
-        first.imshow(to_pixels(picture)[0].permute(1, 2, 0).numpy())
+        first.imshow(IMAGENET.to_pixels(picture)[0].permute(1, 2, 0).numpy())
         first.set_title("image", fontsize=8)
         for cell, (name, heatmap) in zip(cells, heatmaps.items(), strict=False):
             limit = max(limits[name], limits["heatmap at first"])

@@ -27,7 +27,7 @@ def descend(regularizer: Regularizer, start: Images, images: Images, steps: int)
 
 
 def scene(side: int) -> Float[Tensor, "1 3 side side"]:
-    """A standardised image of a sky, a striped ground, a disc and a square: edges, texture and smooth parts."""
+    """A normalized image of a sky, a striped ground, a disc and a square: edges, texture and smooth parts."""
     down, along = torch.meshgrid(torch.linspace(0, 1, side), torch.linspace(0, 1, side), indexing="ij")
     colors = torch.stack([0.3 + 0.4 * down, 0.5 + 0.3 * down, 0.9 - 0.3 * down])
     ground = 0.5 + 0.3 * torch.sin(40 * along + 20 * down)

@@ -31,7 +31,7 @@ class Forward:
     """One forward pass: what a penalty may look at.
 
     Args:
-        images: model input `(b, c, h, w)`, standardised pixels; must require grad *before* the model is
+        images: model input `(b, c, h, w)`, normalized pixels; must require grad *before* the model is
             applied, otherwise `heatmap` has nothing to differentiate.
         labels: class indices `(b,)`.
         logits: model output `(b, k)`.

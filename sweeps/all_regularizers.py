@@ -99,7 +99,7 @@ def check_start(trial: Trial, workers: int) -> None:
     train = read_shards(trial.data, "train")
     transform = Transform(trial.image_size, train=False)
     train_loader(  # refuses too few images
-        train, transform, rank=0, world_size=workers, seed=0, steps=1, batch_size=trial.batch_size
+        train, transform, trial.normalization, rank=0, world_size=workers, seed=0, steps=1, batch_size=trial.batch_size
     )
     model = prepare_model(dataclasses.replace(trial, checkpoint=None), count_classes(trial.data))
     if trial.checkpoint is not None:

@@ -13,7 +13,7 @@ from sweeps.settings import ALLOCATIONS, OBJECTIVES, SCHEDULERS, Sweep, extended
 from trainer.cache import ShardCache
 from trainer.config import BATCH_NORM_MODES, DOUBLE_BACKPROP, EVALUATIONS, PRECISIONS, Trial, UsageError
 from trainer.locations import absolute, is_url
-from trainer.models import default_image_size
+from trainer.model_input import parse_channels
 from trainer.ray_trial import Placement
 from trainer.shards import evaluation_splits, read_shards
 
@@ -24,6 +24,7 @@ DIGITS: dict[str, Any] = {
     "images_per_epoch": 1024,
     "batch_size": 32,
     "pgd_eps": 8 / 255,
+    "image_size": 32,  # theirs; another model's own may be many times as large
     "augment": False,  # a mirrored digit is another one
 }
 
@@ -92,8 +93,13 @@ def parse(description: str) -> argparse.Namespace:
         "--pgd-eps", type=float, metavar="X", help="attack radius in pixel values of 255 (default 2; digits 8)"
     )
     what.add_argument(
-        "--image-size", type=int, metavar="N", help="side in pixels (default 224; CIFAR's ResNets: the images' own)"
+        "--image-size",
+        type=int,
+        metavar="N",
+        help="side in pixels (default: the model's own, 224 for ours; CIFAR's ResNets: the images' own)",
     )
+    what.add_argument("--mean", metavar="R,G,B", help="of the pixels, 0 to 1 (default: the model's own)")
+    what.add_argument("--std", metavar="R,G,B", help="their deviation, 0 to 1 (default: the model's own)")
     what.add_argument("--no-augment", action="store_true", help="train on centre crops, unflipped (digits: always)")
     what.add_argument("--no-flip", action="store_true", help="crop at random but never mirror")
     how = parser.add_argument_group("how it is computed")
@@ -230,6 +236,7 @@ def sweep_of(given: argparse.Namespace) -> Sweep:
         gpus, loaders = given.gpus_per_worker, loaders if given.gpus_per_worker else 0
     fields = {field.name for field in dataclasses.fields(Trial)} - {"data", "checkpoint", "pgd_eps", "seed", "weight"}
     asked = {key: value for key, value in vars(given).items() if key in fields and value is not None}
+    asked |= {name: parse_channels(f"--{name}", asked[name]) for name in ("mean", "std") if name in asked}
     asked["loader_workers"] = given.loader_workers if given.loader_workers is not None else loaders
     asked |= {"augment": False} if given.no_augment else {}
     asked |= {"flip": False} if given.no_flip else {}
@@ -249,7 +256,6 @@ def sweep_of(given: argparse.Namespace) -> Sweep:
         defaults: dict[str, Any] = {"epochs": 2, "batch_size": 64, "images_per_epoch": read_shards(data, "train").total}
         evaluation_splits(data)
         checkpoint = absolute(given.checkpoint) if given.checkpoint else None
-        defaults["image_size"] = default_image_size(given.model)
         settings = defaults | preset | asked | {"data": data, "checkpoint": checkpoint}
     try:
         strengths = tuple(map(float, given.strengths.split(","))) if given.strengths else None

@@ -20,7 +20,6 @@ from sweeps.ranking import Row, pareto
 from sweeps.results import Result
 from trainer.evaluate.gallery import COLOURS as HEATMAP
 from trainer.evaluate.gallery import Explained, scaled
-from trainer.evaluate.robustness import to_pixels
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F6000")  # their yellow is pale on white
 MARKERS = "os^DvPX*"
@@ -173,7 +172,7 @@ def gallery(names: Sequence[str], explained: Sequence[Explained]) -> Figure:
         names: of the models; a telephone has room for `GALLERY_COLUMNS`.
         explained: what each says of the images, which are the same.
     """
-    images = to_pixels(explained[0].images).permute(0, 2, 3, 1).cpu().numpy()
+    images = explained[0].pixels.permute(0, 2, 3, 1).cpu().numpy()
     figure = Figure(figsize=(WIDTH / 5 * (1 + len(names)), WIDTH / 5 * len(images) + 0.6))
     axes = figure.subplots(len(images), 1 + len(names), squeeze=False)
     for cell in axes.flat:

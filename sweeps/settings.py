@@ -178,7 +178,7 @@ class Sweep:
         given: dict[str, Any] | None = read_json(f"{storage}/{name}/settings.json")
         if given is None:
             raise UsageError(f"no sweep {name!r} under {storage}; there is {', '.join(sweeps_in(storage)) or 'none'}")
-        given["trial"] = Trial(**given["trial"])
+        given["trial"] = Trial.from_dict(given["trial"])
         cache = ShardCache(**given["placement"].pop("cache"))
         given["placement"] = Placement(**given["placement"], cache=cache)
         given["regularizers"] = tuple(given["regularizers"])

@@ -50,6 +50,7 @@ def calibrate(
     loader = train_loader(
         shards,
         Transform(trial.image_size, trial.augment, trial.flip),
+        trial.normalization,
         rank=0,
         world_size=1,
         seed=trial.seed,

@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any
+from typing import Any, cast
 
 from regularizers import REGULARIZERS, Regularizer
+from trainer.normalization import IMAGENET, Channels, Normalization
 
 BATCH_NORM_MODES = ("frozen", "stop", "flow")
 PRECISIONS = ("float32", "bfloat16")
@@ -45,7 +47,10 @@ class Trial:
             PyTorch's functions alone, for whoever doubts ours; the results are the same up to rounding.
         compile: whether torch.compile translates the whole loss, input gradient included; needs `frozen`.
         activation: non-linearity of our own models.
-        image_size: side in pixels that images are cropped and scaled to; None keeps their own, which must be equal.
+        image_size: side in pixels that images are cropped and scaled to; None is the model's own. It stays None for
+            models that take any (CIFAR's ResNets): images keep their own size, which must be equal.
+        mean: of the normalization, pixel fractions in [0, 1] of red, green and blue; None is the model's own.
+        std: deviation of the normalization, pixel fractions in (0, 1]; None is the model's own.
         augment: whether training crops at random, and flips.
         flip: whether that flips half the images.
         evaluate: at the end, on the test split: `light` measures what it measured on val, `full` everything.
@@ -76,6 +81,8 @@ class Trial:
     compile: bool = False
     activation: str = "relu"
     image_size: int | None = None
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
     augment: bool = True
     flip: bool = True
     evaluate: str = "light"
@@ -86,6 +93,11 @@ class Trial:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        from trainer.model_input import complete  # which needs UsageError
+
+        own = complete(self.model, self.mean, self.std, self.image_size)
+        for name in ("mean", "std", "image_size"):  # so that what is kept of a trial has the numbers
+            object.__setattr__(self, name, getattr(own, name))
         if self.regularizer not in REGULARIZERS:
             raise UsageError(
                 f"regularizer {self.regularizer!r} is unknown; choose from {', '.join(sorted(REGULARIZERS))}"
@@ -115,6 +127,11 @@ class Trial:
         except ValueError as error:
             raise UsageError(str(error)) from None
 
+    @property
+    def normalization(self) -> Normalization:
+        """Of the images."""
+        return Normalization(cast(Channels, self.mean), cast(Channels, self.std))  # since __post_init__
+
     def steps_per_epoch(self, world_size: int) -> int:
         """Steps of each worker in one epoch.
 
@@ -137,6 +154,11 @@ class Trial:
     def to_dict(self) -> dict[str, Any]:
         """Plain types only, for checkpoints, Ray and MLflow."""
         return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, settings: dict[str, Any]) -> "Trial":
+        """The trial of `to_dict`; of one that says no mean and deviation, those of ImageNet, which all had once."""
+        return cls(**{"mean": IMAGENET.mean, "std": IMAGENET.std} | settings)
 
     def digest(self) -> str:
         """Short hash of every setting: two trials with the same digest compute the same."""

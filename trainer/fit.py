@@ -118,6 +118,7 @@ def fit(
     loader = train_loader(
         train,
         Transform(trial.image_size, trial.augment, trial.flip),
+        trial.normalization,
         rank=rank(),
         world_size=world_size(),
         seed=trial.seed,

@@ -30,11 +30,6 @@ STATE_FILE = "state.pt"  # in the checkpoint folder of a trial
 SUFFIXES = (".pt", ".pth", ".safetensors")
 
 
-def default_image_size(name: str) -> int | None:
-    """Side in pixels that a model is made for; None (the images' own) for CIFAR's ResNets."""
-    return None if name in ("resnet8", "resnet20", "resnet32", "resnet44", "resnet56") else 224
-
-
 def build_model(name: str, classes: int, activation: str = "relu") -> nn.Module:
     """A model with fresh weights.
 

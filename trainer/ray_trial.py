@@ -107,7 +107,7 @@ def train_worker(config: dict[str, Any]) -> None:
 
 
 def _train(config: dict[str, Any]) -> None:
-    trial, folder, device = Trial(**config["trial"]), config["folder"], get_device()
+    trial, folder, device = Trial.from_dict(config["trial"]), config["folder"], get_device()
     recorder: Recorder = config["recorder"]
     newest: str | None = None  # checkpoint
 

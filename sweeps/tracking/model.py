@@ -6,7 +6,9 @@ mlflow models serve --env-manager local -m models:/SWEEP@pick
 import contextlib
 import logging
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import mlflow.pytorch
 import numpy as np
@@ -19,6 +21,7 @@ from mlflow.models import ModelSignature
 from mlflow.types import Schema, TensorSpec
 
 from trainer.cache import ShardCache
+from trainer.config import Trial
 from trainer.evaluate.checkpoints import load_subject
 from trainer.evaluate.gallery import examples
 from trainer.shards import evaluation_splits
@@ -27,9 +30,10 @@ ALIAS = "pick"
 
 
 def save_model(checkpoint: str, data: str, folder: Path, cache: ShardCache | None = None) -> Path:
-    """Save a trial's network in MLflow's format: standardised images (b, 3, h, w) in, logits (b, k) out.
+    """Save a trial's network in MLflow's format: normalized images (b, 3, h, w) in, logits (b, k) out.
 
-    The input example is two test images of the data.
+    The input example is two test images of the data. The metadata say how images become its input: `mean`, `std`,
+    `image_size`, and what its outputs stand for: `classes` (docs/mlflow.md).
 
     Args:
         checkpoint: of the trial.
@@ -48,7 +52,7 @@ def save_model(checkpoint: str, data: str, folder: Path, cache: ShardCache | Non
     logging.getLogger("mlflow").setLevel(logging.ERROR)  # it advises on what is settled here
     subject = load_subject(checkpoint, data, {})
     _, test = evaluation_splits(data)
-    batch = examples(test, subject.trial.image_size, 2, torch.device("cpu"), cache)
+    batch = examples(test, subject.trial, 2, torch.device("cpu"), cache)
     images = batch.images[[0, -1]].numpy()  # always two: the graph of one would take no more
     classes = len(test.classes)
     signature = ModelSignature(
@@ -64,11 +68,31 @@ def save_model(checkpoint: str, data: str, folder: Path, cache: ShardCache | Non
         input_example=images,
         serialization_format="pt2",
         pip_requirements=[f"mlflow=={mlflow.__version__}", f"torch=={torch.__version__.partition('+')[0]}"],
-        metadata={"classes": list(test.classes), "regularizer": subject.trial.regularizer},
+        metadata=_metadata(subject.trial, images.shape, test.classes),
     )
-    mlflow.pytorch.load_model(str(partial))(torch.zeros(3, *images.shape[1:]))  # the signature promises any number
+    loaded = mlflow.pytorch.load_model(str(partial))
+    for count in (1, 3):  # the signature promises any number
+        loaded(torch.zeros(count, *images.shape[1:]))
     partial.rename(folder)
     return folder
+
+
+def _metadata(trial: Trial, shape: tuple[int, ...], classes: Sequence[str]) -> dict[str, Any]:
+    """What whoever feeds the model must know, in plain types.
+
+    Args:
+        trial: that made it.
+        shape: of its input, (b, 3, h, w).
+        classes: names, by index of the output.
+    """
+    height, width = shape[2:]
+    return {
+        "mean": list(trial.normalization.mean),
+        "std": list(trial.normalization.std),
+        "image_size": height if height == width else [height, width],
+        "classes": list(classes),
+        "regularizer": trial.regularizer,
+    }
 
 
 def register(client: MlflowClient, run: RunInfo, folder: Path, name: str, tags: dict[str, str], pick: bool) -> None:
@@ -112,7 +136,7 @@ def _upload(client: MlflowClient, run: RunInfo, folder: Path, name: str) -> Mode
         name,
         logged.artifact_location,
         run_id=run.run_id,
-        description="Standardised images (b, 3, h, w) in, logits (b, k) out. A graph made with torch.export.",
+        description="Normalized images (b, 3, h, w) in, logits (b, k) out. A graph made with torch.export.",
         await_creation_for=0,
         model_id=logged.model_id,
     )

@@ -14,7 +14,6 @@ import torch
 from trainer import fit as fit_module
 from trainer.config import Trial
 from trainer.digits import write_digits
-from trainer.models import default_image_size
 
 
 def measure(trial: Trial) -> tuple[list[float], dict[str, float]]:
@@ -58,7 +57,6 @@ def main():
             trial = Trial(
                 data=given.data or folder, model=given.model, regularizer=regularizer, weight=weight,
                 epochs=given.epochs + 1, images_per_epoch=given.images_per_epoch, batch_size=given.batch_size,
-                image_size=default_image_size(given.model),
             )  # fmt: skip
             ratios, metrics = measure(trial)
             print(

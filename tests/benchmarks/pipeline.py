@@ -27,7 +27,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from trainer.cache import ShardCache
-from trainer.data import MEAN, STD, _TrainStream, train_loader
+from trainer.data import _TrainStream, train_loader
+from trainer.normalization import IMAGENET
 from trainer.preprocess import Transform, central_window, random_window
 from trainer.shards import Sample, write_shards
 
@@ -35,7 +36,7 @@ BATCH = 32
 
 
 def crop(image: Image.Image, size: int, random: Random) -> Tensor:
-    """Random resized crop, flip, tensor, standardised: one image after the other."""
+    """Random resized crop, flip, tensor, normalized: one image after the other."""
     image = image.convert("RGB")
     top, left, height, width = random_window(image.height, image.width, random) or central_window(
         image.height, image.width, size
@@ -44,7 +45,7 @@ def crop(image: Image.Image, size: int, random: Random) -> Tensor:
     if random.random() < 0.5:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float().div(255)
-    return (pixels - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
+    return (pixels - torch.tensor(IMAGENET.mean)[:, None, None]) / torch.tensor(IMAGENET.std)[:, None, None]
 
 
 class Folder(Dataset):
@@ -82,14 +83,14 @@ def stock(shards: list[str], size: int) -> Iterator[int]:
 def ours(shards, size: int) -> Iterator[int]:
     steps = shards.total // BATCH
     with train_loader(
-        shards, Transform(size, train=True), rank=0, world_size=1, seed=0, steps=steps, batch_size=BATCH
+        shards, Transform(size, train=True), IMAGENET, rank=0, world_size=1, seed=0, steps=steps, batch_size=BATCH
     ) as loader:
         for batch in loader.epoch(0):
             yield len(batch.labels)
 
 
 def undelivered(shards, size: int) -> Iterator[int]:
-    """What a loader process does; the main process standardises, on the GPU where there is one."""
+    """What a loader process does; the main process normalizes, on the GPU where there is one."""
     transform = Transform(size, train=True)
     steps = shards.total // BATCH
     stream = _TrainStream(shards, transform, 0, 1, ShardCache(), seed=0, steps=steps, batch_size=BATCH)
@@ -111,7 +112,7 @@ def main() -> None:
         shards = write_shards(samples, root / "shards", "train", ["class"], "benchmark", per_shard=64)
         ways: dict[str, Callable[[], Iterator[int]]] = {
             "ours": lambda: ours(shards, given.size),
-            "ours, before standardising": lambda: undelivered(shards, given.size),
+            "ours, before normalizing": lambda: undelivered(shards, given.size),
             "decode and crop alone": lambda: alone(encoded, given.size),
             "DataLoader over a class folder": lambda: folder_loader(root / "images", given.size),
             "webdataset's stock pipeline": lambda: stock(list(shards.paths), given.size),

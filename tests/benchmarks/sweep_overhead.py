@@ -148,7 +148,8 @@ def recording() -> tuple[float, float, float]:
         sweep = make_sweep(Path(folder), 2, 1)
         write_digits(Path(sweep.trial.data))
         shards, transform = read_shards(sweep.trial.data, "train"), Transform(sweep.trial.image_size, train=False)
-        with train_loader(shards, transform, rank=0, world_size=1, seed=0, steps=1, batch_size=32) as loader:
+        settings = {"rank": 0, "world_size": 1, "seed": 0, "steps": 1, "batch_size": 32}
+        with train_loader(shards, transform, sweep.trial.normalization, **settings) as loader:
             batch = next(iter(loader.epoch(0)))
         model = prepare_model(sweep.trial, 10)
         set_mode(model, sweep.trial.batch_norm)

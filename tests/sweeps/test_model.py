@@ -44,8 +44,41 @@ def test_a_saved_model_is_a_graph_without_pickle_that_answers_and_explains_as_th
         assert torch.equal(heatmap(ours, images, labels), heatmap(theirs, images, labels))
     example = mlflow.pyfunc.load_model(str(saved)).input_example
     assert example.shape == (2, 3, 32, 32)
-    assert example.min() < -1 < 1 < example.max()  # two standardised digits, black and white
+    assert example.min() < -1 < 1 < example.max()  # two normalized digits, black and white
     assert [path.name for path in saved.parent.iterdir()] == ["t1"]
+
+
+def test_a_saved_model_says_how_it_is_fed_and_takes_any_number_of_images(digits, tmp_path, tracking, monkeypatch):
+    half, uneven = (0.5, 0.5, 0.5), (0.25, 0.5, 1.0)
+    trial = Trial(data=str(digits), model="timm:test_efficientnet", image_size=64, mean=half, std=uneven)
+    torch.manual_seed(1)
+    model = build_model(trial.model, 10).eval()
+    torch.save({"model": model.state_dict(), "trial": trial.to_dict()}, tmp_path / "state.pt")
+    saved = save_model(str(tmp_path / "state.pt"), str(digits), tmp_path / "saved")
+    loaded, served = mlflow.pytorch.load_model(str(saved)), mlflow.pyfunc.load_model(str(saved))
+    for count in (1, 2, 3, 7):
+        images = torch.randn(count, 3, 64, 64)
+        with torch.no_grad():
+            expected = model(images)
+        torch.testing.assert_close(loaded(images), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(torch.tensor(served.predict(images.numpy())), expected, rtol=1e-4, atol=1e-5)
+
+    metadata = served.metadata.metadata
+    assert metadata == {
+        "mean": list(half), "std": list(uneven), "image_size": 64, "classes": [str(digit) for digit in range(10)],
+        "regularizer": "none",
+    }  # fmt: skip
+    # The example is made by what the metadata say.
+    black = [-mean / std for mean, std in zip(metadata["mean"], metadata["std"], strict=True)]
+    example = torch.tensor(served.input_example)
+    assert example.shape[2:] == 2 * (metadata["image_size"],)
+    torch.testing.assert_close(example.amin((0, 2, 3)), torch.tensor(black), rtol=1e-5, atol=1e-6)
+
+    tracking.log_model("t1", saved)
+    deliver(tracking)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking.uri)
+    found = load_subject("models:/cifar-v1.2@pick", str(digits), {}).trial
+    assert (found.mean, found.std, found.image_size) == (half, uneven, 64)
 
 
 def test_what_is_saved_stays(saved, checkpoint, digits):

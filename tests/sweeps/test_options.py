@@ -1,5 +1,6 @@
 """The sweep that a command line asks for."""
 
+import json
 import sys
 
 import pytest
@@ -75,3 +76,34 @@ def test_one_weight_is_that_of_every_penalty(asked):
     assert weights == [
         ("none", None, 0), ("l2", 0.5, 0), ("tv", 0.5, 0), ("none", None, 1), ("l2", 0.5, 1), ("tv", 0.5, 1)
     ]  # fmt: skip
+
+
+def test_a_trial_is_fed_what_its_model_is_made_for_unless_flags_say_otherwise(asked):
+    half = (0.5, 0.5, 0.5)
+    trial = asked("--model", "timm:tf_efficientnet_lite0").trial
+    assert (trial.mean, trial.std, trial.image_size) == (half, half, 224)
+    trial = asked("--model", "resnet50").trial
+    assert (trial.mean, trial.std, trial.image_size) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 224)
+    trial = asked("--mean", "0.5,0.5,0.5", "--std", "1,1,0.25").trial
+    assert (trial.mean, trial.std, trial.image_size) == (half, (1.0, 1.0, 0.25), None)
+    with pytest.raises(UsageError, match="^--mean 127,127,127: give three pixel fractions"):
+        asked("--mean", "127,127,127")
+
+
+def test_the_embedded_digits_keep_their_size_whatever_the_model(monkeypatch, tmp_path):
+    for name in ("resnet8", "resnet18", "timm:test_efficientnet"):
+        monkeypatch.setattr(sys, "argv", ["sweep", "--storage", str(tmp_path), "--model", name])
+        assert sweep_of(parse("")).trial.image_size == 32
+
+
+def test_settings_keep_the_numbers(asked, tmp_path):
+    sweep = asked("--mean", "0.5,0.25,0")
+    sweep.save()
+    again = type(sweep).load(str(tmp_path), "s")
+    assert again == sweep
+    assert again.trial.mean == (0.5, 0.25, 0.0)
+    settings = tmp_path / "s" / "settings.json"
+    content = json.loads(settings.read_text())
+    del content["trial"]["mean"], content["trial"]["std"]  # as they were before there was a choice
+    settings.write_text(json.dumps(content))
+    assert type(sweep).load(str(tmp_path), "s").trial.mean == (0.485, 0.456, 0.406)

@@ -13,6 +13,7 @@ from PIL import Image
 from trainer.cache import ShardCache
 from trainer.config import UsageError
 from trainer.data import eval_loader, spread, train_loader
+from trainer.normalization import IMAGENET
 from trainer.preprocess import Transform
 from trainer.shards import Sample, encode_jpeg, evaluation_splits, read_shards, write_shards
 
@@ -33,7 +34,14 @@ def evaluated(shards, ranks, workers, examples=None):
     found = []
     for rank in range(ranks):
         with eval_loader(
-            shards, AS_IS, rank=rank, world_size=ranks, batch_size=50, examples=examples, loader_workers=workers
+            shards,
+            AS_IS,
+            IMAGENET,
+            rank=rank,
+            world_size=ranks,
+            batch_size=50,
+            examples=examples,
+            loader_workers=workers,
         ) as loader:
             for batch in loader.epoch():
                 indices = batch.indices.tolist()
@@ -62,7 +70,7 @@ def test_evaluation_reads_only_the_shards_it_needs(digits, monkeypatch):
         return original(self, location, checksum)
 
     monkeypatch.setattr(ShardCache, "open", remember)
-    list(eval_loader(read_shards(digits, "val"), AS_IS, rank=1, world_size=2, batch_size=50).epoch())
+    list(eval_loader(read_shards(digits, "val"), AS_IS, IMAGENET, rank=1, world_size=2, batch_size=50).epoch())
     assert opened == ["000002.tar", "000003.tar"]
 
 
@@ -72,7 +80,7 @@ def test_training_takes_the_same_number_of_full_batches_on_every_rank(digits, ra
     seen = []
     for rank in range(ranks):
         with train_loader(
-            shards, AS_IS, rank=rank, world_size=ranks, seed=1, steps=3, batch_size=32, loader_workers=workers
+            shards, AS_IS, IMAGENET, rank=rank, world_size=ranks, seed=1, steps=3, batch_size=32, loader_workers=workers
         ) as loader:
             batches = list(loader.epoch(0))
         assert [len(batch.labels) for batch in batches] == [32] * 3
@@ -83,7 +91,7 @@ def test_training_takes_the_same_number_of_full_batches_on_every_rank(digits, ra
 def test_order_is_a_function_of_seed_and_epoch(digits):
     def order(seed, epoch):
         loader = train_loader(
-            read_shards(digits, "train"), AS_IS, rank=0, world_size=1, seed=seed, steps=2, batch_size=64
+            read_shards(digits, "train"), AS_IS, IMAGENET, rank=0, world_size=1, seed=seed, steps=2, batch_size=64
         )
         return labels_and_sums(loader.epoch(epoch))
 
@@ -97,7 +105,7 @@ def test_an_epoch_entered_at_a_step_gives_what_is_left_of_it(digits, workers):
     """With random crops; worker processes live through several epochs."""
     shards = read_shards(digits, "train")
     with train_loader(
-        shards, Transform(None, train=True), rank=1, world_size=2, seed=3, steps=5, batch_size=16,
+        shards, Transform(None, train=True), IMAGENET, rank=1, world_size=2, seed=3, steps=5, batch_size=16,
         loader_workers=workers,
     ) as loader:  # fmt: skip
         whole = list(loader.epoch(1))
@@ -114,7 +122,9 @@ def test_skipped_steps_are_not_decoded(digits, monkeypatch):
     monkeypatch.setattr(
         Transform, "__call__", lambda self, encoded, rng: decoded.append(1) or torch.zeros(3, 4, 4).byte()
     )
-    loader = train_loader(read_shards(digits, "train"), AS_IS, rank=0, world_size=1, seed=0, steps=4, batch_size=8)
+    loader = train_loader(
+        read_shards(digits, "train"), AS_IS, IMAGENET, rank=0, world_size=1, seed=0, steps=4, batch_size=8
+    )
     list(loader.epoch(0, 3))
     assert len(decoded) == 8
 
@@ -122,7 +132,15 @@ def test_skipped_steps_are_not_decoded(digits, monkeypatch):
 def test_loader_processes_end_with_the_loader(digits):
     before, shared = set(psutil.Process().children(recursive=True)), set(os.listdir("/dev/shm"))
     with train_loader(
-        read_shards(digits, "train"), AS_IS, rank=0, world_size=1, seed=0, steps=2, batch_size=8, loader_workers=2
+        read_shards(digits, "train"),
+        AS_IS,
+        IMAGENET,
+        rank=0,
+        world_size=1,
+        seed=0,
+        steps=2,
+        batch_size=8,
+        loader_workers=2,
     ) as loader:
         list(loader.epoch(0))
         list(loader.epoch(1))
@@ -135,7 +153,7 @@ def test_loader_processes_end_with_the_loader(digits):
 
 def test_an_epoch_over_the_whole_split_sees_every_example_once(digits):
     shards = read_shards(digits, "val")
-    loader = train_loader(shards, AS_IS, rank=0, world_size=1, seed=0, steps=359, batch_size=1)
+    loader = train_loader(shards, AS_IS, IMAGENET, rank=0, world_size=1, seed=0, steps=359, batch_size=1)
     assert sorted(labels_and_sums(loader.epoch(0))) == sorted(pair for _, pair, _ in evaluated(shards, 1, 0))
 
 
@@ -164,7 +182,7 @@ def test_a_few_broken_images_are_left_out_and_counted(many):
     spoil(many / "val-000001.tar", many / "spoilt.tar", broken=(3, 7))
     (many / "spoilt.tar").replace(many / "val-000001.tar")
     shards = read_shards(many, "val")
-    batches = list(eval_loader(shards, AS_IS, rank=0, world_size=1, batch_size=500).epoch())
+    batches = list(eval_loader(shards, AS_IS, IMAGENET, rank=0, world_size=1, batch_size=500).epoch())
     images = torch.cat([batch.images for batch in batches])
     bad = images.isnan().flatten(1).all(1)
     assert bad.nonzero().flatten().tolist() == [1003, 1007]
@@ -174,7 +192,7 @@ def test_a_few_broken_images_are_left_out_and_counted(many):
 def test_the_first_image_may_be_broken(many):
     spoil(many / "val-000000.tar", many / "spoilt.tar", broken=(0, 1))
     (many / "spoilt.tar").replace(many / "val-000000.tar")
-    (first, *_) = eval_loader(read_shards(many, "val"), AS_IS, rank=0, world_size=1, batch_size=500).epoch()
+    (first, *_) = eval_loader(read_shards(many, "val"), AS_IS, IMAGENET, rank=0, world_size=1, batch_size=500).epoch()
     assert first.images.shape == (500, 3, 8, 8)
     assert first.indices.tolist() == list(range(500))
     assert first.images.isnan().flatten(1).all(1).nonzero().flatten().tolist() == [0, 1]
@@ -184,7 +202,7 @@ def test_more_broken_images_stop_with_the_shard_named(many):
     spoil(many / "val-000001.tar", many / "spoilt.tar", broken=(3, 7, 9))
     (many / "spoilt.tar").replace(many / "val-000001.tar")
     with pytest.raises(UsageError, match=r"val-000001.tar: image 1009 cannot be decoded .*more than 0.1%"):
-        list(eval_loader(read_shards(many, "val"), AS_IS, rank=0, world_size=1, batch_size=500).epoch())
+        list(eval_loader(read_shards(many, "val"), AS_IS, IMAGENET, rank=0, world_size=1, batch_size=500).epoch())
 
 
 def test_a_short_or_truncated_shard_is_an_error_in_training_and_evaluation(tmp_path, digits):
@@ -193,8 +211,8 @@ def test_a_short_or_truncated_shard_is_an_error_in_training_and_evaluation(tmp_p
     shards = read_shards(tmp_path, "val")
 
     def streams():
-        yield train_loader(shards, AS_IS, rank=0, world_size=1, seed=0, steps=7, batch_size=50).epoch()
-        yield eval_loader(shards, AS_IS, rank=0, world_size=1, batch_size=50).epoch()
+        yield train_loader(shards, AS_IS, IMAGENET, rank=0, world_size=1, seed=0, steps=7, batch_size=50).epoch()
+        yield eval_loader(shards, AS_IS, IMAGENET, rank=0, world_size=1, batch_size=50).epoch()
 
     spoil(digits / "val-000002.tar", tmp_path / "val-000002.tar", keep=60)
     for batches in streams():
@@ -253,17 +271,17 @@ def test_a_pickle_in_a_shard_is_not_opened(tmp_path, digits):
             out.addfile(evil, io.BytesIO(b"cos\n"))
     shards = read_shards(tmp_path, "train")
     assert shards.total == 2
-    (batch,) = eval_loader(shards, AS_IS, rank=0, world_size=1, batch_size=4).epoch()
+    (batch,) = eval_loader(shards, AS_IS, IMAGENET, rank=0, world_size=1, batch_size=4).epoch()
     assert batch.images.shape == (2, 3, 32, 32)
 
 
 def test_fewer_images_than_one_global_batch_are_refused(digits):
     with pytest.raises(UsageError, match="359 val images"):
-        train_loader(read_shards(digits, "val"), AS_IS, rank=0, world_size=2, seed=0, steps=1, batch_size=200)
+        train_loader(read_shards(digits, "val"), AS_IS, IMAGENET, rank=0, world_size=2, seed=0, steps=1, batch_size=200)
 
 
-def test_images_are_standardised(digits):
-    loader = eval_loader(read_shards(digits, "val"), AS_IS, rank=0, world_size=1, batch_size=359)
+def test_images_are_normalized(digits):
+    loader = eval_loader(read_shards(digits, "val"), AS_IS, IMAGENET, rank=0, world_size=1, batch_size=359)
     (batch,) = loader.epoch()
     black = (0 - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225])
     torch.testing.assert_close(batch.images.amin(dim=(0, 2, 3)), black)

@@ -23,8 +23,8 @@ from trainer.data import eval_loader, spread
 from trainer.evaluate import Means, accuracy, evaluate, gallery
 from trainer.evaluate import __main__ as evaluate_command
 from trainer.evaluate import plan as plans
-from trainer.evaluate.robustness import from_pixels
 from trainer.models import build_model
+from trainer.normalization import IMAGENET
 from trainer.preprocess import Transform
 from trainer.shards import read_shards
 
@@ -37,7 +37,8 @@ def trial(digits):
 
 
 def whole_split(digits, split):
-    loader = eval_loader(read_shards(digits, split), Transform(None, train=False), rank=0, world_size=1, batch_size=999)
+    loader = eval_loader(read_shards(digits, split), Transform(None, train=False), IMAGENET, rank=0, world_size=1,
+                         batch_size=999)  # fmt: skip
     (batch,) = loader.epoch()
     return batch
 
@@ -282,7 +283,7 @@ def test_a_gallery_shows_zero_as_white_and_signs_as_colours():
     heatmaps[:, :, :4] = 0.1
     heatmaps[:, :, 6:] = -0.2
     assert gallery.scaled(heatmaps)[0, :, 0].tolist() == pytest.approx([0.5] * 4 + [0, 0] + [-1, -1])
-    png = gallery.draw_gallery(from_pixels(torch.full((1, 3, 8, 8), 0.5)), heatmaps, [""], "")
+    png = gallery.draw_gallery(torch.full((1, 3, 8, 8), 0.5), heatmaps, [""], "")
     picture = np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
     middle = picture[:, int(0.43 * picture.shape[1])]  # down through the heatmap, the second of three columns
     signs = ["red" if r > b + 50 else "blue" if b > r + 50 else "white" for r, _, b in middle.tolist()]

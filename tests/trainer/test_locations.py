@@ -11,6 +11,7 @@ from trainer.cache import ShardCache
 from trainer.config import UsageError
 from trainer.data import eval_loader
 from trainer.locations import absolute, open_file
+from trainer.normalization import IMAGENET
 from trainer.preprocess import Transform
 from trainer.shards import read_shards
 
@@ -39,7 +40,13 @@ def bucket(digits, object_store):
 
 def labels(shards, folder):
     loader = eval_loader(
-        shards, Transform(None, train=False), rank=0, world_size=1, batch_size=100, cache=ShardCache(str(folder))
+        shards,
+        Transform(None, train=False),
+        IMAGENET,
+        rank=0,
+        world_size=1,
+        batch_size=100,
+        cache=ShardCache(str(folder)),
     )
     return [int(label) for batch in loader.epoch() for label in batch.labels]
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from trainer.config import UsageError
-from trainer.models import build_model, default_image_size, load_weights
+from trainer.models import build_model, load_weights
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
@@ -29,8 +29,6 @@ def test_cifar_networks_have_their_depth(depth, convolutions):
     model = build_model(f"resnet{depth}", 10)
     assert sum(isinstance(module, torch.nn.Conv2d) for module in model.modules()) == convolutions
     assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
-    assert default_image_size(f"resnet{depth}") is None
-    assert default_image_size("resnet50") == 224
 
 
 def test_unknown_names_are_refused():

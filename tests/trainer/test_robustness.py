@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from trainer.config import UsageError
-from trainer.data import MEAN, STD
 from trainer.evaluate.autoattack import AutoAttack
-from trainer.evaluate.robustness import Gradient, Square, fgsm, from_pixels, to_pixels
+from trainer.evaluate.robustness import Gradient, Square, fgsm
+from trainer.normalization import IMAGENET
 
 
 def generators(count, seed=0):
@@ -23,7 +23,7 @@ def linear(seed=0):
     weights = torch.randn(3, 8, 8, generator=generator, dtype=torch.float64)
 
     def classify(images):
-        score = (to_pixels(images) * weights).sum(dim=(1, 2, 3))
+        score = (IMAGENET.to_pixels(images) * weights).sum(dim=(1, 2, 3))
         score = score - 0.5 * weights.sum()
         return torch.stack([score, torch.zeros_like(score)], 1)
 
@@ -34,7 +34,7 @@ def linear(seed=0):
 def mid_grey():
     """Pixels far from black and white, so that no attack is cut off there."""
     generator = torch.Generator().manual_seed(1)
-    return from_pixels(0.4 + 0.2 * torch.rand(200, 3, 8, 8, generator=generator, dtype=torch.float64))
+    return IMAGENET.from_pixels(0.4 + 0.2 * torch.rand(200, 3, 8, 8, generator=generator, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("steps", [1, 10])
@@ -48,11 +48,11 @@ def test_the_robust_accuracy_of_a_linear_model_is_its_closed_form(mid_grey, norm
     eps = float(radii.median())
     # A step longer than the diameter ends at the ball's far side from wherever it starts.
     attack = Gradient(norm=norm, eps=eps, steps=steps, step_size=1e3 * eps)
-    adversarial, withstood = attack(classify, mid_grey, labels, generators(200))
+    adversarial, withstood = attack(classify, mid_grey, labels, generators(200), IMAGENET)
     certain = (radii / eps - 1).abs() > 1e-9  # the median itself lies on the edge
     assert torch.equal(withstood[certain], (radii > eps)[certain])
     assert certain.sum() >= 198
-    changes = 255 * (to_pixels(adversarial) - to_pixels(mid_grey)).flatten(1)
+    changes = 255 * (IMAGENET.to_pixels(adversarial) - IMAGENET.to_pixels(mid_grey)).flatten(1)
     sizes = changes.abs().amax(1) if norm == "linf" else changes.norm(dim=1)
     assert sizes.max() <= eps * (1 + 1e-9)
 
@@ -60,10 +60,10 @@ def test_the_robust_accuracy_of_a_linear_model_is_its_closed_form(mid_grey, norm
 def test_fgsm_is_the_sign_of_the_gradient(mid_grey):
     classify, weights = linear()
     labels = classify(mid_grey).argmax(1)
-    adversarial, withstood = fgsm(2.0)(classify, mid_grey, labels, generators(200))
+    adversarial, withstood = fgsm(2.0)(classify, mid_grey, labels, generators(200), IMAGENET)
     direction = torch.where(labels == 0, -1.0, 1.0)[:, None, None, None] * weights.sign()
     fallen = ~withstood
-    change = (to_pixels(adversarial) - to_pixels(mid_grey))[withstood | fallen]
+    change = (IMAGENET.to_pixels(adversarial) - IMAGENET.to_pixels(mid_grey))[withstood | fallen]
     torch.testing.assert_close(255 * change, 2 * direction, rtol=0, atol=1e-9)
 
 
@@ -72,10 +72,11 @@ def test_attacks_stay_in_the_ball_and_among_images(attack):
     classify, _ = linear()
     generator = torch.Generator().manual_seed(2)
     pixels = torch.rand(64, 3, 8, 8, generator=generator, dtype=torch.float64).round(decimals=1)  # black and white too
-    images = from_pixels(pixels)
+    images = IMAGENET.from_pixels(pixels)
     labels = classify(images).argmax(1)
-    adversarial, withstood = attack(classify, images, labels, generators(64))
-    found = adversarial * adversarial.new_tensor(STD)[:, None, None] + adversarial.new_tensor(MEAN)[:, None, None]
+    adversarial, withstood = attack(classify, images, labels, generators(64), IMAGENET)
+    mean, std = (adversarial.new_tensor(values)[:, None, None] for values in (IMAGENET.mean, IMAGENET.std))
+    found = adversarial * std + mean
     assert found.min() > -1e-9
     assert found.max() < 1 + 1e-9
     changes = 255 * (found - pixels).flatten(1)
@@ -101,7 +102,7 @@ def test_starts_fill_the_ball(norm):
 
 def outcome(attack, classify, images, labels):
     """Which examples withstood."""
-    return attack(classify, images, labels, generators(len(images)))[1]
+    return attack(classify, images, labels, generators(len(images)), IMAGENET)[1]
 
 
 def share(attack, classify, images, labels):
@@ -117,7 +118,7 @@ def small():
     torch.manual_seed(3)
     layers = nn.Conv2d(3, 12, 3), nn.Softplus(), nn.Conv2d(12, 12, 3, 2), nn.Tanh(), nn.Flatten(), nn.Linear(108, 5)
     network = nn.Sequential(*layers).double().requires_grad_(False)
-    images = from_pixels(torch.rand(48, 3, 9, 9, dtype=torch.float64))
+    images = IMAGENET.from_pixels(torch.rand(48, 3, 9, 9, dtype=torch.float64))
     return network, images, network(images).argmax(1)
 
 
@@ -140,11 +141,11 @@ def test_more_of_the_same_attack_only_finds_more(small, norm):
 
 def test_small_steps_find_what_a_leap_passes_over():
     """The class changes only in a narrow band half way to the edge of the ball; the gradient leads there."""
-    images = from_pixels(torch.full((8, 3, 4, 4), 0.5, dtype=torch.float64))
+    images = IMAGENET.from_pixels(torch.full((8, 3, 4, 4), 0.5, dtype=torch.float64))
     eps = 8.0
 
     def classify(images):
-        grey_levels = 255 * (to_pixels(images).mean(dim=(1, 2, 3)) - 0.5)
+        grey_levels = 255 * (IMAGENET.to_pixels(images).mean(dim=(1, 2, 3)) - 0.5)
         score = (grey_levels - eps / 2).abs() - eps / 10
         return torch.stack([score, torch.zeros_like(score)], 1)
 
@@ -156,7 +157,7 @@ def test_small_steps_find_what_a_leap_passes_over():
 
 def bright(images):
     """Two classes; the difference of their logits is 10 times the mean of the green pixels less a half."""
-    score = 10 * (to_pixels(images)[:, 1].mean(dim=(1, 2)) - 0.5)
+    score = 10 * (IMAGENET.to_pixels(images)[:, 1].mean(dim=(1, 2)) - 0.5)
     return torch.stack([score, torch.zeros_like(score)], 1)
 
 
@@ -164,7 +165,7 @@ def bright(images):
 def greys():
     """Plain greys 1 to 40 grey levels above and below a half, one apart, and their classes."""
     levels = torch.cat([torch.arange(-40, 0), torch.arange(1, 41)]).double()
-    images = from_pixels((0.5 + levels / 255)[:, None, None, None].expand(80, 3, 16, 16).contiguous())
+    images = IMAGENET.from_pixels((0.5 + levels / 255)[:, None, None, None].expand(80, 3, 16, 16).contiguous())
     return images, (levels < 0).long()
 
 
@@ -187,16 +188,17 @@ def test_more_queries_find_more(greys):
 @pytest.mark.parametrize("attack", [Gradient(eps=6.0, restarts=2), Gradient(norm="l2", eps=60.0), Square(eps=9.0)])
 def test_an_example_fares_the_same_in_any_company(small, attack):
     network, images, labels = small
-    whole = attack(network, images, labels, generators(48))[1]
+    whole = attack(network, images, labels, generators(48), IMAGENET)[1]
     parts = [
-        attack(network, images[part], labels[part], generators(48)[part])[1] for part in (slice(0, 5), slice(5, None))
+        attack(network, images[part], labels[part], generators(48)[part], IMAGENET)[1]
+        for part in (slice(0, 5), slice(5, None))
     ]
     assert torch.equal(whole, torch.cat(parts))
     assert 4 < whole.sum() < 44
 
 
 def test_an_example_once_lost_stays_lost():
-    images = from_pixels(torch.full((4, 3, 8, 8), 0.5))
+    images = IMAGENET.from_pixels(torch.full((4, 3, 8, 8), 0.5))
     visits = []
 
     def classify(points):
@@ -208,7 +210,7 @@ def test_an_example_once_lost_stays_lost():
         return torch.stack([score, torch.zeros_like(score)], 1)
 
     labels = torch.zeros(4, dtype=torch.int64)
-    adversarial, withstood = Gradient(eps=2.0, steps=5)(classify, images, labels, generators(4))
+    adversarial, withstood = Gradient(eps=2.0, steps=5)(classify, images, labels, generators(4), IMAGENET)
     assert withstood.tolist() == [False, True, True, True]
     torch.testing.assert_close(adversarial[0], visits[2][0])
 
@@ -217,10 +219,10 @@ def test_the_ensemble_of_another_library_finds_what_there_is_to_find():
     """Of a linear classifier: its distance to the nearest other class is known."""
     generator = torch.Generator().manual_seed(4)
     matrix = torch.randn(4, 3 * 8 * 8, generator=generator)
-    images = from_pixels(0.4 + 0.2 * torch.rand(40, 3, 8, 8, generator=generator))
+    images = IMAGENET.from_pixels(0.4 + 0.2 * torch.rand(40, 3, 8, 8, generator=generator))
 
     def classify(images):
-        return (to_pixels(images) - 0.5).flatten(1) @ matrix.T
+        return (IMAGENET.to_pixels(images) - 0.5).flatten(1) @ matrix.T
 
     logits = classify(images)
     labels = logits.argmax(1)
@@ -232,11 +234,11 @@ def test_the_ensemble_of_another_library_finds_what_there_is_to_find():
     assert certain.sum() >= 35
     logging.getLogger("auto-attack").setLevel(logging.ERROR)
     ensemble = AutoAttack(eps=eps)
-    adversarial, withstood = ensemble(classify, images, labels, generators(40))
+    adversarial, withstood = ensemble(classify, images, labels, generators(40), IMAGENET)
     assert AutoAttack(eps=12.0).key == "autoattack_linf_eps12"
     assert torch.equal(withstood[certain], (radii > eps)[certain])
     assert torch.equal(classify(adversarial).argmax(1) == labels, withstood)
-    assert (255 * (to_pixels(adversarial) - to_pixels(images))).abs().max() <= eps * (1 + 1e-4)
+    assert (255 * (IMAGENET.to_pixels(adversarial) - IMAGENET.to_pixels(images))).abs().max() <= eps * (1 + 1e-4)
     ours = outcome(Gradient(eps=eps, steps=20, restarts=3), classify, images, labels)
     assert ours[radii > 1.01 * eps].all()
     assert (ours & ~withstood).sum() <= 4, "not much weaker on a model that hides nothing"

@@ -21,14 +21,14 @@ from torch import Tensor, nn
 from regularizers.base import finite_examples
 from trainer.cache import ShardCache
 from trainer.config import Trial
-from trainer.data import Batch, eval_loader, standardise
+from trainer.data import Batch, eval_loader
 from trainer.distributed import gather_over_workers, rank, world_size
 from trainer.evaluate.corruptions import CORRUPTIONS, FAMILIES
 from trainer.evaluate.faithfulness import agreement, insertion_deletion
 from trainer.evaluate.heatmaps import Classify, heatmap, similarity, structure
 from trainer.evaluate.noise import noisy
 from trainer.evaluate.plan import Plan
-from trainer.evaluate.robustness import from_pixels, to_pixels
+from trainer.normalization import Normalization
 from trainer.preprocess import Transform
 from trainer.shards import Shards
 
@@ -50,7 +50,7 @@ def evaluate(
     Args:
         model: the bare model, not its DDP wrapper (ranks may see unequal numbers of batches).
         shards: the split.
-        trial: gives batch size, image size, precision and the seed of attacks.
+        trial: gives batch size, image size, normalization, precision and the seed of attacks.
         plan: what to measure on how many examples.
         device: where the model is.
         cache: of remote shards.
@@ -65,6 +65,7 @@ def evaluate(
         loader = eval_loader(
             shards,
             Transform(trial.image_size, train=False),
+            trial.normalization,
             rank=rank(),
             world_size=world_size(),
             batch_size=trial.batch_size,
@@ -92,7 +93,7 @@ def evaluate(
                 for label, number in Counter(batch.labels.tolist()).items():
                     means.count(f"class{label}", float(number))
         for batch in batches(plan.attacked, "robustness and heatmaps"):
-            means.add(_detail(classify, batch, trial.seed, plan))
+            means.add(_detail(classify, batch, trial.normalization, trial.seed, plan))
             means.count("attacked_examples", float(len(batch.labels)))
     values = _report(means, plan, device)
     values["broken_examples"] = min(plan.examples or shards.total, shards.total) - values["examples"]
@@ -149,7 +150,7 @@ def accuracy(logits: Float[Tensor, "b k"], labels: Int[Tensor, " b"]) -> dict[st
     } | {f"bin{number}": values for number, values in enumerate(bins.T)}
 
 
-def _detail(classify: Classify, batch: Batch, seed: int, plan: Plan) -> dict[str, Tensor]:
+def _detail(classify: Classify, batch: Batch, normalization: Normalization, seed: int, plan: Plan) -> dict[str, Tensor]:
     """Everything that is measured on the subset, per example."""
     images, labels = batch.images, batch.labels
     assert batch.indices is not None
@@ -168,7 +169,7 @@ def _detail(classify: Classify, batch: Batch, seed: int, plan: Plan) -> dict[str
     heatmaps = heatmap(classify, images, labels)
     values = similarity(heatmaps, images) | structure(heatmaps) | {"subset_accuracy": hits(images)}
     for number, attack in enumerate(plan.attacks):
-        _, withstood = attack(classify, images, labels, generators(attack.key))
+        _, withstood = attack(classify, images, labels, generators(attack.key), normalization)
         values[f"accuracy_{attack.key}"] = withstood
         if number == 0:
             values["robust_accuracy"] = withstood
@@ -176,14 +177,15 @@ def _detail(classify: Classify, batch: Batch, seed: int, plan: Plan) -> dict[str
         return values
     values |= insertion_deletion(classify, images, labels, heatmaps)
     values |= agreement(classify, images, labels, heatmaps, generators("smoothgrad"))
-    pixels = to_pixels(images)
+    pixels = normalization.to_pixels(images)
     for name, changed in noisy(pixels, generators):
-        values[f"accuracy_noise_{name}"] = hits(from_pixels(changed))
+        values[f"accuracy_noise_{name}"] = hits(normalization.from_pixels(changed))
     levels = (255 * pixels).round().to(torch.uint8).cpu()
     for name, corruption in CORRUPTIONS.items():
         for severity in SEVERITIES:
             corrupted = [corruption(*one) for one in zip(levels, repeat(severity), generators(name), strict=False)]
-            values[f"accuracy_{name}_{severity}"] = hits(standardise(torch.stack(corrupted).to(images.device)))
+            changed = normalization.normalize(torch.stack(corrupted).to(images.device))
+            values[f"accuracy_{name}_{severity}"] = hits(changed)
     return values
 
 

@@ -25,6 +25,7 @@ from trainer.evaluate.checkpoints import Subject, load_subject
 from trainer.evaluate.corruptions import CORRUPTIONS
 from trainer.evaluate.gallery import captions, draw_gallery, explain
 from trainer.locations import absolute, whole_file
+from trainer.model_input import parse_channels
 from trainer.shards import Shards, evaluation_splits
 
 EXAMPLES = """
@@ -73,6 +74,8 @@ def _parse() -> argparse.Namespace:
     what.add_argument(
         "--image-size", type=int, metavar="N", help="side in pixels (default: the trial's or the model's)"
     )
+    what.add_argument("--mean", metavar="R,G,B", help="of the pixels, 0 to 1 (default: the trial's or the model's)")
+    what.add_argument("--std", metavar="R,G,B", help="their deviation, 0 to 1 (default: the trial's or the model's)")
     what.add_argument("--split", choices=("test", "val"), default="test", help="default test; without one, half of val")
     how = parser.add_argument_group("what to measure")
     how.add_argument(
@@ -103,6 +106,7 @@ def _run(given: argparse.Namespace) -> int:
     shards = test if given.split == "test" else val
     names = {field.name for field in dataclasses.fields(Trial)} - {"data", "checkpoint", "evaluate"}
     changes = {name: value for name, value in vars(given).items() if name in names and value is not None}
+    changes |= {name: parse_channels(f"--{name}", changes[name]) for name in ("mean", "std") if name in changes}
     device = _device(given.device)
     out = Path(given.out or time.strftime("runs/evaluation-%Y%m%d-%H%M%S")).expanduser()
     _plan(given, Trial(data=data, model=""))  # refuses what it cannot be
@@ -164,7 +168,7 @@ def _device(name: str | None) -> torch.device:
 def _gallery(subject: Subject, shards: Shards, device: torch.device, count: int, path: Path) -> None:
     one = explain(subject, shards, count, device)
     with whole_file(str(path)) as stream:
-        stream.write(draw_gallery(one.images, one.heatmaps, captions(one, shards.classes), subject.label))
+        stream.write(draw_gallery(one.pixels, one.heatmaps, captions(one, shards.classes), subject.label))
 
 
 def _table(report: dict[str, Any]) -> Table:

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from trainer.config import UsageError
 from trainer.evaluate.heatmaps import Classify
-from trainer.evaluate.robustness import NORMS, Outcome, Pixels, from_pixels, to_pixels
+from trainer.evaluate.robustness import NORMS, Outcome, Pixels
+from trainer.normalization import Normalization
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,29 +44,34 @@ class AutoAttack:
         return f"autoattack_{self.norm}_eps{self.eps:g}"
 
     def __call__(
-        self, classify: Classify, images: Pixels, labels: Int[Tensor, " b"], generators: Sequence[torch.Generator]
+        self,
+        classify: Classify,
+        images: Pixels,
+        labels: Int[Tensor, " b"],
+        generators: Sequence[torch.Generator],
+        normalization: Normalization,
     ) -> Outcome:
         # Its draws depend on the batch, whatever the generators.
         import pyautoattack
 
-        pixels = to_pixels(images)
+        pixels = normalization.to_pixels(images)
         attack = pyautoattack.AutoAttack(
-            _OnPixels(classify), norm=NORMS[self.norm], eps=self.eps / 255, seed=0, device=images.device
+            _OnPixels(classify, normalization), norm=NORMS[self.norm], eps=self.eps / 255, seed=0, device=images.device
         )
         attack.verbose = False
         with torch.no_grad():
             others = classify(images[:1]).shape[1] - 1
         attack.apgd_targeted.n_target_classes = attack.fab.n_target_classes = min(9, others)
         adversarial, guesses = attack.run_standard_evaluation(pixels, labels, batch_size=len(pixels))
-        return from_pixels(adversarial), guesses == labels
+        return normalization.from_pixels(adversarial), guesses == labels
 
 
 class _OnPixels(nn.Module):
     """The classifier as that library wants it: a module on pixel fractions."""
 
-    def __init__(self, classify: Classify) -> None:
+    def __init__(self, classify: Classify, normalization: Normalization) -> None:
         super().__init__()
-        self.classify = classify
+        self.classify, self.normalization = classify, normalization
 
     def forward(self, pixels: Tensor) -> Tensor:
-        return self.classify(from_pixels(pixels))
+        return self.classify(self.normalization.from_pixels(pixels))

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from trainer.config import Trial, UsageError
-from trainer.models import build_model, default_image_size, load_weights, read_content, weights_file
+from trainer.models import build_model, load_weights, read_content, weights_file
 from trainer.shards import read_shards
 
 
@@ -40,16 +40,15 @@ def load_subject(checkpoint: str, data: str, changes: dict[str, Any]) -> Subject
         UsageError: if it cannot be loaded, or is not said to be what it needs to be said to be.
     """
     if checkpoint.startswith(("models:/", "runs:/")):
-        model, size = registered_model(checkpoint)
-        return Subject(checkpoint, model, Trial(**{"model": checkpoint, "image_size": size} | changes, data=data))
+        model, known = registered_model(checkpoint)
+        return Subject(checkpoint, model, Trial(**{"model": checkpoint} | known | changes, data=data))
     file = weights_file(checkpoint)
     trained = _trial_in(file)
     if trained is not None:
-        trial = Trial(**{**trained, "checkpoint": file, **changes, "data": data})
+        trial = Trial.from_dict({**trained, "checkpoint": file, **changes, "data": data})
         label = trial.label
     elif "model" in changes:
-        defaults = {"image_size": default_image_size(changes["model"])}
-        trial = Trial(**defaults | changes, data=data, checkpoint=file)
+        trial = Trial(**changes, data=data, checkpoint=file)
         label = Path(file).stem
     else:
         raise UsageError(f"--checkpoint {checkpoint}: a state dict needs --model: which architecture is it of?")
@@ -71,8 +70,10 @@ def _trial_in(file: str) -> dict[str, Any] | None:
     return {name: value for name, value in trial.items() if name in known} if isinstance(trial, dict) else None
 
 
-def registered_model(uri: str) -> tuple[nn.Module, int | None]:
-    """A PyTorch model from MLflow's registry, on the CPU, and its image size if its signature says one.
+def registered_model(uri: str) -> tuple[nn.Module, dict[str, Any]]:
+    """A PyTorch model from MLflow's registry, on the CPU, and what it says of its images.
+
+    That is mean and deviation, where its metadata have them, and the image size, where its signature has one.
 
     One that was saved as a pickle is run: the registry must be trusted.
 
@@ -92,7 +93,7 @@ def registered_model(uri: str) -> tuple[nn.Module, int | None]:
     try:
         if where.startswith("sqlite:///") and not Path(where.removeprefix("sqlite:///")).exists():
             raise FileNotFoundError("no database is there")  # MLflow would make one
-        signature = mlflow.models.get_model_info(uri).signature
+        info = mlflow.models.get_model_info(uri)
         model = mlflow.pytorch.load_model(uri, map_location="cpu")
     except Exception as error:
         reason = str(error).partition("\n")[0][:200]
@@ -100,7 +101,9 @@ def registered_model(uri: str) -> tuple[nn.Module, int | None]:
             f"--checkpoint {uri}: MLflow at {where} has no such PyTorch model ({reason}); to look elsewhere set "
             "MLFLOW_TRACKING_URI, such as to sqlite:///runs/mlflow.db"
         ) from None
+    signature, metadata = info.signature, info.metadata or {}
+    known = {name: metadata[name] for name in ("mean", "std") if name in metadata}
     inputs = signature.inputs.inputs if signature is not None and signature.inputs else [None]
     shape = tuple(getattr(inputs[0], "shape", ()))  # tables of columns have none
     square = len(shape) == 4 and shape[1] == 3 and shape[2] == shape[3] > 0
-    return model, shape[3] if square else None
+    return model, known | ({"image_size": shape[3]} if square else {})

@@ -32,7 +32,7 @@ from torch import Generator, Tensor
 from trainer.evaluate.blur import convolve, disk, gaussian, line
 from trainer.preprocess import decode
 
-Pixels = UInt8[Tensor, "3 h w"]  # grey levels in [0, 255], before standardisation
+Pixels = UInt8[Tensor, "3 h w"]  # grey levels in [0, 255], before normalization
 Corruption = Callable[[Pixels, int, Generator], Pixels]
 Parameter = TypeVar("Parameter")
 SIDE = 224  # pixels of the shorter side that lengths refer to

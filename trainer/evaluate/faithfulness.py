@@ -25,12 +25,12 @@ def insertion_deletion(
     """Area under the true class's probability while the most relevant pixels are taken away or shown first.
 
     Pixels are ranked by the sum over channels of the heatmap's absolute value, equal ones row by row. Deletion
-    sets the first ones to 0, the data set's mean colour; insertion shows them in a blurred image (11x11 Gaussian of
-    deviation 5 pixels, mean colour outside). Costs 2·steps + 1 forward passes.
+    sets the first ones to 0, the mean colour of the normalization; insertion shows them in a blurred image (11x11
+    Gaussian of deviation 5 pixels, mean colour outside). Costs 2·steps + 1 forward passes.
 
     Args:
         classify: images to logits.
-        images: standardised pixels.
+        images: normalized pixels.
         labels: true classes.
         heatmaps: what is judged.
         steps: the curve has its points at the fractions 0, 1/steps, …, 1 of the pixels, rounded to whole pixels.
@@ -73,7 +73,7 @@ def agreement(
 
     Args:
         classify: images to logits.
-        images: standardised pixels.
+        images: normalized pixels.
         labels: true classes.
         heatmaps: the plain gradients, from `heatmap`.
         generators: one per example, as in `smooth_gradient`.
@@ -102,7 +102,7 @@ def smooth_gradient(
 
     Args:
         classify: images to logits.
-        images: standardised pixels; the noise's deviation is 0.15·(max - min) of each over all channels.
+        images: normalized pixels; the noise's deviation is 0.15·(max - min) of each over all channels.
         labels: true classes.
         generators: one per example, so that its noise does not depend on the batch it is in; each is drawn from
             `samples` times, and CPU generators draw the same numbers for every device and data type.
@@ -122,7 +122,7 @@ def smooth_gradient(
 def integrated_gradient(
     classify: Classify, images: Float[Tensor, "b 3 h w"], labels: Int[Tensor, " b"], steps: int = 16
 ) -> Float[Tensor, "b 3 h w"]:
-    """Mean heatmap along the straight path to each image from 0, the data set's mean colour; midpoint rule.
+    """Mean heatmap along the straight path to each image from 0, the mean colour of the normalization; midpoint rule.
 
     Integrated gradients without the product with the image, so that it compares with other gradients.
 

@@ -15,7 +15,6 @@ from trainer.data import Batch, eval_loader
 from trainer.evaluate import classifier
 from trainer.evaluate.checkpoints import Subject
 from trainer.evaluate.heatmaps import heatmap
-from trainer.evaluate.robustness import to_pixels
 from trainer.models import build_model
 from trainer.preprocess import Transform
 from trainer.shards import Shards, evaluation_splits
@@ -30,27 +29,32 @@ class Explained:
     """Images with a model's heatmaps and guesses.
 
     Args:
-        images: standardised.
+        pixels: the images, pixel fractions in [0, 1].
         labels: true classes.
         heatmaps: signed input gradients of the true class's logit.
         guesses: the model's classes.
         confidences: softmax of those, in [0, 1].
     """
 
-    images: Float[Tensor, "b 3 h w"]
+    pixels: Float[Tensor, "b 3 h w"]
     labels: Int[Tensor, " b"]
     heatmaps: Float[Tensor, "b 3 h w"]
     guesses: Int[Tensor, " b"]
     confidences: Float[Tensor, " b"]
 
 
-def examples(
-    shards: Shards, image_size: int | None, count: int, device: torch.device, cache: ShardCache | None = None
-) -> Batch:
-    """Images from all over a split, always the same; those that cannot be decoded are left out."""
-    transform = Transform(image_size, train=False)
+def examples(shards: Shards, trial: Trial, count: int, device: torch.device, cache: ShardCache | None = None) -> Batch:
+    """Images from all over a split, always the same, as the trial's model takes them; none that cannot be decoded."""
     loader = eval_loader(
-        shards, transform, rank=0, world_size=1, batch_size=count, examples=count, device=device, cache=cache
+        shards,
+        Transform(trial.image_size, train=False),
+        trial.normalization,
+        rank=0,
+        world_size=1,
+        batch_size=count,
+        examples=count,
+        device=device,
+        cache=cache,
     )
     with loader:
         batch = next(iter(loader.epoch()))
@@ -70,13 +74,13 @@ def explain(
         device: where the model is.
         cache: of remote shards.
     """
-    batch = examples(shards, subject.trial.image_size, count, device, cache)
+    batch = examples(shards, subject.trial, count, device, cache)
     images, labels = batch.images, batch.labels
     with classifier(subject.model, subject.trial.precision) as classify:
         heatmaps = heatmap(classify, images, labels)
         with torch.no_grad():
             confidences, guesses = classify(images).softmax(1).max(1)
-    return Explained(images, labels, heatmaps, guesses, confidences)
+    return Explained(subject.trial.normalization.to_pixels(images), labels, heatmaps, guesses, confidences)
 
 
 def gallery_of(trial: Trial, weights: dict[str, Tensor], device: torch.device, cache: ShardCache) -> bytes:
@@ -85,7 +89,7 @@ def gallery_of(trial: Trial, weights: dict[str, Tensor], device: torch.device, c
     model = build_model(trial.model, len(test.classes), trial.activation)
     model.load_state_dict(weights)
     shown = explain(Subject(trial.label, model.to(device), trial), test, IMAGES, device, cache)
-    return draw_gallery(shown.images, shown.heatmaps, captions(shown, test.classes), trial.label)
+    return draw_gallery(shown.pixels, shown.heatmaps, captions(shown, test.classes), trial.label)
 
 
 def captions(explained: Explained, classes: Sequence[str]) -> list[str]:
@@ -105,12 +109,12 @@ def captions(explained: Explained, classes: Sequence[str]) -> list[str]:
 
 
 def draw_gallery(
-    images: Float[Tensor, "b 3 h w"], heatmaps: Float[Tensor, "b 3 h w"], captions: Sequence[str], title: str
+    pixels: Float[Tensor, "b 3 h w"], heatmaps: Float[Tensor, "b 3 h w"], captions: Sequence[str], title: str
 ) -> bytes:
     """Draw a PNG with one row for each image: the image, its heatmap, and the heatmap over the image.
 
     Args:
-        images: standardised.
+        pixels: the images, pixel fractions in [0, 1].
         heatmaps: signed; summed over channels, each scaled to the `PERCENTILE` of its own absolute values.
         captions: one for each image.
         title: above all of them.
@@ -118,14 +122,14 @@ def draw_gallery(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    rows, side = len(images), 1.9
+    rows, side = len(pixels), 1.9
     figure = Figure(figsize=(3 * side + 1.1, rows * (side + 0.22) + 0.9), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(title, fontsize=11)
     axes = figure.subplots(rows, 3, squeeze=False)
-    for line, pixels, signed, caption in zip(axes, to_pixels(images), scaled(heatmaps), captions, strict=True):
-        picture = pixels.permute(1, 2, 0).cpu().numpy()
-        grey = pixels.mean(0).cpu().numpy()
+    for line, one, signed, caption in zip(axes, pixels, scaled(heatmaps), captions, strict=True):
+        picture = one.permute(1, 2, 0).cpu().numpy()
+        grey = one.mean(0).cpu().numpy()
         colours = {"cmap": COLOURS, "vmin": -1.0, "vmax": 1.0, "interpolation": "nearest"}
         line[0].imshow(picture, interpolation="nearest")
         shown = line[1].imshow(signed.cpu().numpy(), **colours)

@@ -74,7 +74,7 @@ def structure(heatmaps: Float[Tensor, "b 3 h w"]) -> dict[str, Float[Tensor, " b
         3·((h-1)·w + h·(w-1)) pairs. 0 for a constant one; independent uniform noise has 1/3.
         `heatmap_gini` in [0, 1): Gini index of the relevance of the h·w pixels (`relevance`). 0 if all are equal
         (also if all are 0), 1 - 1/(h·w) if one pixel has everything.
-        `heatmap_norm`: Euclidean norm over all channels and pixels, in logits per standardised pixel.
+        `heatmap_norm`: Euclidean norm over all channels and pixels, in logits per normalized pixel.
         NaN or infinity in one example stays in its numbers.
 
     References:

@@ -33,7 +33,7 @@ def r_normal(images: Images, unit: Images, multiple: float) -> Images:
 def r_uniform(images: Images, unit: Images, percentile: float = 10.0) -> Images:
     """Uniform noise between -p and p, a percentile of the values of the image.
 
-    A standardised image has a negative p as a rule, which swaps the bounds; where p is 0 there is no noise.
+    A normalized image has a negative p as a rule, which swaps the bounds; where p is 0 there is no noise.
 
     Args:
         images: of any unit; p is taken over all channels and pixels of each example, by nearest rank: a value of the

@@ -1,4 +1,4 @@
-"""Attacks on a classifier: FGSM, PGD and Square. Radii are in grey levels of 255, before standardisation.
+"""Attacks on a classifier: FGSM, PGD and Square. Radii are in grey levels of 255, before normalization.
 
 Attacks work on pixel fractions in [0, 1] and never leave that range. An example withstands an attack if it is
 classified rightly as it is and at every point the attack visits, so a stronger attack can only find more.
@@ -15,8 +15,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from trainer.config import UsageError
-from trainer.data import MEAN, STD
 from trainer.evaluate.heatmaps import Classify
+from trainer.normalization import Normalization
 
 Pixels = Float[Tensor, "b 3 h w"]
 Outcome = tuple[Pixels, Bool[Tensor, " b"]]
@@ -33,18 +33,24 @@ class Attack(Protocol):
         ...
 
     def __call__(
-        self, classify: Classify, images: Pixels, labels: Int[Tensor, " b"], generators: Sequence[torch.Generator]
+        self,
+        classify: Classify,
+        images: Pixels,
+        labels: Int[Tensor, " b"],
+        generators: Sequence[torch.Generator],
+        normalization: Normalization,
     ) -> Outcome:
         """Attack each example.
 
         Args:
-            classify: takes standardised images.
-            images: standardised.
+            classify: takes normalized images.
+            images: normalized.
             labels: true classes.
             generators: one for each example, on the CPU: what is drawn does not depend on the batch.
+            normalization: of the images; the attack's radius is in pixels.
 
         Returns:
-            Standardised images, of each example the first that was misclassified, else the last one visited; and which
+            Normalized images, of each example the first that was misclassified, else the last one visited; and which
             examples withstood.
         """
         ...
@@ -104,11 +110,16 @@ class Gradient:
         return 1 + self.restarts * (2 * self.steps + 1)
 
     def __call__(
-        self, classify: Classify, images: Pixels, labels: Int[Tensor, " b"], generators: Sequence[torch.Generator]
+        self,
+        classify: Classify,
+        images: Pixels,
+        labels: Int[Tensor, " b"],
+        generators: Sequence[torch.Generator],
+        normalization: Normalization,
     ) -> Outcome:
-        clean = to_pixels(images)
+        clean, on_pixels = normalization.to_pixels(images), _on_pixels(classify, normalization)
         found, withstood = clean.clone(), torch.ones(len(images), dtype=torch.bool, device=images.device)
-        _visit(classify, clean, labels, torch.arange(len(images), device=images.device), found, withstood)
+        _visit(on_pixels, clean, labels, torch.arange(len(images), device=images.device), found, withstood)
         for _ in range(self.restarts):
             adversarial = self._start(clean, generators)
             active = withstood.nonzero()[:, 0]
@@ -117,7 +128,7 @@ class Gradient:
                     break
                 wants_gradient = step < self.steps
                 here = adversarial[active].requires_grad_(wants_gradient)
-                losses = _visit(classify, here, labels, active, found, withstood)
+                losses = _visit(on_pixels, here, labels, active, found, withstood)
                 if wants_gradient:
                     (gradient,) = torch.autograd.grad(losses.sum(), here)
                     moved = here.detach() + self.step / 255 * self._direction(gradient)
@@ -126,7 +137,7 @@ class Gradient:
                 # Examples already lost are left out once they are half of the work.
                 if 2 * int(still.sum()) <= len(active):
                     active = active[still]
-        return from_pixels(found), withstood
+        return normalization.from_pixels(found), withstood
 
     def _start(self, clean: Pixels, generators: Sequence[torch.Generator]) -> Pixels:
         if not self.random_start:
@@ -184,16 +195,22 @@ class Square:
         return f"square_linf_eps{self.eps:g}_x{self.queries}"
 
     def __call__(
-        self, classify: Classify, images: Pixels, labels: Int[Tensor, " b"], generators: Sequence[torch.Generator]
+        self,
+        classify: Classify,
+        images: Pixels,
+        labels: Int[Tensor, " b"],
+        generators: Sequence[torch.Generator],
+        normalization: Normalization,
     ) -> Outcome:
-        clean, radius = to_pixels(images), self.eps / 255
+        clean, radius = normalization.to_pixels(images), self.eps / 255
+        on_pixels = _on_pixels(classify, normalization)
         (height, width), device = clean.shape[-2:], clean.device
         found, withstood = clean.clone(), torch.ones(len(images), dtype=torch.bool, device=device)
         everyone = torch.arange(len(images), device=device)
-        _visit(classify, clean, labels, everyone, found, withstood)
+        _visit(on_pixels, clean, labels, everyone, found, withstood)
         stripes = torch.stack([_signs((3, 1, width), generator) for generator in generators]).to(clean)
         best = (clean + radius * stripes).clamp(0, 1)
-        margins = _visit(classify, best, labels, everyone, found, withstood, margin=True)
+        margins = _visit(on_pixels, best, labels, everyone, found, withstood, margin=True)
         corners = torch.stack([torch.rand(self.queries, 2, generator=generator) for generator in generators]).to(device)
         signs = torch.stack([_signs((self.queries, 3, 1, 1), generator) for generator in generators]).to(clean)
         rows, columns = torch.arange(height, device=device), torch.arange(width, device=device)
@@ -208,14 +225,18 @@ class Square:
             inside = ((rows >= top) & (rows < top + tall))[:, None, :, None]
             inside = inside & ((columns >= left) & (columns < left + wide))[:, None, None, :]
             attempt = torch.where(inside, clean[active] + radius * signs[active, query], best[active]).clamp(0, 1)
-            lower = _visit(classify, attempt, labels, active, found, withstood, margin=True)
+            lower = _visit(on_pixels, attempt, labels, active, found, withstood, margin=True)
             better = lower < margins[active]
             best[active[better]], margins[active[better]] = attempt[better], lower[better]
-        return from_pixels(found), withstood
+        return normalization.from_pixels(found), withstood
+
+
+def _on_pixels(classify: Classify, normalization: Normalization) -> Classify:
+    return lambda pixels: classify(normalization.from_pixels(pixels))
 
 
 def _visit(
-    classify: Classify,
+    on_pixels: Classify,
     pixels: Pixels,
     labels: Tensor,
     active: Tensor,
@@ -225,7 +246,7 @@ def _visit(
 ) -> Float[Tensor, " a"]:
     """Classify a point of each active example, note who falls there, and return losses in nats (or logit margins)."""
     with torch.set_grad_enabled(pixels.requires_grad):
-        logits = classify(from_pixels(pixels))
+        logits = on_pixels(pixels)
     labels = labels[active]
     right = logits.argmax(1) == labels
     before = withstood[active]
@@ -249,17 +270,3 @@ def _signs(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
 
 def _norms(values: Pixels) -> Float[Tensor, "b 1 1 1"]:
     return values.flatten(1).norm(dim=1)[:, None, None, None]
-
-
-def to_pixels(images: Pixels) -> Pixels:
-    """Pixel fractions in [0, 1] of standardised images."""
-    return (images * _channels(STD, images) + _channels(MEAN, images)).clamp(0, 1)
-
-
-def from_pixels(pixels: Pixels) -> Pixels:
-    """Standardised images of pixel fractions."""
-    return (pixels - _channels(MEAN, pixels)) / _channels(STD, pixels)
-
-
-def _channels(values: tuple[float, ...], like: Tensor) -> Tensor:
-    return like.new_tensor(values)[:, None, None]

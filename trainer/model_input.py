@@ -1,0 +1,146 @@
+"""What a model is to be fed: mean and deviation of its normalization, and the side of its images.
+
+timm says it for each of its models and for each of the weights it knows: a third of them have not ImageNet's mean.
+"""
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+from trainer.config import UsageError
+from trainer.normalization import IMAGENET, Channels
+
+TIMM = "timm:"
+HUB = "hf-hub:"  # after that, a repository of the Hugging Face Hub
+IMAGENET_RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+
+
+@dataclass(frozen=True)
+class ModelInput:
+    """What a model is fed.
+
+    Args:
+        mean: of the normalization, pixel fractions in [0, 1] of red, green and blue.
+        std: its deviation, pixel fractions in (0, 1].
+        image_size: side in pixels; None takes images as large as they are.
+        fixed: whether the model takes images of that size only.
+    """
+
+    mean: Channels
+    std: Channels
+    image_size: int | None
+    fixed: bool = False
+
+
+def model_input(name: str) -> ModelInput:
+    """What the model of this name is made for.
+
+    Of a timm model it is the input of its pretrained configuration, that of the tag where the name has one. The size is
+    the one its weights were trained at (`input_size`); the larger `test_input_size`, at which some score a little
+    higher, would make each regularized step dearer, and a trial trains and evaluates at one size.
+
+    Args:
+        name: of the model: `resnet50`, `timm:NAME`, `timm:NAME.TAG` or `timm:hf-hub:ORGANIZATION/NAME`, whose
+            configuration is downloaded, or taken from the hub's cache. Of a name that is none of these ImageNet's mean
+            and deviation, and the images' own size.
+
+    Raises:
+        UsageError: if timm is not installed, knows no such name, cannot reach the hub, or the model takes other than
+            square images of three channels.
+    """
+    if not name.startswith(TIMM):
+        return ModelInput(IMAGENET.mean, IMAGENET.std, 224 if name in IMAGENET_RESNETS else None)
+    settings = _timm_settings(name)
+    size, mean, std = settings["input_size"], settings["mean"], settings["std"]
+    if size[0] != 3 or len(mean) != 3 or len(std) != 3:
+        raise UsageError(f"model {name!r} takes images of {size[0]} channels; choose one for red, green and blue")
+    if size[1] != size[2]:
+        raise UsageError(f"model {name!r} takes images of {size[2]}x{size[1]} pixels; choose one for square images")
+    return ModelInput(_channels("mean", mean), _channels("std", std), size[1], settings["fixed_input_size"])
+
+
+def complete(name: str, mean: Any, std: Any, image_size: int | None) -> ModelInput:
+    """What a model is to be fed, from what a user has said of it; what is None is the model's own.
+
+    Raises:
+        UsageError: if a number cannot be, or the model takes images of another size only, or as `model_input` does.
+    """
+    mean, std = (None if values is None else _channels(kind, values) for kind, values in (("mean", mean), ("std", std)))
+    if mean is not None and std is not None and image_size is not None:
+        return ModelInput(mean, std, image_size)  # without a look at timm
+    own = model_input(name)
+    if own.fixed and image_size not in (None, own.image_size):
+        raise UsageError(
+            f"image_size={image_size}: model {name!r} takes images of {own.image_size} pixels a side only; "
+            f"give --image-size {own.image_size}"
+        )
+    size = own.image_size if image_size is None else image_size
+    return ModelInput(mean or own.mean, std or own.std, size, own.fixed)
+
+
+def parse_channels(flag: str, text: str | None) -> Channels | None:
+    """Three numbers with commas between, from the command line; None where the flag was not given.
+
+    Raises:
+        UsageError: if they are no three numbers, or cannot be.
+    """
+    if text is None:
+        return None
+    return _channels(flag.removeprefix("--"), text.split(","), f"{flag} {text}")
+
+
+def _channels(kind: str, values: Any, given: str = "") -> Channels:
+    lowest, usual = "above 0" if kind == "std" else "from 0", ",".join(map(str, getattr(IMAGENET, kind)))
+    try:
+        red, green, blue = map(float, values)
+        good = all(0 <= value <= 1 and (value or kind == "mean") for value in (red, green, blue))
+    except (TypeError, ValueError):
+        good = False
+    if not good:
+        raise UsageError(
+            f"{given or f'{kind}={values}'}: give three pixel fractions, {lowest} to 1, for red, green and blue, such "
+            f"as {usual}; divide grey levels by 255"
+        )
+    return red, green, blue
+
+
+def import_timm(name: str) -> Any:
+    """The library timm, which the model of this name needs.
+
+    Raises:
+        UsageError: if it is not installed, or cannot be imported.
+    """
+    try:
+        import timm
+    except ImportError:
+        raise UsageError(f"model {name!r} needs timm; install it with: pip install 'heatmap-sweeps[timm]'") from None
+    except RuntimeError as error:  # a torchvision made for another torch
+        reason = str(error).partition("\n")[0]
+        raise UsageError(
+            f"model {name!r}: timm cannot be imported ({reason}); install torch and torchvision from the same index"
+        ) from None
+    return timm
+
+
+def _timm_settings(name: str) -> dict[str, Any]:
+    """Of timm's pretrained configuration; what it does not say is timm's default."""
+    timm, own = import_timm(name), name.removeprefix(TIMM)
+    if own.startswith(HUB):
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells of each of its tries
+        try:
+            settings, _, _ = timm.models.load_model_config_from_hf(own.removeprefix(HUB))
+        except Exception as error:  # of the network, of the hub, of the file
+            reason = next(iter(str(error).strip().splitlines()), "")[:200]
+            raise UsageError(
+                f"model {name!r}: the hub has no configuration for it, or cannot be reached ({type(error).__name__}: "
+                f"{reason}); a name that timm knows needs no network"
+            ) from None
+    else:
+        try:
+            settings = timm.get_pretrained_cfg(own)
+        except RuntimeError as error:  # the architecture exists, not the tag
+            raise UsageError(f"model {name!r}: {error}; see timm.list_pretrained({own.partition('.')[0]!r})") from None
+        if settings is None:
+            raise UsageError(f"model {name!r}: timm {timm.__version__} has no {own!r}")
+        settings = vars(settings)
+    return vars(timm.models.PretrainedCfg()) | settings
