@@ -250,6 +250,8 @@ def test_a_check_of_a_penalty_of_its_own_leaves_out_what_it_has_not():
 
 def test_random_draws_are_no_fault():
     assert CHECKS["independent of the other examples"](REGULARIZERS["spectreg"]()) == "draws numbers at random"
+    mixing = of(coupled, score=lambda self, forward: forward.random_logits)
+    assert "when the other examples changed" in failed(mixing)["independent of the other examples"]
 
 
 @pytest.mark.parametrize("name", sorted(REGULARIZERS))
