@@ -218,12 +218,12 @@ def test_truncated_images_are_refused(photograph, kind, part):
 
 @pytest.mark.parametrize("content", [b"", b"hello, world", b"cos\nsystem\n(S'true'\ntR.", b"\xff\xd8", b"GIF89a" * 9])
 def test_other_bytes_are_refused(content):
-    with pytest.raises(DecodeError, match=f"neither JPEG nor PNG: {len(content)} bytes"):
+    with pytest.raises(DecodeError, match=f"neither JPEG, PNG nor WebP: {len(content)} bytes"):
         decode(content)
 
 
 def test_other_formats_of_pillow_are_refused(photograph):
-    with pytest.raises(DecodeError, match="neither JPEG nor PNG"):
+    with pytest.raises(DecodeError, match="neither JPEG, PNG nor WebP"):
         decode(encode(photograph, "TIFF"))
 
 

@@ -4,11 +4,9 @@ python -m trainer.shards --images CLASS_FOLDERS --split train --out SHARDS    # 
 """
 
 import dataclasses
-import fnmatch
 import io
 import json
-import tarfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import chain, islice, zip_longest
@@ -16,13 +14,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import webdataset as wds
-from braceexpand import braceexpand
 from PIL import Image
 
 from trainer.config import UsageError
-from trainer.locations import is_url, list_folder, read_json, whole_file
-
-IMAGE_SUFFIXES: tuple[str, ...] = (".jpg", ".jpeg", ".png")
+from trainer.locations import is_url, whole_file
+from trainer.shards.layout import ENDINGS, find_place, list_shards, of_split
+from trainer.shards.meta import read_classes, read_meta
+from trainer.shards.scan import Counted, count_samples
 
 
 class MissingSplit(UsageError):
@@ -49,6 +47,7 @@ class Shards:
         checksums: sha256 of each, None where nothing says it.
         classes: name of each class index.
         part: (first, step): the split is every step-th of the samples, from number `first` on.
+        skipped: samples without an image or without a class, of shards that were counted here.
     """
 
     split: str
@@ -57,6 +56,7 @@ class Shards:
     checksums: tuple[str | None, ...]
     classes: tuple[str, ...]
     part: tuple[int, int] = (0, 1)
+    skipped: int = 0
 
     @property
     def numbers(self) -> range:
@@ -100,7 +100,7 @@ def write_shards(
     """
     check_classes(str(folder), classes)
     written: dict[str, dict[str, Any]] = {}
-    remaining = iter(samples)
+    remaining = _checked(samples, len(classes))
     while (first := next(remaining, None)) is not None:
         name = shard_name(split, len(written))
         written[name] = write_shard(chain([first], islice(remaining, per_shard - 1)), f"{folder}/{name}")
@@ -108,6 +108,13 @@ def write_shards(
         raise UsageError(f"no image to write for split {split!r} from {source}")
     write_meta(str(folder), split, classes, {"source": source, "shards": written})
     return read_shards(folder, split)
+
+
+def _checked(samples: Iterable[Sample], classes: int) -> Iterator[Sample]:
+    for sample in samples:
+        if not 0 <= sample.label < classes:
+            raise UsageError(f"sample {sample.key} has label {sample.label}; give 0 to {classes - 1}, an index of the classes")
+        yield sample
 
 
 def plan_name(split: str) -> str:
@@ -155,8 +162,8 @@ def check_classes(folder: str, classes: Sequence[str]) -> dict[str, Any]:
         UsageError: if it cannot be read or has splits of other classes: their class indices would mean other things.
     """
     try:
-        meta = read_json(f"{folder}/meta.json") or {"splits": {}}
-    except (OSError, ValueError) as error:
+        meta = read_meta(folder)
+    except OSError as error:
         raise UsageError(f"cannot write shards to {folder}: its meta.json cannot be read ({error})") from None
     there = meta.get("classes", list(classes))
     if there != list(classes):
@@ -180,43 +187,77 @@ def write_meta(folder: str, split: str, classes: Sequence[str], entry: dict[str,
 def read_shards(location: str | Path, split: str) -> Shards:
     """Find the shards of a split.
 
+    meta.json beside the shards says how many samples each has. Without it local shards are counted and their labels
+    checked, once in a process as long as they do not change; remote ones are refused, since counting would download
+    all of them. Labels of shards that meta.json counts are checked where they are read.
+
     Args:
         location: a folder, the URL of one (http(s)://, s3://, gs://), or the shards of all splits in braces, such as
-            `https://host/imagenet/{train-{000000..001281},val-{000000..000049}}.tar`. meta.json beside the shards
-            says how many samples each has; without it local shards are counted, others refused.
+            `https://host/imagenet/{train-{000000..001281},val-{000000..000049}}.tar`. The split stands in a shard's
+            name or in that of its folder (`trainer.shards.layout`).
         split: train, val or test.
 
     Raises:
-        UsageError: if the folder, a shard, the split or all its samples are missing.
+        UsageError: if the folder, a shard, the split or all its samples are missing, or a label or shard is no good.
     """
     given = str(location).rstrip("/")
-    folder, asked = _folder_and_names(given)
+    place = find_place(given)
     try:
-        listed = list_folder(folder)
-        meta = read_json(f"{folder}/meta.json") or {}
-        classes = meta.get("classes") or read_json(f"{folder}/classes.json") or ()
+        listed = list_shards(place, split)
+        meta = read_meta(place.root)
+        classes = tuple(meta.get("classes") or read_classes(place.root))
     except FileNotFoundError:
         raise UsageError(f"--data {given}: no such folder; give one that holds {split}-000000.tar …") from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise UsageError(f"--data {given}: cannot be read ({error})") from None
-    known = meta.get("splits", {}).get(split, {}).get("shards", {})
+    known = meta["splits"].get(split, {}).get("shards", {})
     if not known and plan_name(split) in (listed or ()):
         raise UsageError(f"--data {given}: its {split} shards are unfinished; run the command that makes them again")
-    if not known and is_url(folder):
-        raise MissingSplit(f"--data {given}: no meta.json there counts the {split} images; put it beside the shards")
     available = set(known) if listed is None else listed
-    found = sorted(fnmatch.filter(available if asked is None else asked, f"{split}-*.tar"))
+    found = of_split(available if place.asked is None else place.asked, split)
     if not found:
-        raise MissingSplit(f"--data {given}: no {split}-*.tar in it; `python -m trainer.shards --help` makes shards")
-    missing = sorted({*found, *(known if asked is None else ())} - available)
+        raise MissingSplit(_missing_split(given, split, bool(meta["splits"]), listed is None and place.asked is None))
+    if not known and is_url(place.root):
+        raise UsageError(
+            f"--data {given}: no meta.json there counts the {split} images, and counting would download all shards; copy "
+            "them to a folder and give that, or put the meta.json that `python -m trainer.shards` writes beside them"
+        )
+    folders = sorted({name.rpartition("/")[0] for name in found})
+    if len(folders) > 1:
+        raise UsageError(f"--data {given}: names {len(folders)} folders with {split} shards ({_few(folders)}); give one")
+    missing = sorted({*found, *(known if place.asked is None else ())} - available)
     unknown = sorted(set(found) - set(known)) if known else []
     if missing or unknown:
-        raise UsageError(f"--data {given}: shards differ from meta.json (missing {missing}, unknown {unknown})")
-    counts = tuple(known[name]["samples"] if known else _count(Path(folder, name)) for name in found)
-    if not sum(counts):
-        raise UsageError(f"--data {given}: the {split} shards hold no image with a class")
-    checksums = tuple(known.get(name, {}).get("sha256") for name in found)
-    return Shards(split, tuple(f"{folder}/{name}" for name in found), counts, checksums, tuple(classes))
+        differ = f"shards differ from meta.json (missing {_few(missing)}, unknown {_few(unknown)})"
+        raise UsageError(f"--data {given}: {differ if known else f'missing {_few(missing)}'}")
+    paths = [f"{place.root}/{name}" for name in found]
+    if known:
+        counted = Counted(tuple(known[name]["samples"] for name in found))
+    else:
+        counted = count_samples(paths, classes)
+    if not sum(counted.samples):
+        raise UsageError(
+            f"--data {given}: the {split} shards hold no image with a class"
+            + (f": {counted.example}; a sample is KEY.jpg and KEY.cls with the class index" if counted.example else "")
+        )
+    # Shards without a sample, which some writers leave, are none.
+    kept = [number for number, samples in enumerate(counted.samples) if samples]
+    return Shards(
+        split,
+        tuple(paths[number] for number in kept),
+        tuple(counted.samples[number] for number in kept),
+        tuple(known.get(found[number], {}).get("sha256") for number in kept),
+        classes,
+        skipped=counted.skipped,
+    )
+
+
+def skipped_samples(data: str, *splits: Shards) -> str:
+    """One line about samples of these splits that have no image or no class and are left out; empty if there are none."""
+    counts = {shards.paths: f"{shards.skipped} of {shards.split}" for shards in splits if shards.skipped}
+    if not counts:
+        return ""
+    return f"{data}: samples without an image or without a class are left out ({', '.join(counts.values())})"
 
 
 def evaluation_splits(location: str | Path) -> tuple[Shards, Shards]:
@@ -236,18 +277,15 @@ def evaluation_splits(location: str | Path) -> tuple[Shards, Shards]:
         return dataclasses.replace(val, part=(0, 2)), dataclasses.replace(val, split="test", part=(1, 2))
 
 
-def _folder_and_names(location: str) -> tuple[str, set[str] | None]:
-    """The folder of a location and the names its braces ask for, None where it has no braces."""
-    paths = list(braceexpand(location)) if "{" in location else []
-    folders = {path.rpartition("/")[0] for path in paths}
-    if len(folders) > 1:
-        raise UsageError(f"--data {location}: names {len(folders)} folders; give shards of one, with their meta.json")
-    return (folders.pop(), {path.rpartition("/")[2] for path in paths}) if paths else (location, None)
+def _missing_split(given: str, split: str, described: bool, web: bool) -> str:
+    if web:
+        reason = f"its meta.json names no {split} shards" if described else f"no meta.json there counts the {split} images"
+        return f"--data {given}: {reason}; without it give the shards' names in braces, or a local copy of them"
+    return (
+        f"--data {given}: no {split}-*.tar in it, nor *-{split}-*.tar or {split}/*.tar (also {', '.join(ENDINGS[1:])}); "
+        "`python -m trainer.shards --help` makes shards"
+    )
 
 
-def _count(path: Path) -> int:
-    try:
-        with tarfile.open(path) as archive:
-            return sum(name.endswith(".cls") for name in archive.getnames())
-    except tarfile.TarError as error:
-        raise UsageError(f"{path}: not a readable tar file ({error})") from None
+def _few(names: Sequence[str]) -> str:
+    return str(list(names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -12,10 +12,11 @@ from hashlib import sha256
 from pathlib import Path
 
 from trainer.config import UsageError
-from trainer.shards import IMAGE_SUFFIXES
+from trainer.shards.layout import SPLITS
+from trainer.shards.tar import IMAGE_SUFFIXES
 from trainer.shards.tfrecords import read_example, record_places
 
-SUFFIXES = (*IMAGE_SUFFIXES, ".bmp", ".gif", ".tif", ".tiff", ".webp")
+SUFFIXES = (*IMAGE_SUFFIXES, ".bmp", ".gif", ".tif", ".tiff")
 LONGEST_KEY = 80  # bytes; a tar member's name has 100
 
 
@@ -62,11 +63,18 @@ def class_folders(folder: Path) -> Source:
     """A tree with one folder per class; deeper folders belong to their class.
 
     Raises:
-        UsageError: if there is no class folder or no image.
+        UsageError: if there is no class folder or no image, or if the folders are splits.
     """
     classes = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
     if not classes:
         raise UsageError(f"--images {folder}: no class folders in it; expected CLASS/IMAGE.jpg")
+    splits = {SPLITS[name.lower()]: folder / name for name in classes if name.lower() in SPLITS}
+    # CIFAR-100 has a class called train: a split is more than one such folder, or has class folders of its own.
+    if len(splits) > 1 or any(_holds_folders(path) for path in splits.values()):
+        commands = "`, `".join(
+            f"python -m trainer.shards --images {path} --split {split} --out SHARDS" for split, path in splits.items()
+        )
+        raise UsageError(f"--images {folder}: its folders are splits, not classes; give one at a time: `{commands}`")
     items, ignored = [], 0
     for label, name in enumerate(classes):
         for path in sorted(path for path in (folder / name).rglob("*") if path.is_file()):
@@ -76,6 +84,12 @@ def class_folders(folder: Path) -> Source:
             else:
                 ignored += 1
     return new_source(folder, classes, items, ignored)
+
+
+def _holds_folders(folder: Path) -> bool:
+    """Whether there are folders in it, and no images beside them."""
+    inside = list(folder.iterdir())
+    return any(path.is_dir() for path in inside) and not any(path.suffix.lower() in SUFFIXES for path in inside)
 
 
 def tfrecords(paths: Sequence[Path], classes: Sequence[str]) -> Source:
