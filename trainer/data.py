@@ -294,6 +294,24 @@ def eval_loader(
     return Loader(stream, batch_size, loader_workers, device or torch.device("cpu"))
 
 
+def refuse_broken(broken: float, asked: int, shards: Shards) -> None:
+    """Refuse an evaluation for images that could not be decoded, counted over all workers.
+
+    Args:
+        broken: their number.
+        asked: examples that were to be evaluated.
+        shards: the split they are of.
+
+    Raises:
+        UsageError: if they are more than 0.1 % of the split, or all that were to be evaluated.
+    """
+    if broken > MAX_BROKEN * shards.total or broken == asked:
+        raise UsageError(
+            f"{broken:.0f} of {asked} {shards.split} images cannot be decoded, and at most {MAX_BROKEN:.1%} of the "
+            "split may be so; `python -m trainer.shards --verify` lists them"
+        )
+
+
 def spread(total: int, wanted: int) -> Sequence[int]:
     """Numbers of `wanted` examples of a split of `total`, always the same: one out of each of as many equal stretches.
 

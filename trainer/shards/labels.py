@@ -56,11 +56,10 @@ def too_large(shard: str, key: str, index: int, classes: int, smallest: int = 0,
         smallest: of the whole split, where that is known.
         largest: of the whole split, where that is known.
     """
+    reason = f"{classes} classes are named, 0 to {classes - 1}; correct it, or name all classes in order"
     if (smallest, largest) == (1, classes):
-        return _wrong(shard, key, str(index), f"labels count from 1 to {classes}; subtract 1 from each, indices count from 0")
-    return _wrong(
-        shard, key, str(index), f"{classes} classes are named, 0 to {classes - 1}; correct it, or name all classes in order"
-    )
+        reason = f"labels count from 1 to {classes}; subtract 1 from each, indices count from 0"
+    return _wrong(shard, key, str(index), reason)
 
 
 def _wrong(shard: str, key: str, value: str, reason: str) -> UsageError:

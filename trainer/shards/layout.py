@@ -36,6 +36,11 @@ class Place:
     asked: tuple[str, ...] | None = None
 
 
+def plan_name(split: str) -> str:
+    """File that lies beside the shards of a split for as long as they are being made."""
+    return f".{split}.json"
+
+
 def find_place(given: str) -> Place:
     """The folder of a location and what its braces ask for.
 
@@ -50,7 +55,8 @@ def find_place(given: str) -> Place:
         shared += 1
     if is_url(given) and shared < 3:
         raise UsageError(f"--data {given}: names several hosts or buckets; give the shards of one")
-    return Place(given, "/".join(paths[0][:shared]), tuple("/".join(path[shared:]) for path in paths))
+    root = "/".join(paths[0][:shared]) if shared else "."
+    return Place(given, root, tuple("/".join(path[shared:]) for path in paths))
 
 
 def split_of(name: str) -> str | None:

@@ -6,7 +6,10 @@ from typing import Any
 from trainer.config import UsageError
 from trainer.locations import read_json
 
-OURS = 'as `python -m trainer.shards` writes it: {"classes": [names], "splits": {"train": {"shards": {name: {"samples": n}}}}}'
+OURS = (
+    "as `python -m trainer.shards` writes it: "
+    '{"classes": [names], "splits": {"train": {"shards": {name: {"samples": n}}}}}'
+)
 CLASSES = 'a JSON list of the class names in the order of their indices, {"0": name, …} or {name: 0, …}'
 
 
@@ -21,9 +24,8 @@ def read_meta(folder: str) -> dict[str, Any]:
     meta = _read(path, f"write it {OURS}, or move it away: local shards are counted without it")
     if meta is None:
         return {"splits": {}}
-    wrong = _wrong_meta(meta)
-    if wrong:
-        raise UsageError(f"{path}: {wrong}, another tool's?; move it away (local shards are counted), or write it {OURS}")
+    if wrong := _wrong_meta(meta):
+        raise UsageError(f"{path}: {wrong}; move it away (local shards are counted without it), or write it {OURS}")
     known = {"classes": _names(path, meta["classes"])} if "classes" in meta else {}
     return {"splits": {}} | meta | known
 

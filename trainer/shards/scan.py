@@ -64,9 +64,7 @@ def count_samples(paths: Sequence[str], classes: tuple[str, ...]) -> Counted:
         if other != path and _same_images(other, path):
             raise UsageError(f"{path}: is a second copy of {Path(other).name}, the same samples; remove one of them")
     examples = (f"in {Path(path).name} {scan.example}" for path, scan in zip(paths, scans, strict=True) if scan.example)
-    return Counted(
-        tuple(scan.samples for scan in scans), sum(scan.skipped for scan in scans), next(examples, "")
-    )
+    return Counted(tuple(scan.samples for scan in scans), sum(scan.skipped for scan in scans), next(examples, ""))
 
 
 def _scan_again(path: str, classes: tuple[str, ...]) -> _Scan:
@@ -89,9 +87,7 @@ def _scan(path: str, classes: tuple[str, ...], state: tuple[int, int, int]) -> _
             if label > largest:
                 largest, key = label, entry.key
             digest.update(f"{entry.key}/{entry.size}/{label}\n".encode())
-    return _Scan(
-        len(contents.entries), contents.skipped, contents.example, smallest, largest, key, digest.hexdigest()
-    )
+    return _Scan(len(contents.entries), contents.skipped, contents.example, smallest, largest, key, digest.hexdigest())
 
 
 def _same_images(one: str, other: str) -> bool:

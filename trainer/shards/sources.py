@@ -5,6 +5,7 @@ indices follow the sorted class names (for ImageNet: WordNet ids, the order that
 """
 
 import re
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -59,8 +60,12 @@ class Source:
     ignored: int = 0
 
 
-def class_folders(folder: Path) -> Source:
+def class_folders(folder: Path, out: str = "SHARDS") -> Source:
     """A tree with one folder per class; deeper folders belong to their class.
+
+    Args:
+        folder: of the class folders.
+        out: where the shards are to lie, for the command in a message.
 
     Raises:
         UsageError: if there is no class folder or no image, or if the folders are splits.
@@ -68,13 +73,18 @@ def class_folders(folder: Path) -> Source:
     classes = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
     if not classes:
         raise UsageError(f"--images {folder}: no class folders in it; expected CLASS/IMAGE.jpg")
-    splits = {SPLITS[name.lower()]: folder / name for name in classes if name.lower() in SPLITS}
-    # CIFAR-100 has a class called train: a split is more than one such folder, or has class folders of its own.
-    if len(splits) > 1 or any(_holds_folders(path) for path in splits.values()):
-        commands = "`, `".join(
-            f"python -m trainer.shards --images {path} --split {split} --out SHARDS" for split, path in splits.items()
+    splits = [name for name in classes if name.lower() in SPLITS]
+    # CIFAR-100 has a class called train: splits are more than one such folder, or one that has class folders.
+    if len(splits) > 1 or any(_holds_folders(folder / name) for name in splits):
+        command = ["python", "-m", "trainer.shards", "--images"]
+        commands = [
+            shlex.join([*command, str(folder / name), "--split", SPLITS[name.lower()], "--out", out]) for name in splits
+        ]
+        raise UsageError(
+            f"--images {folder}: {', '.join(splits)} are splits, not classes; give one at a time: `"
+            + "`, `".join(commands)
+            + "`"
         )
-        raise UsageError(f"--images {folder}: its folders are splits, not classes; give one at a time: `{commands}`")
     items, ignored = [], 0
     for label, name in enumerate(classes):
         for path in sorted(path for path in (folder / name).rglob("*") if path.is_file()):

@@ -86,7 +86,7 @@ def open_samples(name: str, stream: IO[bytes]) -> Iterator[tuple[IO[bytes], Cont
 
 @contextmanager
 def _decompressed(name: str, stream: IO[bytes]) -> Iterator[IO[bytes]]:
-    """The stream itself, or a temporary file of what is compressed in it, since samples are looked up by their place."""
+    """The stream itself, or a temporary file of what is compressed in it: samples are looked up by place."""
     head = stream.read(6)
     stream.seek(0)
     if head.startswith(ZSTANDARD):
