@@ -161,6 +161,7 @@ def test_empty_shards_and_halves_of_samples_are_skipped_alike(tmp_path):
     assert skipped_samples("here", train, val) == (
         "here: samples without an image or without a class are left out (6 of train, 6 of val)"
     )
+    assert "(6 of val)" in skipped_samples("here", *evaluation_splits(tmp_path))
     assert skipped_samples("here", read_shards(put(tmp_path / "b", {"val-0.tar": pairs(1)}), "val")) == ""
 
 

@@ -119,7 +119,10 @@ def read_shards(location: str | Path, split: str) -> Shards:
 
 def skipped_samples(data: str, *splits: Shards) -> str:
     """One line about samples of these splits that lack an image or a class and are left out; empty if none does."""
-    counts = {shards.paths: f"{shards.skipped} of {shards.split}" for shards in splits if shards.skipped}
+    counts: dict[tuple[str, ...], str] = {}
+    for shards in splits:
+        if shards.skipped:  # val that is divided has the shards of test
+            counts.setdefault(shards.paths, f"{shards.skipped} of {shards.split}")
     if not counts:
         return ""
     return f"{data}: samples without an image or without a class are left out ({', '.join(counts.values())})"

@@ -12,10 +12,10 @@ import shutil
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import IO
+from typing import IO, Any
 
 import webdataset as wds
 
@@ -26,7 +26,7 @@ IMAGES = tuple(suffix[1:] for suffix in IMAGE_SUFFIXES)
 OTHER_IMAGES = ("avif", "bmp", "gif", "heic", "heif", "jp2", "jxl", "ppm", "tif", "tiff")
 LONGEST_LABEL = 200  # bytes that are looked at; a class index or name is shorter
 LONGEST_END = 1 << 20  # bytes of zeros behind the last member; writers fill up to 10 kB
-COMPRESSED = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
+COMPRESSED: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
 ZSTANDARD = b"\x28\xb5\x2f\xfd"
 
 
