@@ -46,7 +46,7 @@ from trainer.fit import count_classes, fit, prepare_model
 from trainer.locations import absolute, read_json, whole_file
 from trainer.models import build_model, load_weights
 from trainer.preprocess import Transform
-from trainer.shards import read_shards
+from trainer.shards import evaluation_splits, read_shards, skipped_samples
 
 console = Console()
 
@@ -97,6 +97,8 @@ def reach_tracking(sweep: Sweep) -> None:
 def check_start(trial: Trial, workers: int) -> None:
     """Refuse data, a model or a checkpoint that do not fit before anything is written."""
     train = read_shards(trial.data, "train")
+    if skipped := skipped_samples(trial.data, train, *evaluation_splits(trial.data)):
+        console.print(skipped, highlight=False, soft_wrap=True)
     transform = Transform(trial.image_size, train=False)
     train_loader(  # refuses too few images
         train, transform, trial.normalization, rank=0, world_size=workers, seed=0, steps=1, batch_size=trial.batch_size

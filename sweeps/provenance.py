@@ -14,6 +14,7 @@ from regularizers import REGULARIZERS
 from sweeps.settings import Sweep
 from sweeps.spool import Files
 from trainer.shards import evaluation_splits, read_shards
+from trainer.shards.layout import SPLITS
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -43,8 +44,9 @@ def dataset(data: str) -> dict[str, str]:
     splits = (read_shards(data, "train"), val, test)
     content = [(one.split, path.rpartition("/")[2], count, checksum) for one in splits
                for path, count, checksum in zip(one.paths, one.counts, one.checksums, strict=True)]  # fmt: skip
+    folders = splits[0].paths[0].split("/")[:-1]
     return {
-        "name": splits[0].paths[0].rpartition("/")[0].rpartition("/")[2],
+        "name": folders[-2] if folders[-1].lower() in SPLITS else folders[-1],  # train/0.tar
         "digest": sha256(json.dumps(content).encode()).hexdigest()[:16],
         "source_type": urlsplit(data).scheme or "local",
         "source": json.dumps({"uri": data}),

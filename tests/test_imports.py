@@ -10,7 +10,7 @@ FORBIDDEN = {
     "sweeps": {"webdataset"},
 }
 HOMES = {
-    "webdataset": {"trainer/data.py", "trainer/shards/__init__.py"},
+    "webdataset": {"trainer/shards/tar.py", "trainer/shards/__init__.py"},
     "mlflow": {
         "sweeps/tracking/__init__.py",
         "sweeps/tracking/delivery.py",

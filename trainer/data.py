@@ -8,14 +8,12 @@ reads every example exactly once, in batches that do not depend on the number of
 
 import math
 import random
-import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
-from typing import IO, Any
+from typing import Any
 
 import torch
-import webdataset as wds
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
@@ -24,11 +22,12 @@ from trainer.cache import ShardCache
 from trainer.config import UsageError
 from trainer.normalization import Normalization
 from trainer.preprocess import DecodeError, Transform
-from trainer.shards import IMAGE_SUFFIXES, Shards
+from trainer.shards import Shards
+from trainer.shards.labels import class_index
+from trainer.shards.tar import open_samples
 
 SHUFFLE_BUFFER = 1000
-MEMBERS = {*(suffix[1:] for suffix in IMAGE_SUFFIXES), "cls"}
-MAX_BROKEN = 0.001  # fraction of an epoch's images that may be undecodable
+MAX_BROKEN = 0.001  # fraction of an epoch's images, or of an evaluated split, that may be undecodable
 
 
 @dataclass(frozen=True)
@@ -48,6 +47,16 @@ class Batch:
     indices: Int[Tensor, " b"] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """One sample as it is read: its shard, its key there, the encoded image and its class index."""
+
+    shard: str
+    key: str
+    image: bytes
+    label: int
+
+
 class _Stream(IterableDataset):
     """Decoded samples of one rank: pixels, label, index in the split and whether the image could be decoded."""
 
@@ -63,14 +72,14 @@ class _Stream(IterableDataset):
         size = None if side is None else torch.Size((3, side, side))
         broken, waiting = 0, []  # waiting: labels and indices of broken images before the size of any is known
         for sample, index, randomness in self._samples(worker, workers):
-            label = int(sample["cls"])
+            label = sample.label
             try:
-                pixels = self.transform(_image(sample), randomness)
+                pixels = self.transform(sample.image, randomness)
             except DecodeError as error:
                 broken += 1
                 if broken > MAX_BROKEN * self.expected:
                     raise UsageError(
-                        f"{sample['__url__']}: image {sample['__key__']} cannot be decoded ({error}), and more than "
+                        f"{sample.shard}: image {sample.key} cannot be decoded ({error}), and more than "
                         f"{MAX_BROKEN:.1%} of the images are so; `python -m trainer.shards --verify` lists them"
                     ) from None
                 if size is None:
@@ -80,42 +89,44 @@ class _Stream(IterableDataset):
                 continue
             if size is not None and size != pixels.shape:
                 raise UsageError(
-                    f"{sample['__url__']}: image {sample['__key__']} is {pixels.shape[2]}x{pixels.shape[1]} pixels, "
+                    f"{sample.shard}: image {sample.key} is {pixels.shape[2]}x{pixels.shape[1]} pixels, "
                     f"others are {size[2]}x{size[1]}; give the side they shall have with --image-size"
                 )
             size = pixels.shape
             while waiting:
                 yield torch.zeros(size, dtype=torch.uint8), *waiting.pop(0), False
             yield pixels, label, index, True
+        for label, index in waiting:  # nothing else was read, so any size will do
+            yield torch.zeros((3, 1, 1), dtype=torch.uint8), label, index, False
 
     @property
     def expected(self) -> int:
-        """Images of an epoch over all ranks."""
+        """Images of which so many may be broken: of an epoch over all ranks, or of the split."""
         raise NotImplementedError
 
-    def _samples(self, worker: int, workers: int) -> Iterator[tuple[dict[str, Any], int, random.Random]]:
+    def _samples(self, worker: int, workers: int) -> Iterator[tuple[Encoded, int, random.Random]]:
         """Encoded samples of one loader worker, their index and the randomness of their transform."""
         raise NotImplementedError
 
-    def _read(self, shard: int, start: int = 0, stop: int | None = None) -> Iterator[dict[str, Any]]:
-        """Samples start … stop - 1 of a shard; members other than images and classes are never opened.
+    def _read(self, shard: int, numbers: Iterable[int] | None = None) -> Iterator[Encoded]:
+        """Samples of a shard, all of them or those of these numbers; other members are never opened.
 
         Raises:
-            UsageError: if the shard is damaged or has fewer samples than it should.
+            UsageError: if the shard is damaged, has other samples than it should or a label that is no class index.
         """
         path, count = self.shards.paths[shard], self.shards.counts[shard]
-        stop, found = count if stop is None else stop, 0
-        with self.cache.open(path, self.shards.checksums[shard]) as stream:
-            try:
-                for found, sample in enumerate(_samples_of(path, stream), start=1):
-                    if found > start:
-                        yield sample
-                    if found == stop:
-                        return
-            except (OSError, ValueError, EOFError, tarfile.TarError) as error:
-                reason = str(error.args[0] if error.args else error).partition(" @ ")[0]  # webdataset appends objects
-                raise UsageError(f"{path}: damaged after {found} samples ({reason})") from None
-        raise UsageError(f"{path}: ends after {found} samples, it should have {count}")
+        with (
+            self.cache.open(path, self.shards.checksums[shard]) as stream,
+            open_samples(path, stream) as (plain, contents),
+        ):
+            entries = contents.entries
+            if len(entries) != count:
+                ends = "ends after" if len(entries) < count else "holds"
+                raise UsageError(f"{path}: {ends} {len(entries)} samples, it should have {count}")
+            for entry in entries if numbers is None else (entries[number] for number in numbers):
+                plain.seek(entry.offset)
+                label = class_index(path, entry.key, entry.label, self.shards.classes)
+                yield Encoded(path, entry.key, plain.read(entry.size), label)
 
 
 class _TrainStream(_Stream):
@@ -129,7 +140,7 @@ class _TrainStream(_Stream):
     def expected(self) -> int:
         return self.steps * self.batch_size * self.world_size
 
-    def _samples(self, worker: int, workers: int) -> Iterator[tuple[dict[str, Any], int, random.Random]]:
+    def _samples(self, worker: int, workers: int) -> Iterator[tuple[Encoded, int, random.Random]]:
         epoch, first = self.position.tolist()
         # Loader workers take batches in turn: worker i delivers the batches i, i + workers, …. The loader asks worker 0
         # first, which after a skip plays the part of the one whose turn it is.
@@ -142,7 +153,7 @@ class _TrainStream(_Stream):
             if number >= skipped:
                 yield sample, -1, random.Random(f"{name}/{number}")
 
-    def _endless(self, epoch: int, lane: int, lanes: int) -> Iterator[dict[str, Any]]:
+    def _endless(self, epoch: int, lane: int, lanes: int) -> Iterator[Encoded]:
         """Samples of this lane's shards, pass after pass."""
         passes = 0
         while True:
@@ -164,9 +175,9 @@ class _EvalStream(_Stream):
 
     @property
     def expected(self) -> int:
-        return len(self.chosen)
+        return self.shards.total
 
-    def _samples(self, worker: int, workers: int) -> Iterator[tuple[dict[str, Any], int, random.Random]]:
+    def _samples(self, worker: int, workers: int) -> Iterator[tuple[Encoded, int, random.Random]]:
         lane, lanes = self.rank * workers + worker, self.world_size * workers
         batches = math.ceil(len(self.chosen) / self.batch_size)
         # One run of batches for each lane, from the shards that hold it.
@@ -176,10 +187,9 @@ class _EvalStream(_Stream):
         for shard, count in enumerate(self.shards.counts):
             here = [number for number in wanted if begin <= number < begin + count]
             if here:
-                start, stop = here[0] - begin, here[-1] - begin + 1
-                for number, sample in enumerate(self._read(shard, start, stop), start=begin + start):
-                    if number in wanted:
-                        yield sample, wanted[number], random.Random(number)
+                samples = self._read(shard, (number - begin for number in here))
+                for number, sample in zip(here, samples, strict=True):
+                    yield sample, wanted[number], random.Random(number)
             begin += count
 
 
@@ -205,12 +215,20 @@ class Loader:
     def epoch(self, number: int = 0, first_step: int = 0) -> Iterator[Batch]:
         """The batches of one epoch from a step on; the steps before it are skipped without decoding."""
         self._stream.position.copy_(torch.tensor([number, first_step]))
-        assert self._loader is not None, "the loader is closed"
-        for pixels, labels, indices, decoded in self._loader:
+        for pixels, labels, indices, decoded in self._batches():
             images = self._normalization.normalize(pixels.to(self._device, non_blocking=True))
             if not decoded.all():
                 images[~decoded.to(self._device)] = float("nan")
             yield Batch(images, labels.to(self._device, non_blocking=True), indices if int(indices[0]) >= 0 else None)
+
+    def _batches(self) -> Iterator[Any]:
+        """What the loader delivers; an error of the user's is one line, whichever process it comes from."""
+        assert self._loader is not None, "the loader is closed"
+        try:
+            yield from self._loader
+        except UsageError as error:
+            # PyTorch puts the trace of the loader process before it.
+            raise UsageError(str(error).rpartition(f"{UsageError.__name__}: ")[2].strip()) from None
 
     def close(self) -> None:
         """End the loader processes."""
@@ -277,6 +295,24 @@ def eval_loader(
     return Loader(stream, normalization, batch_size, loader_workers, device or torch.device("cpu"))
 
 
+def refuse_broken(broken: float, asked: int, shards: Shards) -> None:
+    """Refuse an evaluation for images that could not be decoded, counted over all workers.
+
+    Args:
+        broken: their number.
+        asked: examples that were to be evaluated.
+        shards: the split they are of.
+
+    Raises:
+        UsageError: if they are more than 0.1 % of the split, or all that were to be evaluated.
+    """
+    if broken > MAX_BROKEN * shards.total or broken == asked:
+        raise UsageError(
+            f"{broken:.0f} of {asked} {shards.split} images cannot be decoded, and at most {MAX_BROKEN:.1%} of the "
+            "split may be so; `python -m trainer.shards --verify` lists them"
+        )
+
+
 def spread(total: int, wanted: int) -> Sequence[int]:
     """Numbers of `wanted` examples of a split of `total`, always the same: one out of each of as many equal stretches.
 
@@ -287,24 +323,7 @@ def spread(total: int, wanted: int) -> Sequence[int]:
     return [generator.randrange(number * total // wanted, (number + 1) * total // wanted) for number in range(wanted)]
 
 
-def _samples_of(path: str, stream: IO[bytes]) -> Iterator[dict[str, Any]]:
-    """Samples of an open shard that have a class."""
-    yield from (sample for sample in wds.tariterators.group_by_keys(_members(path, stream)) if "cls" in sample)
-
-
-def _members(path: str, stream: IO[bytes]) -> Iterator[dict[str, Any]]:
-    """Images and classes as webdataset groups them; its own reader takes twice as long, for pipes and compression."""
-    with tarfile.open(fileobj=stream, mode="r:") as archive:
-        for member in archive:
-            if member.isreg() and member.name.rpartition(".")[2].lower() in MEMBERS:
-                data = archive.extractfile(member)
-                assert data is not None
-                yield {"fname": member.name, "data": data.read(), "__url__": path}
-            archive.members = []  # type: ignore[attr-defined]  # else it remembers them all
-    yield {}  # the end of a shard ends its last sample
-
-
-def _shuffled(samples: Iterator[dict[str, Any]], generator: random.Random) -> Iterator[dict[str, Any]]:
+def _shuffled(samples: Iterator[Encoded], generator: random.Random) -> Iterator[Encoded]:
     """The samples through a shuffle buffer that drains at the end, so none is lost and none comes twice."""
     buffer = list(islice(samples, SHUFFLE_BUFFER))
     while buffer:
@@ -312,7 +331,3 @@ def _shuffled(samples: Iterator[dict[str, Any]], generator: random.Random) -> It
         buffer[position], buffer[-1] = buffer[-1], buffer[position]
         yield buffer.pop()
         buffer.extend(islice(samples, 1))
-
-
-def _image(sample: dict[str, Any]) -> bytes:
-    return next((sample[suffix[1:]] for suffix in IMAGE_SUFFIXES if suffix[1:] in sample), b"")

@@ -69,7 +69,10 @@ def count_classes(data: str) -> int:
     """
     classes = read_shards(data, "train").classes
     if not classes:
-        raise UsageError(f"--data {data}: neither meta.json nor classes.json there names the classes")
+        raise UsageError(
+            f"--data {data}: neither meta.json nor classes.json there names the classes; put a classes.json beside the "
+            "shards, a JSON list of the names in the order of the class indices"
+        )
     return len(classes)
 
 

@@ -32,7 +32,7 @@ Window = tuple[int, int, int, int]  # top, left, height, width in pixels
 
 
 class DecodeError(ValueError):
-    """Bytes that are no whole JPEG or PNG image; the message says what is wrong with them."""
+    """Bytes that are no whole JPEG, PNG or WebP image; the message says what is wrong with them."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Transform:
         """Pixels, channels red, green, blue.
 
         Args:
-            encoded: JPEG or PNG file.
+            encoded: JPEG, PNG or WebP file.
             random: of this sample alone, as `Random(f"{seed}/{epoch}/{key}")`: then skipped samples need no decoding.
 
         Raises:
@@ -88,13 +88,13 @@ class Transform:
 
 
 def decode(encoded: bytes) -> UInt8[Tensor, "h w 3"]:
-    """Red, green and blue of a JPEG or PNG file.
+    """Red, green and blue of a JPEG, PNG or WebP file; of an animation, its first picture.
 
     Greyscale is repeated, CMYK converted without colour profile, alpha dropped, the low byte of 16 bits cut off;
     the orientation in EXIF is ignored.
 
     Raises:
-        DecodeError: if the bytes are neither format, truncated, damaged or an image of more than 67 megapixels.
+        DecodeError: if the bytes are none of these, truncated, damaged or an image of more than 67 megapixels.
     """
     if encoded.startswith(b"\xff\xd8"):
         with suppress(ValueError):  # whatever is irregular, Pillow decides on
@@ -103,7 +103,7 @@ def decode(encoded: bytes) -> UInt8[Tensor, "h w 3"]:
                 return torch.from_numpy(simplejpeg.decode_jpeg(encoded, "RGB"))
     try:
         # Other formats are not for bytes from strangers: for some, Pillow starts programs.
-        with Image.open(io.BytesIO(encoded), formats=("JPEG", "PNG")) as image:
+        with Image.open(io.BytesIO(encoded), formats=("JPEG", "PNG", "WEBP")) as image:
             if image.height * image.width > LIMIT:
                 raise ValueError(f"{image.width} x {image.height} pixels are more than {LIMIT}")
             image.info.pop("transparency", None)
@@ -112,7 +112,7 @@ def decode(encoded: bytes) -> UInt8[Tensor, "h w 3"]:
             else:
                 rgb = image.convert("RGB")
     except UnidentifiedImageError:
-        raise DecodeError(f"neither JPEG nor PNG: {len(encoded)} bytes that start with {encoded[:8]!r}") from None
+        raise DecodeError(f"neither JPEG, PNG nor WebP: {len(encoded)} bytes that start with {encoded[:8]!r}") from None
     except Exception as error:  # on damaged files also SyntaxError, struct.error, IndexError …
         raise DecodeError(f"image of {len(encoded)} bytes cannot be decoded: {error}") from error
     return torch.frombuffer(bytearray(rgb.tobytes()), dtype=torch.uint8).view(rgb.height, rgb.width, 3)

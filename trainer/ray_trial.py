@@ -224,13 +224,13 @@ def _reason(error: Exception) -> str:
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
         return f"out of memory ({_first_line(error)}); lower --batch-size or --image-size, or use --precision bfloat16"
     if isinstance(error, UsageError):
-        return _first_line(error)
+        return _first_line(error, 500)  # whose remedy stands at its end
     where = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__}: {_first_line(error)} ({Path(where.filename).name}, line {where.lineno})"
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0][:200]
+def _first_line(error: Exception, length: int = 200) -> str:
+    return str(error).strip().partition("\n")[0][:length]
 
 
 def run_trial(

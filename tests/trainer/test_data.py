@@ -1,5 +1,6 @@
 """Shards and streams on the embedded digits."""
 
+import dataclasses
 import io
 import os
 import shutil
@@ -203,6 +204,32 @@ def test_more_broken_images_stop_with_the_shard_named(many):
     (many / "spoilt.tar").replace(many / "val-000001.tar")
     with pytest.raises(UsageError, match=r"val-000001.tar: image 1009 cannot be decoded .*more than 0.1%"):
         list(eval_loader(read_shards(many, "val"), AS_IS, IMAGENET, rank=0, world_size=1, batch_size=500).epoch())
+
+
+def test_the_limit_of_a_subset_is_that_of_its_split(many):
+    (chosen, *_) = (number for number in spread(2000, 256) if number >= 1000)
+    spoil(many / "val-000001.tar", many / "spoilt.tar", broken=(chosen - 1000,))
+    (many / "spoilt.tar").replace(many / "val-000001.tar")
+    loader = eval_loader(read_shards(many, "val"), AS_IS, rank=0, world_size=1, batch_size=100, examples=256)
+    broken = [index for batch in loader.epoch() for index in batch.indices[batch.images.isnan().flatten(1).all(1)]]
+    assert broken == [chosen]
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_examples_come_once_where_a_rank_has_broken_images_alone(many, ranks):
+    """Whose size nothing says: the last batch, which the second rank has to itself."""
+    spoil(many / "val-000001.tar", many / "spoilt.tar", broken=(998, 999))
+    (many / "spoilt.tar").replace(many / "val-000001.tar")
+    shards = dataclasses.replace(read_shards(many, "val"), part=(1996, 1))
+    seen, broken = [], []
+    for rank in range(ranks):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("trainer.data.MAX_BROKEN", 0.5)
+            for batch in eval_loader(shards, AS_IS, rank=rank, world_size=ranks, batch_size=2).epoch():
+                seen += batch.indices.tolist()
+                broken += batch.indices[batch.images.isnan().flatten(1).all(1)].tolist()
+    assert seen == [0, 1, 2, 3]
+    assert broken == [2, 3]
 
 
 def test_a_short_or_truncated_shard_is_an_error_in_training_and_evaluation(tmp_path, digits):

@@ -18,15 +18,15 @@ import torch.multiprocessing as mp
 from PIL import Image
 from torch import nn
 
-from trainer.config import Trial
-from trainer.data import eval_loader, spread
+from trainer.config import Trial, UsageError
+from trainer.data import _EvalStream, eval_loader, spread
 from trainer.evaluate import Means, accuracy, evaluate, gallery
 from trainer.evaluate import __main__ as evaluate_command
 from trainer.evaluate import plan as plans
 from trainer.models import build_model
 from trainer.normalization import IMAGENET
 from trainer.preprocess import Transform
-from trainer.shards import read_shards
+from trainer.shards import Sample, encode_jpeg, read_shards, write_shards
 
 CPU = torch.device("cpu")
 
@@ -118,6 +118,50 @@ def test_workers_change_no_digit(trial, solved, digits, tmp_path, size, loader_w
     mp.spawn(worker, (size, port, shared, tmp_path / "weights.pt", tmp_path / "values"), nprocs=size)
     for rank in range(size):
         assert json.loads((tmp_path / f"values.{rank}").read_text()) == alone
+
+
+@pytest.fixture
+def last_batch_broken(tmp_path):
+    """Shards of 1,026 images of which the last, a batch of its own for batches of 41, cannot be decoded."""
+    rng = np.random.default_rng(0)
+    pictures = [encode_jpeg(Image.fromarray(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8))) for _ in range(10)]
+    samples = [Sample(f"{n:04d}", pictures[n % 10] if n < 1025 else b"cut off", n % 10) for n in range(1026)]
+    write_shards(samples, tmp_path / "broken", "test", [str(n) for n in range(10)], "test")
+    return tmp_path / "broken"
+
+
+def light_worker(rank, size, port, trial, path):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=size)
+    torch.manual_seed(0)
+    values = evaluate(build_model("resnet8", 10), read_shards(trial.data, "test"), trial, plans.closing(trial), CPU)
+    with open(f"{path}.{rank}", "w") as stream:
+        json.dump(values, stream)
+    dist.destroy_process_group()
+
+
+def test_a_batch_of_broken_images_alone_is_left_out_on_one_worker_and_two(trial, last_batch_broken, tmp_path):
+    torch.set_num_threads(1)
+    trial = dataclasses.replace(trial, data=str(last_batch_broken), batch_size=41, robust_images=1026, pgd_steps=1)
+    torch.manual_seed(0)
+    alone = evaluate(build_model("resnet8", 10), read_shards(trial.data, "test"), trial, plans.closing(trial), CPU)
+    assert (alone["test/examples"], alone["test/attacked_examples"], alone["test/broken_examples"]) == (1025, 1025, 1)
+    assert all(np.isfinite(value) for value in alone.values())
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    mp.spawn(light_worker, (2, port, trial, tmp_path / "values"), nprocs=2)
+    for rank in range(2):
+        assert json.loads((tmp_path / f"values.{rank}").read_text()) == alone
+
+
+def test_broken_images_are_counted_over_all_workers(last_batch_broken, trial, monkeypatch):
+    """However few each reader sees of them."""
+    shards = read_shards(last_batch_broken, "test")
+    monkeypatch.setattr("trainer.data.MAX_BROKEN", 0.9 / 1026)
+    monkeypatch.setattr(_EvalStream, "expected", 10**6)
+    with pytest.raises(UsageError, match=r"1 of 1026 test images cannot be decoded, and at most 0.1% of the split may"):
+        evaluate(build_model("resnet8", 10), shards, trial, dataclasses.replace(plans.closing(trial), attacked=1), CPU)
 
 
 class InFloat64(nn.Module):

@@ -208,22 +208,40 @@ def test_exif_orientation_is_ignored(photograph):
     assert torch.equal(decode(encode(photograph, "JPEG", exif=exif)), decode(encode(photograph, "JPEG")))
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize("part", [0.1, 0.5, 0.9])
 def test_truncated_images_are_refused(photograph, kind, part):
     encoded = encode(photograph, kind)
-    with pytest.raises(DecodeError, match=r"cannot be decoded: .*[Tt]runcated|cannot be decoded: .*broken"):
+    with pytest.raises(DecodeError, match=r"cannot be decoded: .*([Tt]runcated|broken|could not create)"):
         decode(encoded[: int(len(encoded) * part)])
 
 
 @pytest.mark.parametrize("content", [b"", b"hello, world", b"cos\nsystem\n(S'true'\ntR.", b"\xff\xd8", b"GIF89a" * 9])
 def test_other_bytes_are_refused(content):
-    with pytest.raises(DecodeError, match=f"neither JPEG nor PNG: {len(content)} bytes"):
+    with pytest.raises(DecodeError, match=f"neither JPEG, PNG nor WebP: {len(content)} bytes"):
         decode(content)
 
 
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+@pytest.mark.parametrize("options", [{"lossless": True, "exact": True}, {"quality": 90}], ids=str)
+def test_webp_decodes_as_in_pillow_and_loses_alpha(photograph, mode, options):
+    image = photograph.convert(mode)
+    if mode == "RGBA":
+        image.putalpha(7)
+    encoded = encode(image, "WEBP", **options)
+    assert torch.equal(decode(encoded), by_pillow(encoded))
+    if "lossless" in options:
+        assert np.array_equal(decode(encoded), np.array(photograph.convert("RGB")))
+
+
+def test_the_first_picture_of_an_animated_webp_is_decoded(photograph):
+    frames = [photograph.convert("RGB"), Image.new("RGB", photograph.size)]
+    encoded = encode(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True)
+    assert np.array_equal(decode(encoded), np.array(frames[0]))
+
+
 def test_other_formats_of_pillow_are_refused(photograph):
-    with pytest.raises(DecodeError, match="neither JPEG nor PNG"):
+    with pytest.raises(DecodeError, match="neither JPEG, PNG nor WebP"):
         decode(encode(photograph, "TIFF"))
 
 
@@ -241,7 +259,7 @@ def test_huge_images_are_refused_before_memory_is_taken(kind):
         decode(bytes(encoded))
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 def test_whole_images_above_the_limit_are_refused(kind, monkeypatch):
     encoded = encode(noise(24, 24), kind)
     monkeypatch.setattr("trainer.preprocess.LIMIT", 24 * 24)
@@ -252,7 +270,7 @@ def test_whole_images_above_the_limit_are_refused(kind, monkeypatch):
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.sampled_from(["JPEG", "PNG"]), st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), max_size=6))
+@given(st.sampled_from(["JPEG", "PNG", "WEBP"]), st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), max_size=6))
 def test_damaged_bytes_give_an_image_or_a_decode_error(kind, changes):
     encoded = bytearray(encode(noise(24, 16), kind))
     for place, value in changes:

@@ -293,3 +293,29 @@ def test_broken_images_are_named_and_refused_or_left_out(tmp_path, command, caps
     meta = json.loads((tmp_path / "out/meta.json").read_text())["splits"]["train"]
     assert meta["skipped"] == 4
     assert meta["shards"]["train-000000.tar"]["samples"] == len(members(tmp_path / "out")) == 12
+
+
+@pytest.mark.parametrize(
+    ("names", "commands"),
+    [
+        (("train", "val", "test"), ("train --split train", "val --split val", "test --split test")),
+        (("Training", "validation"), ("Training --split train", "validation --split val")),
+        (("train",), ("train --split train",)),
+        (("train", "annotations"), ("train --split train",)),
+    ],
+)
+def test_folders_of_splits_are_no_classes(tmp_path, command, capsys, names, commands):
+    for name in names:
+        tree(tmp_path / "photos" / name)
+    assert command("--images", tmp_path / "photos", "--split", "train", "--out", tmp_path / "out") == 2
+    printed = capsys.readouterr().err
+    assert "are splits, not classes" in printed
+    assert printed.count("\n") == 1
+    for one in commands:
+        assert f"`python -m trainer.shards --images {tmp_path}/photos/{one} --out {tmp_path / 'out'}`" in printed
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("names", [("bus", "train"), ("test", "tube"), ("train",)])
+def test_a_class_may_be_called_train(tmp_path, names):
+    assert class_folders(tree(tmp_path / "photos", names)).classes == names

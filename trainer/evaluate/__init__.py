@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from regularizers.base import finite_examples
 from trainer.cache import ShardCache
 from trainer.config import Trial
-from trainer.data import Batch, eval_loader
+from trainer.data import Batch, eval_loader, refuse_broken
 from trainer.distributed import gather_over_workers, rank, world_size
 from trainer.evaluate.corruptions import CORRUPTIONS, FAMILIES
 from trainer.evaluate.faithfulness import agreement, insertion_deletion
@@ -81,7 +81,8 @@ def evaluate(
                 whole = finite_examples(batch.images)
                 means.count("broken_examples", float((~whole).sum()))
                 seen += len(whole)
-                yield Batch(batch.images[whole], batch.labels[whole], batch.indices[whole.cpu()])
+                if whole.any():
+                    yield Batch(batch.images[whole], batch.labels[whole], batch.indices[whole.cpu()])
                 progress(stage, min(seen / expected, 1.0))
 
     with classifier(model, trial.precision) as classify:
@@ -95,8 +96,12 @@ def evaluate(
         for batch in batches(plan.attacked, "robustness and heatmaps"):
             means.add(_detail(classify, batch, trial.normalization, trial.seed, plan))
             means.count("attacked_examples", float(len(batch.labels)))
-    values = _report(means, plan, device)
-    values["broken_examples"] = min(plan.examples or shards.total, shards.total) - values["examples"]
+    values = means.over_workers(device)
+    for name, wanted in (("attacked_examples", plan.attacked), ("examples", plan.examples)):
+        whole, asked = values.get(name, 0), min(wanted or shards.total, shards.total)
+        refuse_broken(asked - whole, asked, shards)
+        values["broken_examples"] = asked - whole
+    values = _report(values, plan)
     return {f"{shards.split}/{name}": value for name, value in values.items()}
 
 
@@ -189,8 +194,7 @@ def _detail(classify: Classify, batch: Batch, normalization: Normalization, seed
     return values
 
 
-def _report(means: "Means", plan: Plan, device: torch.device) -> dict[str, float]:
-    values = means.over_workers(device)
+def _report(values: dict[str, float], plan: Plan) -> dict[str, float]:
     bins = [values.pop(f"bin{number}") for number in range(BINS)]
     values = {"calibration_error": math.fsum(map(abs, bins))} | values
     if plan.majority:

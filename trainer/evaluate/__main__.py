@@ -26,7 +26,7 @@ from trainer.evaluate.corruptions import CORRUPTIONS
 from trainer.evaluate.gallery import captions, draw_gallery, explain
 from trainer.locations import absolute, whole_file
 from trainer.model_input import parse_channels
-from trainer.shards import Shards, evaluation_splits
+from trainer.shards import Shards, evaluation_splits, skipped_samples
 
 EXAMPLES = """
 examples:
@@ -103,6 +103,8 @@ def _parse() -> argparse.Namespace:
 def _run(given: argparse.Namespace) -> int:
     data = absolute(given.data)
     val, test = evaluation_splits(data)
+    if skipped := skipped_samples(data, val, test):
+        print(skipped, file=sys.stderr)
     shards = test if given.split == "test" else val
     names = {field.name for field in dataclasses.fields(Trial)} - {"data", "checkpoint", "evaluate"}
     changes = {name: value for name, value in vars(given).items() if name in names and value is not None}

@@ -87,7 +87,7 @@ def _parse() -> argparse.Namespace:
 
 def _source(given: argparse.Namespace) -> Source:
     if given.images:
-        return class_folders(given.images)
+        return class_folders(given.images, given.out)
     if given.imagenet_train:
         return imagenet_train(given.imagenet_train)
     synsets, classes = read_devkit(given.devkit) if given.devkit else (read_synsets(given.synsets), None)

@@ -21,13 +21,13 @@ from trainer.shards import (
     Sample,
     Shards,
     check_classes,
-    plan_name,
     read_shards,
     shard_name,
     write_meta,
     write_shard,
 )
 from trainer.shards.images import BrokenImage, as_jpeg
+from trainer.shards.layout import plan_name
 from trainer.shards.processes import in_order
 from trainer.shards.sources import Item, Source, read_item
 

@@ -5,6 +5,7 @@ indices follow the sorted class names (for ImageNet: WordNet ids, the order that
 """
 
 import re
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,10 +13,11 @@ from hashlib import sha256
 from pathlib import Path
 
 from trainer.config import UsageError
-from trainer.shards import IMAGE_SUFFIXES
+from trainer.shards.layout import SPLITS
+from trainer.shards.tar import IMAGE_SUFFIXES
 from trainer.shards.tfrecords import read_example, record_places
 
-SUFFIXES = (*IMAGE_SUFFIXES, ".bmp", ".gif", ".tif", ".tiff", ".webp")
+SUFFIXES = (*IMAGE_SUFFIXES, ".bmp", ".gif", ".tif", ".tiff")
 LONGEST_KEY = 80  # bytes; a tar member's name has 100
 
 
@@ -58,15 +60,31 @@ class Source:
     ignored: int = 0
 
 
-def class_folders(folder: Path) -> Source:
+def class_folders(folder: Path, out: str = "SHARDS") -> Source:
     """A tree with one folder per class; deeper folders belong to their class.
 
+    Args:
+        folder: of the class folders.
+        out: where the shards are to lie, for the command in a message.
+
     Raises:
-        UsageError: if there is no class folder or no image.
+        UsageError: if there is no class folder or no image, or if the folders are splits.
     """
     classes = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
     if not classes:
         raise UsageError(f"--images {folder}: no class folders in it; expected CLASS/IMAGE.jpg")
+    splits = [name for name in classes if name.lower() in SPLITS]
+    # CIFAR-100 has a class called train: splits are more than one such folder, or one that has class folders.
+    if len(splits) > 1 or any(_holds_folders(folder / name) for name in splits):
+        command = ["python", "-m", "trainer.shards", "--images"]
+        commands = [
+            shlex.join([*command, str(folder / name), "--split", SPLITS[name.lower()], "--out", out]) for name in splits
+        ]
+        raise UsageError(
+            f"--images {folder}: {', '.join(splits)} are splits, not classes; give one at a time: `"
+            + "`, `".join(commands)
+            + "`"
+        )
     items, ignored = [], 0
     for label, name in enumerate(classes):
         for path in sorted(path for path in (folder / name).rglob("*") if path.is_file()):
@@ -76,6 +94,12 @@ def class_folders(folder: Path) -> Source:
             else:
                 ignored += 1
     return new_source(folder, classes, items, ignored)
+
+
+def _holds_folders(folder: Path) -> bool:
+    """Whether there are folders in it, and no images beside them."""
+    inside = list(folder.iterdir())
+    return any(path.is_dir() for path in inside) and not any(path.suffix.lower() in SUFFIXES for path in inside)
 
 
 def tfrecords(paths: Sequence[Path], classes: Sequence[str]) -> Source:

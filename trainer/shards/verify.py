@@ -8,8 +8,9 @@ from hashlib import sha256
 from typing import Any
 
 from trainer.config import UsageError
-from trainer.locations import list_folder, open_file, read_json
+from trainer.locations import list_folder, open_file
 from trainer.shards.images import BrokenImage, decode
+from trainer.shards.meta import read_meta
 from trainer.shards.processes import in_order
 
 
@@ -40,10 +41,10 @@ def verify(
         UsageError: if there is no meta.json, or not this split in it.
     """
     try:
-        meta, listed = read_json(f"{folder}/meta.json"), list_folder(folder)
-    except (OSError, ValueError) as error:
+        meta, listed = read_meta(folder), list_folder(folder)
+    except OSError as error:
         raise UsageError(f"{folder}: cannot be read ({error})") from None
-    splits = (meta or {}).get("splits", {})
+    splits = meta["splits"]
     if not splits or (split and split not in splits):
         raise UsageError(f"{folder}: no meta.json there tells of {split or 'any'} shards; are they finished?")
     chosen = [split] if split else list(splits)

@@ -1,0 +1,161 @@
+"""Find the shards of a split, and what is known of them."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainer.config import UsageError
+from trainer.locations import is_url
+from trainer.shards.layout import ENDINGS, find_place, list_shards, of_split, plan_name
+from trainer.shards.meta import read_classes, read_meta
+from trainer.shards.scan import Counted, count_samples
+
+
+class MissingSplit(UsageError):
+    """The data have no such split."""
+
+
+@dataclass(frozen=True)
+class Shards:
+    """The shards of one split.
+
+    Args:
+        split: train, val or test.
+        paths: or URLs, in order.
+        counts: samples in each.
+        checksums: sha256 of each, None where nothing says it.
+        classes: name of each class index.
+        part: (first, step): the split is every step-th of the samples, from number `first` on.
+        skipped: samples without an image or without a class, of shards that were counted here.
+    """
+
+    split: str
+    paths: tuple[str, ...]
+    counts: tuple[int, ...]
+    checksums: tuple[str | None, ...]
+    classes: tuple[str, ...]
+    part: tuple[int, int] = (0, 1)
+    skipped: int = 0
+
+    @property
+    def numbers(self) -> range:
+        """Where the split's samples stand in its shards, counted through all of them."""
+        first, step = self.part
+        return range(first, sum(self.counts), step)
+
+    @property
+    def total(self) -> int:
+        """Samples of the split."""
+        return len(self.numbers)
+
+
+def read_shards(location: str | Path, split: str) -> Shards:
+    """Find the shards of a split.
+
+    meta.json beside the shards says how many samples each has. Without it local shards are counted and their labels
+    checked, once in a process as long as they do not change; remote ones are refused, since counting would download
+    all of them. Labels of shards that meta.json counts are checked where they are read.
+
+    Args:
+        location: a folder, the URL of one (http(s)://, s3://, gs://), or the shards of all splits in braces, such as
+            `https://host/imagenet/{train-{000000..001281},val-{000000..000049}}.tar`. The split stands in a shard's
+            name or in that of its folder (`trainer.shards.layout`).
+        split: train, val or test.
+
+    Raises:
+        UsageError: if the folder, a shard, the split or all its samples are missing, or a label or shard is no good.
+    """
+    given = str(location).rstrip("/")
+    place = find_place(given)
+    try:
+        listed = list_shards(place, split)
+        meta = read_meta(place.root)
+        classes = tuple(meta.get("classes") or read_classes(place.root))
+    except FileNotFoundError:
+        raise UsageError(f"--data {given}: no such folder; give one that holds {split}-000000.tar …") from None
+    except OSError as error:
+        raise UsageError(f"--data {given}: cannot be read ({error})") from None
+    known = meta["splits"].get(split, {}).get("shards", {})
+    if not known and plan_name(split) in (listed or ()):
+        raise UsageError(f"--data {given}: its {split} shards are unfinished; run the command that makes them again")
+    available = set(known) if listed is None else listed
+    found = of_split(available if place.asked is None else place.asked, split)
+    if not found:
+        raise MissingSplit(_missing_split(given, split, bool(meta["splits"]), listed is None and place.asked is None))
+    if not known and is_url(place.root):
+        raise UsageError(
+            f"--data {given}: no meta.json there counts the {split} images, and counting would download all shards; "
+            "copy them to a folder and give that, or put the meta.json of `python -m trainer.shards` beside them"
+        )
+    folders = sorted({f"{place.root}/{name}".rpartition("/")[0] for name in found})
+    if len(folders) > 1:
+        raise UsageError(
+            f"--data {given}: names {len(folders)} folders with {split} shards ({_few(folders)}); give one"
+        )
+    missing = sorted({*found, *(known if place.asked is None else ())} - available)
+    unknown = sorted(set(found) - set(known)) if known else []
+    if missing or unknown:
+        differ = f"shards differ from meta.json (missing {_few(missing)}, unknown {_few(unknown)})"
+        raise UsageError(f"--data {given}: {differ if known else f'missing {_few(missing)}'}")
+    paths = [f"{place.root}/{name}" for name in found]
+    counted = Counted(tuple(known[name]["samples"] for name in found)) if known else count_samples(paths, classes)
+    if not sum(counted.samples):
+        raise UsageError(
+            f"--data {given}: the {split} shards hold no image with a class"
+            + (f": {counted.example}; a sample is KEY.jpg and KEY.cls with the class index" if counted.example else "")
+        )
+    # Shards without a sample, which some writers leave, are none.
+    kept = [number for number, samples in enumerate(counted.samples) if samples]
+    return Shards(
+        split,
+        tuple(paths[number] for number in kept),
+        tuple(counted.samples[number] for number in kept),
+        tuple(known.get(found[number], {}).get("sha256") for number in kept),
+        classes,
+        skipped=counted.skipped,
+    )
+
+
+def skipped_samples(data: str, *splits: Shards) -> str:
+    """One line about samples of these splits that lack an image or a class and are left out; empty if none does."""
+    counts: dict[tuple[str, ...], str] = {}
+    for shards in splits:
+        if shards.skipped:  # val that is divided has the shards of test
+            counts.setdefault(shards.paths, f"{shards.skipped} of {shards.split}")
+    if not counts:
+        return ""
+    return f"{data}: samples without an image or without a class are left out ({', '.join(counts.values())})"
+
+
+def evaluation_splits(location: str | Path) -> tuple[Shards, Shards]:
+    """The val split, for choosing between models, and the test split, for judging the chosen one.
+
+    Where there is no test split, val is divided: its even samples stay val, the odd ones become test.
+
+    Raises:
+        UsageError: as `read_shards`, or if a val split to be divided has only one sample.
+    """
+    val = read_shards(location, "val")
+    try:
+        return val, read_shards(location, "test")
+    except MissingSplit:
+        if val.total < 2:
+            raise UsageError(f"--data {location}: one val image is too few to choose and judge by") from None
+        return dataclasses.replace(val, part=(0, 2)), dataclasses.replace(val, split="test", part=(1, 2))
+
+
+def _missing_split(given: str, split: str, described: bool, web: bool) -> str:
+    if web:
+        reason = (
+            f"its meta.json names no {split} shards" if described else f"no meta.json there counts the {split} images"
+        )
+        return f"--data {given}: {reason}; without it give the shards' names in braces, or a local copy of them"
+    return (
+        f"--data {given}: no {split}-*.tar in it, nor *-{split}-*.tar, {split}/*.tar (or {', '.join(ENDINGS[1:])}); "
+        "`python -m trainer.shards --help` makes shards"
+    )
+
+
+def _few(names: Sequence[str]) -> str:
+    return str(list(names[:3])) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

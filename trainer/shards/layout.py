@@ -1,0 +1,115 @@
+"""Where the shards of a split lie: our own layout and those in which ImageNet is published.
+
+The split stands in the file's name (`train-000000.tar`, `imagenet1k-validation-00.tar`) or in that of its folder
+(`val/0.tar`), as a word of its own; numbers may have any width, since shards are put in natural order.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from braceexpand import braceexpand
+
+from trainer.config import UsageError
+from trainer.locations import folders_in, is_url, list_folder
+
+SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+ENDINGS = (".tar", ".tar.gz", ".tgz")
+
+
+@dataclass(frozen=True)
+class Place:
+    """What `--data` names.
+
+    Args:
+        given: as the user wrote it.
+        root: folder or URL that holds meta.json and classes.json.
+        asked: names that braces ask for, relative to the root; None for all that are there.
+    """
+
+    given: str
+    root: str
+    asked: tuple[str, ...] | None = None
+
+
+def plan_name(split: str) -> str:
+    """File that lies beside the shards of a split for as long as they are being made."""
+    return f".{split}.json"
+
+
+def find_place(given: str) -> Place:
+    """The folder of a location and what its braces ask for.
+
+    Raises:
+        UsageError: if the braces are of several hosts.
+    """
+    if "{" not in given:
+        return Place(given, given)
+    paths = [path.split("/") for path in braceexpand(given)]
+    shared = 0
+    while all(len(path) - 1 > shared and path[shared] == paths[0][shared] for path in paths):
+        shared += 1
+    if is_url(given) and shared < 3:
+        raise UsageError(f"--data {given}: names several hosts or buckets; give the shards of one")
+    root = "/".join(paths[0][:shared]) if shared else "."
+    return Place(given, root, tuple("/".join(path[shared:]) for path in paths))
+
+
+def split_of(name: str) -> str | None:
+    """The split of a shard by its name relative to the root; the file's own name goes before its folder's."""
+    for part in reversed(name.split("/")):
+        words = [SPLITS[word] for word in re.findall("[a-z]+", part.lower()) if word in SPLITS]
+        if words:
+            return words[-1]
+    return None
+
+
+def of_split(names: Iterable[str], split: str) -> list[str]:
+    """Those names that are shards of a split, in natural order; where there are any of our own layout, only they."""
+    shards = {name for name in names if _is_shard(name)}
+    ours = {name for name in shards if name.startswith(f"{split}-")}
+    return sorted(ours or {name for name in shards if split_of(name) == split}, key=_natural)
+
+
+def list_shards(place: Place, split: str) -> set[str] | None:
+    """Names of the files there, relative to the root, in it and in folders called like the split.
+
+    Returns:
+        None where a web server cannot be asked.
+
+    Raises:
+        OSError: FileNotFoundError if there is no such folder.
+    """
+    if place.asked is not None:
+        folders = {name.rpartition("/")[0] for name in place.asked}
+    else:
+        listed = list_folder(place.root)
+        if listed is None:
+            return None
+        folders = {"", *(name for name in folders_in(place.root) if SPLITS.get(name.lower()) == split)}
+    found: set[str] = set()
+    for folder in folders:
+        try:
+            names = list_folder(f"{place.root}/{folder}" if folder else place.root)
+        except FileNotFoundError:
+            if not folder:
+                raise
+            continue
+        if names is None:
+            return None
+        found |= {f"{folder}/{name}" if folder else name for name in names}
+    return found
+
+
+def _natural(name: str) -> tuple[list[tuple[int, str]], str]:
+    """Numbers by value; where only their width differs, by name."""
+    return [(int(digits or 0), text) for text, digits in re.findall("([^0-9]+)|([0-9]+)", name)], name
+
+
+def _is_shard(name: str) -> bool:
+    base = name.rpartition("/")[2]
+    return base.lower().endswith(ENDINGS) and not base.startswith(".")
