@@ -210,7 +210,7 @@ def test_the_limit_of_a_subset_is_that_of_its_split(many):
     (chosen, *_) = (number for number in spread(2000, 256) if number >= 1000)
     spoil(many / "val-000001.tar", many / "spoilt.tar", broken=(chosen - 1000,))
     (many / "spoilt.tar").replace(many / "val-000001.tar")
-    loader = eval_loader(read_shards(many, "val"), AS_IS, rank=0, world_size=1, batch_size=100, examples=256)
+    loader = eval_loader(read_shards(many, "val"), AS_IS, IMAGENET, rank=0, world_size=1, batch_size=100, examples=256)
     broken = [index for batch in loader.epoch() for index in batch.indices[batch.images.isnan().flatten(1).all(1)]]
     assert broken == [chosen]
 
@@ -225,7 +225,7 @@ def test_examples_come_once_where_a_rank_has_broken_images_alone(many, ranks):
     for rank in range(ranks):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("trainer.data.MAX_BROKEN", 0.5)
-            for batch in eval_loader(shards, AS_IS, rank=rank, world_size=ranks, batch_size=2).epoch():
+            for batch in eval_loader(shards, AS_IS, IMAGENET, rank=rank, world_size=ranks, batch_size=2).epoch():
                 seen += batch.indices.tolist()
                 broken += batch.indices[batch.images.isnan().flatten(1).all(1)].tolist()
     assert seen == [0, 1, 2, 3]

@@ -17,6 +17,7 @@ from pictures import encoded, tar
 from trainer.cache import ShardCache
 from trainer.config import UsageError
 from trainer.data import eval_loader, train_loader
+from trainer.normalization import IMAGENET
 from trainer.preprocess import Transform
 from trainer.shards import MissingSplit, Sample, evaluation_splits, read_shards, skipped_samples, write_shards
 from trainer.shards.layout import of_split
@@ -44,12 +45,22 @@ def put(folder, shards, classes=CLASSES):
 
 def read(shards, cache=None):
     """Labels in order of evaluation; training reads the same samples."""
-    with eval_loader(shards, Transform(16, train=False), rank=0, world_size=1, batch_size=2, cache=cache) as loader:
+    with eval_loader(
+        shards, Transform(16, train=False), IMAGENET, rank=0, world_size=1, batch_size=2, cache=cache
+    ) as loader:
         batches = list(loader.epoch())
     assert all(batch.images.isfinite().all() for batch in batches)
     labels = [int(label) for batch in batches for label in batch.labels]
     with train_loader(
-        shards, Transform(16, train=True), rank=0, world_size=1, seed=0, steps=len(labels), batch_size=1, cache=cache
+        shards,
+        Transform(16, train=True),
+        IMAGENET,
+        rank=0,
+        world_size=1,
+        seed=0,
+        steps=len(labels),
+        batch_size=1,
+        cache=cache,
     ) as loader:
         assert sorted(int(label) for batch in loader.epoch() for label in batch.labels) == sorted(labels)
     return labels
@@ -203,7 +214,7 @@ def test_members_of_all_kinds_are_paired(tmp_path, members):
     shards = read_shards(tmp_path, "train")
     assert shards.skipped == 0
     assert read(shards) == [0, 1]
-    (batch,) = eval_loader(shards, Transform(16, train=False), rank=0, world_size=1, batch_size=2).epoch()
+    (batch,) = eval_loader(shards, Transform(16, train=False), IMAGENET, rank=0, world_size=1, batch_size=2).epoch()
     red = batch.images[:, 0].mean((1, 2))
     assert red[0] + 1 < red[1]  # each label has its own image
 

@@ -10,6 +10,7 @@ from pictures import WNIDS, encoded, tar
 
 from trainer.config import UsageError
 from trainer.data import eval_loader, train_loader
+from trainer.normalization import IMAGENET
 from trainer.preprocess import Transform
 from trainer.shards import Sample, read_shards, write_shards
 from trainer.shards.labels import class_index
@@ -31,7 +32,7 @@ def folder_of(folder, labels, classes, counted=False):
 
 
 def labels_of(shards):
-    with eval_loader(shards, Transform(16, train=False), rank=0, world_size=1, batch_size=2) as loader:
+    with eval_loader(shards, Transform(16, train=False), IMAGENET, rank=0, world_size=1, batch_size=2) as loader:
         return [int(label) for batch in loader.epoch() for label in batch.labels]
 
 
@@ -70,9 +71,9 @@ def test_shards_that_meta_json_counts_end_a_reader_with_the_same_line(tmp_path, 
         shards = read_shards(tmp_path, split)
         options = {"rank": 0, "world_size": 1, "batch_size": 2, "loader_workers": workers}
         if split == "val":
-            loader = eval_loader(shards, Transform(16, train=False), **options)
+            loader = eval_loader(shards, Transform(16, train=False), IMAGENET, **options)
         else:
-            loader = train_loader(shards, Transform(16, train=True), seed=0, steps=1, **options)
+            loader = train_loader(shards, Transform(16, train=True), IMAGENET, seed=0, steps=1, **options)
         with loader, pytest.raises(UsageError) as refused:
             list(loader.epoch())
         assert re.fullmatch(rf"{tmp_path}/{split}-000000\.tar: {message}.*", str(refused.value))

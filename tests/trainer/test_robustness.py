@@ -131,10 +131,10 @@ def test_more_of_the_same_attack_only_finds_more(small, norm):
     def withstood(**options):
         return outcome(Gradient(norm=norm, eps=eps, step_size=eps / 4, **options), network, images, labels)
 
-    attacks = [withstood(steps=1), withstood(steps=3), withstood(steps=9), withstood(steps=9, restarts=3)]
+    attacks = [withstood(steps=1), withstood(steps=2), withstood(steps=2, restarts=12)]
     for weaker, stronger in itertools.pairwise(attacks):
         assert not (stronger & ~weaker).any()
-    assert attacks[0].sum() >= attacks[-1].sum() + 5
+        assert stronger.sum() < weaker.sum()
     labels = (labels + torch.arange(48) % 2) % 5
     assert not withstood(steps=1)[1::2].any(), "one that is misclassified as it is"
 
@@ -188,12 +188,13 @@ def test_more_queries_find_more(greys):
 @pytest.mark.parametrize("attack", [Gradient(eps=6.0, restarts=2), Gradient(norm="l2", eps=60.0), Square(eps=9.0)])
 def test_an_example_fares_the_same_in_any_company(small, attack):
     network, images, labels = small
-    whole = attack(network, images, labels, generators(48), IMAGENET)[1]
+    adversarial, whole = attack(network, images, labels, generators(48), IMAGENET)
     parts = [
-        attack(network, images[part], labels[part], generators(48)[part], IMAGENET)[1]
+        attack(network, images[part], labels[part], generators(48)[part], IMAGENET)
         for part in (slice(0, 5), slice(5, None))
     ]
-    assert torch.equal(whole, torch.cat(parts))
+    torch.testing.assert_close(adversarial, torch.cat([found for found, _ in parts]), rtol=0, atol=1e-9)
+    assert torch.equal(whole, torch.cat([withstood for _, withstood in parts]))
     assert 4 < whole.sum() < 44
 
 
