@@ -20,7 +20,7 @@ from trainer.preprocess import Transform
 from trainer.shards import Shards, evaluation_splits, read_shards
 
 STEPS = 200
-LEARNING_RATE = 3e-3  # of Adam, falling to nothing over the steps
+LEARNING_RATE = 1e-2  # of Adam, falling to nothing over the steps
 MEASURED = 1024  # images of val, for the accuracy before and after
 
 
