@@ -24,7 +24,7 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from sweeps import finalists
+from sweeps import finalists, start_check
 from sweeps.capacity import in_words, nodes, on_a_worker, per_trial, slots, wait_for_machines, wait_for_room
 from sweeps.checkpoints import check_space
 from sweeps.cluster import check_copy, how_to_run, ray_cluster, where
@@ -32,10 +32,11 @@ from sweeps.finalists import Finalist
 from sweeps.options import parse, sweep_of
 from sweeps.provenance import dataset, provenance, source
 from sweeps.ranking import Row, pick, reason, rule, table
-from sweeps.report import PAGE
+from sweeps.report import PAGE, in_markdown
 from sweeps.settings import Sweep, create_folder, driving, write_json
 from sweeps.shared import check_shared
-from sweeps.start import is_made, load_start, make_start
+from sweeps.start_check import StartCheck
+from sweeps.start_weights import is_made, load_start, make_start
 from sweeps.tracking import Tracking, check_tracking, start_sweep
 from sweeps.tracking.model import ALIAS
 from trainer.calibrate import calibrate
@@ -133,6 +134,27 @@ def measure_units(sweep: Sweep) -> dict[str, float]:
     return units
 
 
+def measure_start(sweep: Sweep) -> None:
+    """Measure the start checkpoint and keep the result in the sweep's folder."""
+    stage("measuring the start checkpoint")
+    device = torch.device("cuda" if sweep.placement.gpus_per_worker else "cpu")
+    what = (sweep.trial, sweep.placement.workers, device, sweep.placement.cache)
+    if device.type == "cuda" and not torch.cuda.is_available():  # a head without a GPU
+        start = on_a_worker(sweep.placement, start_check.measure, *what)
+    else:
+        with Progress(console=console, transient=True, disable=not console.is_terminal) as bars:
+            bar = bars.add_task("reading images", total=1.0)
+            start = start_check.measure(*what, lambda name, done: bars.update(bar, completed=done, description=name))
+    start_check.keep(sweep.folder, start)
+    say_start(start)
+
+
+def say_start(start: StartCheck | None) -> None:
+    """Tell what the sweep starts from, and warn of what keeps it from an answer."""
+    for line in () if start is None else (start.line, *(f"warning: {warning}" for warning in start.warnings)):
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
 def run(sweep: Sweep, units: dict[str, float]) -> tuple[list[Row], list[Finalist], Tracking]:
     """All trials of the sweep, recorded; returns how they ended and how they are kept in MLflow."""
     from sweeps.closing import close
@@ -154,6 +176,8 @@ def run(sweep: Sweep, units: dict[str, float]) -> tuple[list[Row], list[Finalist
     for key in ("regularizer", "weight"):
         params.pop(key)
     with start_sweep(sweep.tracking_uri, sweep.name, params, sweep.local_storage, sweep.storage) as tracking:
+        if start := start_check.kept(sweep.folder):
+            tracking.log_start(start.metrics, start.warnings, in_markdown(start))
         tracking.log_origin(source(), dataset(sweep.trial.data), provenance(sweep, units))
         stage(f"searching, {slots(sweep)} trials at a time")
         rows = run_sweep(sweep, tracking, units)
@@ -261,8 +285,10 @@ def main() -> int:
             settle(sweep, sweep.trial if again else given_trial(sweep, given.data is None))
             if again:
                 units = read_json(f"{sweep.folder}/{CALIBRATION}")
+                say_start(start_check.kept(sweep.folder))
             else:
                 sweep = embed(sweep) if given.data is None else make_start(sweep, stage, console)
+                measure_start(sweep)
                 units = measure_units(sweep)
             if not given.resume:
                 stage(check_space(sweep))

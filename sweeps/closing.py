@@ -15,6 +15,7 @@ from sweeps.results import Result
 from sweeps.search import open_study
 from sweeps.settings import Sweep, write_json
 from sweeps.spool import Files
+from sweeps.start_check import kept
 from sweeps.tracking import Tracking
 from sweeps.tracking.delivery import reason as in_one_line
 from sweeps.tracking.model import save_model
@@ -47,7 +48,12 @@ def close(
     }
     write_json(f"{sweep.folder}/result.json", result)  # at once: whoever reads it meets the old one or the new
     ended = Result(
-        sweep=sweep, rows=rank(rows), finalists=result["finalists"], units=units, importances=result["importances"]
+        sweep=sweep,
+        rows=rank(rows),
+        finalists=result["finalists"],
+        units=units,
+        importances=result["importances"],
+        start=kept(sweep.folder),
     )
     text = f"{as_text(rows, picked)}\n{reason(rows, sweep.max_accuracy_drop)}\n"
     files: Files = {

@@ -11,7 +11,7 @@ from regularizers import REGULARIZERS
 from sweeps.capacity import worker_defaults
 from sweeps.settings import ALLOCATIONS, OBJECTIVES, SCHEDULERS, Sweep, extended
 from trainer.cache import ShardCache
-from trainer.config import BATCH_NORM_MODES, EVALUATIONS, PRECISIONS, Trial, UsageError
+from trainer.config import BATCH_NORM_MODES, DOUBLE_BACKPROP, EVALUATIONS, PRECISIONS, Trial, UsageError
 from trainer.head import STEPS
 from trainer.locations import absolute, is_url
 from trainer.models import default_image_size
@@ -118,6 +118,11 @@ def parse(description: str) -> argparse.Namespace:
         help="statistics: running (frozen, default), or the batch's, constant for the heatmap (stop) or not (flow)",
     )
     how.add_argument("--precision", choices=PRECISIONS, default="float32", help="of the model (default float32)")
+    how.add_argument(
+        "--double-backprop",
+        choices=DOUBLE_BACKPROP,
+        help="second derivatives: this project's where they hold (fast, default), or PyTorch's functions alone",
+    )
     how.add_argument("--compile", action="store_true", help="translate the loss with torch.compile; minutes per trial")
     how.add_argument(
         "--evaluate",

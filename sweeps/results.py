@@ -6,6 +6,7 @@ from typing import Any
 from sweeps.finalists import choose
 from sweeps.ranking import Row, baseline, pick
 from sweeps.settings import Sweep
+from sweeps.start_check import StartCheck, kept
 from trainer.config import UsageError
 from trainer.locations import read_json
 
@@ -20,6 +21,7 @@ class Result:
         finalists: the best weights trained again, as `sweeps.finalists.as_dicts` has them; empty without --seeds.
         units: calibrated unit of each regularizer's weight.
         importances: of the parameters of the search, as `sweeps.importance` has them.
+        start: what the sweep started from; None of one that did not measure it.
     """
 
     sweep: Sweep
@@ -27,6 +29,7 @@ class Result:
     finalists: list[dict[str, Any]]
     units: dict[str, float]
     importances: dict[str, float] = field(default_factory=dict)
+    start: StartCheck | None = None
 
     @property
     def baseline(self) -> Row | None:
@@ -72,4 +75,5 @@ def load_result(storage: str, name: str) -> Result:
         finalists=result["finalists"],
         units=read_json(f"{sweep.folder}/calibration.json"),
         importances=result.get("importances", {}),
+        start=kept(sweep.folder),
     )

@@ -10,6 +10,7 @@ from regularizers import REGULARIZERS, Regularizer
 
 BATCH_NORM_MODES = ("frozen", "stop", "flow")
 PRECISIONS = ("float32", "bfloat16")
+DOUBLE_BACKPROP = ("fast", "pytorch")
 EVALUATIONS = ("light", "full")
 SCHEDULES = ("constant", "imagenet")
 
@@ -40,6 +41,8 @@ class Trial:
         batch_norm: `frozen` (running statistics: no example touches another), `stop` (batch statistics, constants of
             the heatmap) or `flow` (batch statistics, differentiated like everything else).
         precision: `float32`, or `bfloat16` for the model under autocast (loss and penalty stay in float32).
+        double_backprop: `fast` uses this project's cheaper second derivatives where their conditions hold, `pytorch`
+            PyTorch's functions alone, for whoever doubts ours; the results are the same up to rounding.
         compile: whether torch.compile translates the whole loss, input gradient included; needs `frozen`.
         activation: non-linearity of our own models.
         image_size: side in pixels that images are cropped and scaled to; None keeps their own, which must be equal.
@@ -69,6 +72,7 @@ class Trial:
     clip_norm: float | None = 2.0
     batch_norm: str = "frozen"
     precision: str = "float32"
+    double_backprop: str = "fast"
     compile: bool = False
     activation: str = "relu"
     image_size: int | None = None
@@ -89,6 +93,7 @@ class Trial:
         for name, known in (
             ("batch_norm", BATCH_NORM_MODES),
             ("precision", PRECISIONS),
+            ("double_backprop", DOUBLE_BACKPROP),
             ("evaluate", EVALUATIONS),
             ("schedule", SCHEDULES),
         ):

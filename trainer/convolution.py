@@ -18,26 +18,31 @@ _convolution_backward = torch.ops.aten.convolution_backward.default
 class Convolution(torch.autograd.Function):
     """conv2d whose input gradient has a cheap derivative of its own.
 
-    `functions.in_heatmap` says whether the input gradient alone is being taken, to be differentiated again; `output` is
-    the result where it is known already.
+    `known` holds the result where it has been computed already. It comes in a list, as autograd would take a tensor
+    that is both argument and result for a view, which nobody may change in place.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry, functions: Any,
-        output: Tensor | None = None,
+        ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry,
+        known: list[Tensor] | None = None,
     ) -> Tensor:  # fmt: skip
         ctx.save_for_backward(input, weight)
-        ctx.geometry, ctx.functions, ctx.has_bias = geometry, functions, bias is not None
-        return F.conv2d(input, weight, bias, *geometry) if output is None else output
+        ctx.geometry, ctx.has_bias = geometry, bias is not None
+        return F.conv2d(input, weight, bias, *geometry) if known is None else known[0]
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         input, weight = ctx.saved_tensors
-        if ctx.functions.in_heatmap:  # nothing asks for the weights' gradient
-            return _InputGradient.apply(gradient, input, weight, ctx.geometry), None, None, None, None, None
-        wanted = [*ctx.needs_input_grad[:2], ctx.has_bias and ctx.needs_input_grad[2]]
-        return *_gradients(gradient, input, weight, ctx.geometry, wanted), None, None, None
+        images, *others = _asked(ctx, 3 if ctx.has_bias else 2)
+        others = [*others, False][:2]
+        if not torch.is_grad_enabled():
+            return *_gradients(gradient, input, weight, ctx.geometry, [images, *others]), None, None
+        # To be differentiated again: PyTorch's own derivative where the weights' gradient is part of the input
+        # gradient, because they depend on the image.
+        first = _InputGradient.apply(gradient, input, weight, ctx.geometry) if images else None
+        rest = _gradients(gradient, input, weight, ctx.geometry, [False, *others])[1:] if any(others) else (None, None)
+        return first, *rest, None, None
 
 
 class _InputGradient(torch.autograd.Function):
@@ -86,3 +91,18 @@ def _gradients(
     return _convolution_backward(
         gradient, input, weight, bias_size, stride, padding, dilation, False, [0, 0], groups, wanted
     )
+
+
+def _asked(node: Any, count: int) -> list[bool]:
+    """Which of a node's first inputs the backward pass that runs now takes a gradient for.
+
+    `ctx.needs_input_grad` says what could be asked for when the node was made: the weights' gradient always, even
+    while the input gradient alone is taken.
+    """
+    asked = []
+    for function, _ in node.next_functions[:count]:
+        try:
+            asked.append(function is not None and torch._C._will_engine_execute_node(function))
+        except RuntimeError:  # a leaf that autograd.grad was given
+            asked.append(True)
+    return asked

@@ -4,41 +4,71 @@
         logits = model(images)
     forward = Forward(images, labels, logits, while_heatmap=functions.taking_heatmap)
 
-Works on any module: it replaces the functions `conv2d` and `batch_norm` while the model is applied, not the layers.
+Works on any module: it replaces functions while the model is applied, not layers.
 
 - **Convolutions** get a cheaper second derivative (`trainer.convolution`).
 - **Batch norm** with fixed statistics becomes one multiply-add; in large layers one that leaves nothing in the graph
   but scaled weights of the convolution before it. With `stop` the batch's mean and variance are constants
   of the heatmap but not of the training step: their gradient is cut while the heatmap is taken and only then, so one
   forward pass is enough.
+- **Hard sigmoid** has a second derivative.
+
+Where the conditions of a replacement do not hold, PyTorch's own function serves: values and gradients are those of the
+model without this block, whatever it does (`tests/trainer/test_any_model.py`).
 """
 
 import re
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from trainer.config import UsageError
 from trainer.convolution import Convolution, Geometry
 
+# Functions that only look at a tensor: batch norm layers call them before they call `batch_norm`.
+_QUERIES = {torch._assert, Tensor.dim, Tensor.size, Tensor.numel, Tensor.is_contiguous} | {
+    getattr(Tensor, name).__get__ for name in ("ndim", "shape", "dtype", "device", "requires_grad", "is_cuda")
+}
+_HOOKS = {Tensor.register_hook, Tensor.retain_grad}
+
+
+@dataclass(frozen=True)
+class _Applied:
+    """A convolution that batch norm may follow."""
+
+    output: Tensor
+    input: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    geometry: Geometry
+    versions: tuple[int, ...]
+
+    def gave(self, tensor: Tensor) -> bool:
+        """Whether this is its output, and it, the input and the weights are as they were."""
+        return tensor is self.output and self.versions == _versions(tensor, self.input, self.weight, self.bias)
+
 
 class DoubleBackprop(TorchFunctionMode):
-    """Replaces `conv2d` and `batch_norm` inside the block; one instance serves one forward pass.
+    """Replaces functions of PyTorch inside the block; one instance serves one forward pass.
 
     Args:
         batch_norm: `stop` cuts the gradient of batch statistics while the heatmap is taken; under `flow` batch
             statistics are differentiated like everything else. Modules in evaluation mode (`frozen`) know neither.
+        fast: False leaves everything to PyTorch's functions, but for what `stop` means.
     """
 
-    def __init__(self, batch_norm: str) -> None:
+    def __init__(self, batch_norm: str, fast: bool = True) -> None:
         super().__init__()
-        self._stop = batch_norm == "stop"
-        self._last: tuple[Tensor, Tensor, Tensor, Tensor | None, Geometry] | None = None
+        self._stop, self._fast = batch_norm == "stop", fast
+        self._last: _Applied | None = None  # the convolution that batch norm may follow
+        self._folded: list[weakref.ref[Tensor]] = []  # outputs of convolutions that the graph has no more
         self.in_heatmap = False
 
     @contextmanager
@@ -57,30 +87,43 @@ class DoubleBackprop(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Called in place of every function of torch."""
         kwargs = kwargs or {}
-        if func is F.conv2d:
+        if func in _QUERIES:
+            return func(*args, **kwargs)
+        # Whatever comes between a convolution and its batch norm may change the output or hang a hook on it.
+        last, self._last = self._last, None
+        if func is F.conv2d and self._fast:
             return self._conv2d(*args, **kwargs)
+        if func is F.hardsigmoid and self._fast:
+            return _hardsigmoid(*args, **kwargs)
         if func is F.batch_norm:
-            return self._batch_norm(*args, **kwargs)
+            return self._batch_norm(last, *args, **kwargs)
+        if func in _HOOKS and any(known() is args[0] for known in self._folded):
+            raise UsageError(
+                "the model puts a hook on the output of a convolution after batch norm has been applied to it; give "
+                "--double-backprop pytorch"
+            )
         return func(*args, **kwargs)
 
     def _conv2d(
         self, input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0,
         dilation: Any = 1, groups: int = 1,
     ) -> Tensor:  # fmt: skip
-        if input.ndim != 4 or isinstance(padding, str):
+        if isinstance(padding, str) or input.ndim != 4 or not _ordinary(input, weight, bias):
             return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
         geometry = _pair(stride), _pair(padding), _pair(dilation), groups
         input = _cast(input)
-        output = Convolution.apply(input, _cast(weight), _cast(bias), geometry, self)
-        self._last = (output, input, weight, bias, geometry)
+        output = Convolution.apply(input, _cast(weight), _cast(bias), geometry)
+        self._last = _Applied(output, input, weight, bias, geometry, _versions(output, input, weight, bias))
         return output
 
     def _batch_norm(
-        self, input: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None = None,
-        bias: Tensor | None = None, training: bool = False, momentum: float = 0.1, eps: float = 1e-5,
+        self, last: _Applied | None, input: Tensor, running_mean: Tensor | None, running_var: Tensor | None,
+        weight: Tensor | None = None, bias: Tensor | None = None, training: bool = False, momentum: float = 0.1,
+        eps: float = 1e-5,
     ) -> Tensor:  # fmt: skip
         single = input.numel() == input.shape[1]  # of one value there is no variance; PyTorch says so
-        if training and (not self._stop or single):
+        held = training and self._stop and not single
+        if not held and (training or not self._fast or not _ordinary(input, weight, bias)):
             return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
         values = input.float() if input.dtype.itemsize < 4 else input
         if training:
@@ -92,17 +135,17 @@ class DoubleBackprop(TorchFunctionMode):
         scale = torch.rsqrt(variance + eps) if weight is None else weight * torch.rsqrt(variance + eps)
         shift = -mean * scale if bias is None else bias - mean * scale
         shape = [1, -1] + [1] * (input.ndim - 2)
-        last, self._last = self._last, None
-        if training or last is None or last[0] is not input or last[2].numel() > input.numel():
+        if training or last is None or not last.gave(input) or last.weight.numel() > input.numel():
             return torch.addcmul(shift.reshape(shape), values, scale.reshape(shape)).to(input.dtype)
         # A layer with fewer weights than activations passes its derivatives through weights that hold the scale: the
         # convolution's output need not be kept, nor multiplied again in every pass back.
         with torch.no_grad():
             output = torch.addcmul(shift.reshape(shape), values, scale.reshape(shape)).to(input.dtype)
-        _, images, conv_weight, conv_bias, geometry = last
-        folded = conv_weight * scale.reshape(-1, 1, 1, 1)
-        shift = shift if conv_bias is None else shift + conv_bias * scale
-        return Convolution.apply(images, _cast(folded), _cast(shift), geometry, self, output)
+        self._folded.append(weakref.ref(input))
+        folded = last.weight * scale.reshape(-1, 1, 1, 1)
+        shift = shift if last.bias is None else shift + last.bias * scale
+        dtype = last.input.dtype
+        return Convolution.apply(last.input, folded.to(dtype), shift.to(dtype), last.geometry, [output])
 
     def _held_statistics(
         self, values: Tensor, running_mean: Tensor | None, running_var: Tensor | None, momentum: float
@@ -128,7 +171,7 @@ def name_missing_derivative(model: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, NotImplementedError) as error:
-        found = re.search(r"derivative for (\S+) is not implemented|(once_differentiable)", str(error))
+        found = re.search(r"derivative for '?(?:aten::)?(\w+)'? is not implemented|(once_differentiable)", str(error))
         if found is None:
             raise
         operation = (found[1] or "a function marked once_differentiable").removesuffix("_backward")
@@ -156,12 +199,37 @@ class _Held(torch.autograd.Function):
         return (None if ctx.functions.in_heatmap else gradient), None
 
 
+def _hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
+    """The same function and derivative; PyTorch's, in many small networks for phones, has no second one."""
+    result = F.relu6(input + 3) / 6
+    return input.copy_(result) if inplace else result
+
+
+def _ordinary(*tensors: Tensor | None) -> bool:
+    """Whether a function of ours may take these tensors: real ones of PyTorch's own class, in a graph that it records.
+
+    Transforms of torch.func and checkpointing, which applies the model once more outside the block, want PyTorch's.
+    """
+    return (
+        torch.is_grad_enabled()
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and torch._C._autograd._top_saved_tensors_default_hooks(True) is None
+        and all(t is None or (type(t) in (Tensor, nn.Parameter) and t.is_floating_point()) for t in tensors)
+    )
+
+
+def _versions(*tensors: Tensor | None) -> tuple[int, ...]:
+    """How often each was changed in place, also by extensions, whose calls are not seen."""
+    return tuple(-1 if tensor is None else tensor._version for tensor in tensors)
+
+
 def _cast(value: Any) -> Any:
     """As autocast would before a convolution."""
-    if value is None or not torch.is_autocast_enabled(value.device.type):
+    if value is None or value.dtype == torch.float64 or not torch.is_autocast_enabled(value.device.type):
         return value
     return value.to(torch.get_autocast_dtype(value.device.type))
 
 
 def _pair(value: Any) -> list[int]:
-    return [value, value] if isinstance(value, int) else list(value)
+    values = [value] if isinstance(value, int) else list(value)
+    return values * 2 if len(values) == 1 else values

@@ -50,6 +50,7 @@ def make_loss(model: nn.Module, trial: Trial) -> RegularizedLoss:
         label_smoothing=trial.label_smoothing,
         batch_norm=trial.batch_norm,
         precision=trial.precision,
+        double_backprop=trial.double_backprop,
     )
 
 

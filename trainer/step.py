@@ -38,6 +38,7 @@ class RegularizedLoss(nn.Module):
         label_smoothing: of the cross-entropy (the penalty's score has none).
         batch_norm: `frozen`, `stop` or `flow`.
         precision: `bfloat16` applies the model under autocast; loss, heatmap and penalty stay in float32.
+        double_backprop: `fast` (`trainer.double_backprop`), or `pytorch` for PyTorch's functions alone.
     """
 
     def __init__(
@@ -48,10 +49,12 @@ class RegularizedLoss(nn.Module):
         label_smoothing: float = 0.0,
         batch_norm: str = "frozen",
         precision: str = "float32",
+        double_backprop: str = "fast",
     ) -> None:
         super().__init__()
         self.model, self.regularizer = model, regularizer
         self.label_smoothing, self.batch_norm, self.precision = label_smoothing, batch_norm, precision
+        self.double_backprop = double_backprop
 
     def forward(
         self, images: Float[Tensor, "b c h w"], labels: Int[Tensor, " b"], generator: torch.Generator | None = None
@@ -80,10 +83,10 @@ class RegularizedLoss(nn.Module):
         if not self.regularizer.needs_heatmap:
             return Forward(images, labels, self._logits(images))
         images = images.detach().requires_grad_()
-        functions = DoubleBackprop(self.batch_norm)
+        functions = DoubleBackprop(self.batch_norm, fast=self.double_backprop == "fast")
         # Fused attention has no second derivative.
         with functions, sdpa_kernel(SDPBackend.MATH):
-            logits = self._logits(images)
+            logits = self._logits(images.clone())  # a model whose first operation is in place may not change a leaf
         return Forward(images, labels, logits, generator, while_heatmap=functions.taking_heatmap)
 
     def _logits(self, images: Tensor) -> Tensor:

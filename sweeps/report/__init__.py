@@ -16,6 +16,7 @@ from sweeps import plots
 from sweeps.finalists import FIGURES
 from sweeps.ranking import Row, pareto, reason, rule
 from sweeps.results import Result
+from sweeps.start_check import StartCheck
 from trainer.config import UsageError
 from trainer.evaluate.checkpoints import load_subject
 from trainer.evaluate.gallery import IMAGES, explain
@@ -95,7 +96,14 @@ def description(result: Result) -> str:
     sentences = [*verdict(result), f"Among the artifacts, {PAGE} and figures/ show why; ranking.csv has every trial."]
     if result.picked:
         sentences.append("The pick is registered as a model under the sweep's name.")
+    if result.start:
+        sentences.append(in_markdown(result.start))
     return "\n\n".join([*sentences, "\n".join([*head, *rows])])
+
+
+def in_markdown(start: StartCheck) -> str:
+    """What a sweep starts from, and its warnings, for the page that MLflow has of it."""
+    return "\n\n".join([*(f"**Warning:** {warning}" for warning in start.warnings), start.sentences])
 
 
 def _form(name: str) -> str:

@@ -87,6 +87,16 @@ class Tracking:
         spool.attach(files)
         spool.flush()
 
+    def log_start(self, metrics: dict[str, float], warnings: list[str], description: str) -> None:
+        """Put on the parent run, once, what the sweep starts from; the description stands until there is a result."""
+        spool = Spool(self.folder, SWEEP)
+        if spool.last()[1] >= 0:  # a sweep that goes on
+            return
+        tags = {"warnings": "\n".join(warnings)} if warnings else {}
+        spool.tag(tags | {"mlflow.note.content": description})
+        spool.record(metrics, 0)
+        spool.flush()
+
     def log_result(self, metrics: dict[str, float], description: str, files: Files) -> None:
         """Put the result on the parent run; the description, in Markdown, is shown on its page."""
         spool = Spool(self.folder, SWEEP)

@@ -20,6 +20,7 @@ from sweeps.report import description, excluded, figures, settings, verdict, wri
 from sweeps.report import page as report_page
 from sweeps.results import load_result
 from sweeps.settings import Sweep
+from sweeps.start_check import StartCheck, keep
 from trainer.config import Trial
 from trainer.models import build_model
 from trainer.ray_trial import Placement
@@ -118,6 +119,34 @@ def test_the_page_holds_everything_and_needs_nothing(ended, monkeypatch, capsys)
     ):  # fmt: skip
         assert words in text, words
     assert "secret" not in html
+
+
+def test_the_page_says_what_the_sweep_started_from_and_warns(ended, monkeypatch):
+    def written():
+        assert run(monkeypatch, "--name", NAME, "--storage", ended) == 0
+        html = (ended / NAME / "report.html").read_text()
+        return html, " ".join(Page(html).text.split())
+
+    html, text = written()
+    assert "start checkpoint classifies" not in text, "a sweep that did not measure it has a report all the same"
+    assert 'class="warnings"' not in html
+    good = StartCheck(
+        accuracy=0.9, measured=359, chance=0.11, classes=10, checkpoint=True, val_images=359, attacked=256,
+        steps_per_epoch=32, epochs=2,
+    )  # fmt: skip
+    keep(f"{ended}/{NAME}", good)
+    html, text = written()
+    assert good.sentences in text
+    assert "Warning:" not in text
+    assert 'class="warnings"' not in html
+    poor = dataclasses.replace(good, accuracy=0.11, steps_per_epoch=1)
+    keep(f"{ended}/{NAME}", poor)
+    html, text = written()
+    assert html.count('class="warnings"') == 1
+    assert len(poor.warnings) == 2
+    for warning in poor.warnings:
+        assert f"Warning: {warning}" in text
+        assert f"**Warning:** {warning}" in description(load_result(str(ended), NAME))
 
 
 def test_without_its_data_only_the_heatmaps_are_missing(ended, monkeypatch):

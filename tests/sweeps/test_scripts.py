@@ -113,6 +113,12 @@ def test_a_small_sweep_end_to_end_and_its_pick_resumed(start, script, tmp_path):
     report = (tmp_path / "small" / "report.html").read_text()
     assert Path(client.download_artifacts(parent.info.run_id, "report.html")).read_text() == report
     assert f"trial {result['pick']}" in report
+    assert out.index("start: accuracy") < out.index("warning: Only 24 images will be attacked") < out.index("searching")
+    assert "Only 24 images will be attacked" in parent.data.tags["warnings"]
+    assert "Only 24 images will be attacked" in parent.data.tags["mlflow.note.content"]
+    assert "Warning:</strong> Only 24 images will be attacked" in report
+    assert parent.data.metrics["start/accuracy"] > 0.5
+    assert parent.data.metrics["start/steps_per_epoch"] == 4
     space = json.loads(Path(client.download_artifacts(parent.info.run_id, "search_space.json")).read_text())
     assert space["l2"] == pytest.approx([row["weight"] for row in result["trials"] if row["weight"]])
     assert "No heatmaps" not in report

@@ -260,6 +260,25 @@ def test_a_run_that_mlflow_refuses_keeps_no_other_from_its_points(database, tmp_
     assert "11 points of 1 runs wait" in tracking.unheard()
 
 
+def test_what_a_sweep_starts_from_is_told_at_once_and_once(database, tmp_path):
+    tracking = start(database, tmp_path)
+    begun = ({"start/accuracy": 0.1}, ["At chance.", "One step."], "the start")
+    tracking.log_start(*begun)
+    assert tracking.drain() == ""
+    run = tracking.client.get_run(tracking.run_of(SWEEP))
+    assert run.data.metrics == {"start/accuracy": 0.1}
+    assert run.data.tags["warnings"] == "At chance.\nOne step."
+    assert run.data.tags["mlflow.note.content"] == "the start"
+    for _ in range(2):  # the sweep ends, and is resumed
+        tracking.log_result({"best/val/accuracy": 0.9}, "the result", {})
+        tracking.log_start(*begun)
+    assert tracking.drain() == ""
+    run = tracking.client.get_run(run.info.run_id)
+    assert run.data.metrics == {"start/accuracy": 0.1, "best/val/accuracy": 0.9}
+    assert run.data.tags["mlflow.note.content"] == "the result"
+    assert len(points(tracking.client, run.info.run_id)) == 2
+
+
 def test_a_trial_whose_spool_is_lost_adds_only_later_steps(database, tmp_path):
     tracking = start(database, tmp_path)
     train(begin(tracking, "t1", "l2", PARAMS), 1, 30)

@@ -8,6 +8,7 @@ of it as the plan says; attacks and heatmaps, which cost many passes, over a sub
 
 import contextlib
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator
 from hashlib import sha256
 from itertools import repeat
@@ -87,6 +88,9 @@ def evaluate(
             with torch.no_grad():
                 means.add(accuracy(classify(batch.images), batch.labels))
             means.count("examples", float(len(batch.labels)))
+            if plan.majority:
+                for label, number in Counter(batch.labels.tolist()).items():
+                    means.count(f"class{label}", float(number))
         for batch in batches(plan.attacked, "robustness and heatmaps"):
             means.add(_detail(classify, batch, trial.seed, plan))
             means.count("attacked_examples", float(len(batch.labels)))
@@ -107,7 +111,7 @@ def classifier(model: nn.Module, precision: str) -> Iterator[Classify]:
 
     def classify(images: Tensor) -> Tensor:
         with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-            logits = model(images)
+            logits = model(images.clone())  # its first operation may be in place
         return logits.float() if logits.dtype.itemsize < 4 else logits
 
     with contextlib.suppress(NotImplementedError):  # an exported graph knows no other mode
@@ -187,6 +191,9 @@ def _report(means: "Means", plan: Plan, device: torch.device) -> dict[str, float
     values = means.over_workers(device)
     bins = [values.pop(f"bin{number}") for number in range(BINS)]
     values = {"calibration_error": math.fsum(map(abs, bins))} | values
+    if plan.majority:
+        sizes = [values.pop(name) for name in list(values) if name.startswith("class")]
+        values["majority"] = max(sizes, default=0.0) / (values["examples"] or 1)
     if plan.full:
         for family, names in FAMILIES.items():
             every = [values[f"accuracy_{name}_{severity}"] for name in names for severity in SEVERITIES]

@@ -19,12 +19,14 @@ class Plan:
         attacked: examples that are attacked and explained, spread over the split; None takes all.
         attacks: the first gives `robust_accuracy`.
         full: whether noise, corruptions and faithfulness of the heatmap are measured too.
+        majority: whether the share of the most frequent class is, the accuracy of always answering that one.
     """
 
     examples: int | None = None
     attacked: int | None = None
     attacks: tuple[Attack, ...]
     full: bool = False
+    majority: bool = False
 
 
 def own_attack(trial: Trial) -> Gradient:
