@@ -60,7 +60,7 @@ def without_network(name: str) -> str:
     if not name.startswith(HUB):
         return name
     timm = _timm(name)
-    theirs = build_timm(name, None)
+    theirs: Any = build_timm(name, None)
     config = theirs.pretrained_cfg
     known = f"{config.get('architecture')}.{config.get('tag')}"
     ours = f"{TIMM}{known if known in timm.list_pretrained() else config.get('architecture')}"

@@ -61,6 +61,9 @@ def test_what_cannot_be_is_refused(asked):
         (("--weight", 1, "--strengths", "1"), "leave out --strengths"),
         (("--weight", 0), "above 0"),
         (("--weight", "inf"), "finite"),
+        (("--ema",), "--ema needs --checkpoint"),
+        (("--head-steps", 3), "--head-steps is for --new-head"),
+        (("--new-head", "--checkpoint", "w.pt", "--head-steps", -1), "0 to leave the layer random"),
     ):
         with pytest.raises(UsageError, match=words):
             asked(*arguments)
@@ -75,3 +78,9 @@ def test_one_weight_is_that_of_every_penalty(asked):
     assert weights == [
         ("none", None, 0), ("l2", 0.5, 0), ("tv", 0.5, 0), ("none", None, 1), ("l2", 0.5, 1), ("tv", 0.5, 1)
     ]  # fmt: skip
+
+
+def test_pretrained_is_no_file(asked, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert asked("--checkpoint", "pretrained").trial.checkpoint == "pretrained"
+    assert asked("--checkpoint", "./pretrained").trial.checkpoint == str(tmp_path / "pretrained")
