@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from trainer.config import UsageError
 from trainer.models import build_model
 from trainer.published import published, without_network
+from trainer.shards import Sample, encode_jpeg, write_shards
 
 ROOT = Path(__file__).parents[2]
 REPOSITORY = "someone/tiny"
@@ -82,15 +84,20 @@ def ask(code, endpoint, home, **more):
 
 def test_a_model_of_the_hub_with_its_weights(hub, tmp_path):
     endpoint, model = hub
+    samples = [Sample(str(label), encode_jpeg(Image.new("RGB", (32, 32))), label) for label in range(6)]
+    write_shards(samples, tmp_path / "data", "val", list("abcdef"), "drawn")
     name = f"timm:hf-hub:{REPOSITORY}"
     code = f"""
 import torch
+from trainer.evaluate.checkpoints import load_subject
 from trainer.models import build_model
 from trainer.published import published, without_network
 from trainer.weights import load_weights
 model = build_model({name!r}, 6)
 assert load_weights(model, "pretrained", name={name!r}).head == "own"
 torch.save(model.state_dict(), {str(tmp_path / "got.pt")!r})
+subject = load_subject("pretrained", {str(tmp_path / "data")!r}, {{"model": {name!r}}})
+assert (subject.label, torch.equal(subject.model.fc.weight, model.fc.weight)) == ({name!r}, True)
 print(without_network({name!r}))
 """
     assert ask(code, endpoint, tmp_path / "home") == "timm:test_resnet\n"
