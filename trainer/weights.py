@@ -104,7 +104,12 @@ def fit_weights(
 ) -> Loaded:
     """As `load_weights`, from what its file holds."""
     own, layers = model.state_dict(), last_layers(model)
-    copy, notes = _choose(_copies(content, own, layers, _buffers(model)), checkpoint, own, layers, ema)
+    copies = _copies(content, own, layers, _buffers(model))
+    if not copies:
+        there = [name for _, tensors in _dictionaries(content) for name in tensors]
+        held = f"none of its names is there, such as {next(iter(own))}, but {', '.join(there[:SHOWN])}"
+        raise _misfit(checkpoint, [held if there else "it holds no tensors under names"])
+    copy, notes = _choose(copies, checkpoint, own, layers, ema)
     problems = _problems(copy, own)
     body = [problem for name, problem in problems.items() if not _of(layers, name)]
     if body:
@@ -194,11 +199,6 @@ def _choose(
     copies: list[_Copy], checkpoint: str, own: dict[str, Tensor], layers: Sequence[str], ema: bool
 ) -> tuple[_Copy, list[str]]:
     """The fullest copy; of several that are as full the plain one, or under `ema` the averaged one."""
-    if not copies:
-        raise UsageError(
-            f"--checkpoint {checkpoint} does not fit the model: it holds no tensor of the model's names, such as "
-            f"{', '.join(list(own)[:SHOWN])}. Check --model"
-        )
 
     def fit(copy: _Copy) -> tuple[int, int]:
         shaped = [name for name, value in copy.tensors.items() if value.shape == own[name].shape]
@@ -222,10 +222,9 @@ def _choose(
         also = f"; also there: {', '.join(others)}{remedy}" if others else ""
         notes.append(f"weights taken from {chosen.place or 'the bare weights'} of {checkpoint}{also}")
     if chosen.beside:
-        groups = Counter(".".join(name.split(".")[:-1]) or name for name in chosen.beside)
-        shown = ", ".join(f"{group}" for group in list(groups)[:SHOWN])
+        groups = list(dict.fromkeys(name.rpartition(".")[0] or name for name in chosen.beside))
         more = f" and {len(groups) - SHOWN} more" if len(groups) > SHOWN else ""
-        notes.append(f"beside the model {checkpoint} has {shown}{more}, which are left out")
+        notes.append(f"no part of the model, left out of {checkpoint}: {', '.join(groups[:SHOWN])}{more}")
     return chosen, notes
 
 

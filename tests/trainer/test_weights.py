@@ -150,7 +150,11 @@ def test_no_moving_average_is_said(source):
         (lambda s: s["bn1.running_var"][:1].fill_(float("inf")), "bn1.running_var holds infinity"),
         (lambda s: s.pop("linear.bias"), r"its last layer is another one \(lacks linear.bias\)"),
         (lambda s: s.update({"linear.scale": torch.ones(1)}), "has unknown linear.scale"),
-        (lambda s: s.clear(), "holds no tensor of the model"),
+        (lambda s: s.clear(), "it holds no tensors under names"),
+        (
+            lambda s: [s.update({f"{key}_": s.pop(key)}) for key in list(s)],
+            "such as conv1.weight, but module.conv1.weight_,",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused_and_changes_nothing(source, change, words):
