@@ -124,6 +124,8 @@ def test_classes_that_the_weights_know_are_taken_and_not_trained(tmp_path, birds
     subject = load_subject(path, birds, {"model": "resnet8"}, say=lines.append)
     assert torch.equal(subject.model.linear.weight, plain["linear.weight"][list(ROWS)])
     assert "of the 1000 classes of its last layer those of the data are taken" in lines[-1]
+    kept = torch.load(f"{sweep.folder}/start.pt", weights_only=True)
+    assert kept["classes"] == [imagenet_wnids()[row] for row in ROWS], "in which order its rows are"
     start = load_subject(f"{sweep.folder}/start.pt", birds, {"model": "resnet8"}, say=lines.append)
     assert torch.equal(start.model.linear.weight, model.linear.weight)
 
