@@ -1,7 +1,12 @@
 # make sweep [ARGS="--regularizers l2,ssim"]   run the main job
 # make test                                    everything CI runs
 # make check                                   lint, types and the fast tests
-PYTHON ?= python3
+
+# The interpreter: PYTHON=…, or the first of these that runs and is 3.11 to 3.14.
+SUPPORTED = import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))
+NAMES = python3 python3.14 python3.13 python3.12 python3.11
+PYTHON ?= $(or $(firstword $(foreach name,$(NAMES),$(shell $(name) -c '$(SUPPORTED)' 2>/dev/null && echo $(name)))),python3)
+
 FAST = .venv/bin/python -m pytest -m "not slow" -n auto --dist loadfile
 PIP = .venv/bin/python -m pip --disable-pip-version-check
 
@@ -24,7 +29,10 @@ check: .venv/test.done
 	$(FAST)
 
 .venv/bin/python:
-	$(PYTHON) -m venv .venv
+	@python='$(PYTHON)'; "$$python" -c '$(SUPPORTED)' 2>/dev/null || { \
+	  echo "error: $$python is $$("$$python" -V 2>&1 | grep ^Python || echo not there); 3.11 to 3.14 is needed:" \
+	    "make PYTHON=/path/to/python3.12" >&2; exit 2; }
+	'$(PYTHON)' -m venv .venv || { rm -rf .venv; exit 2; }
 
 .venv/run.done: .venv/bin/python pyproject.toml constraints.txt
 	$(PIP) install -q -c constraints.txt -e .

@@ -14,8 +14,8 @@ if [ -e ~/.ray/auth_token ]; then
 fi
 
 if [ ! -x "$environment/bin/python" ]; then
-    if ! python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
-        echo "$(hostname) has $(python3 --version); 3.11 or newer is needed, the same on every machine" >&2
+    if ! python3 -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))'; then
+        echo "$(hostname) has $(python3 --version); 3.11 to 3.14 is needed, the same on every machine" >&2
         exit 1
     fi
     python3 -m venv "$environment"

@@ -7,6 +7,7 @@ Writes docs/pull.png.
 """
 
 import sys
+from collections.abc import Iterable
 from io import BytesIO
 from pathlib import Path
 
@@ -21,14 +22,14 @@ from PIL import Image
 from sklearn.datasets import load_sample_image
 from torch import Tensor
 
-from regularizers import REGULARIZERS, Regularizer
+from regularizers import REGULARIZERS
+from regularizers._picture import descend
 from sweeps.plots import STYLE, image
 from trainer.data import standardise
 from trainer.evaluate.gallery import COLOURS
 from trainer.evaluate.robustness import to_pixels
 
 STEPS = 300
-STEP = 0.02  # of Adam, in deviations of the noise
 # These end in a blank picture, so they are shown on the way there.
 SHRINKING = {"datagrad": 30, "l2": 30, "spectreg": 30, "tv": 100, "tv_abs": 60, "tv_abs_unscaled": 60}
 COLUMNS = 6
@@ -41,30 +42,17 @@ def photograph() -> Float[Tensor, "1 3 h w"]:
     return standardise(small)
 
 
-def descend(
-    regularizer: Regularizer, start: Float[Tensor, "1 3 h w"], picture: Float[Tensor, "1 3 h w"], steps: int
-) -> Float[Tensor, "1 3 h w"]:
-    """The heatmap after a descent of the penalty from `start`."""
-    heatmap = start.clone().requires_grad_()
-    optimizer = torch.optim.Adam([heatmap], lr=STEP)
-    for _ in range(steps):
-        optimizer.zero_grad()
-        regularizer.distance(heatmap, picture).sum().backward()
-        optimizer.step()
-    return heatmap.detach()
-
-
-def draw(out: Path, steps: int = STEPS) -> None:
-    """Write the picture as PNG: photograph and noise, then what each penalty makes of the noise.
+def draw(out: Path, names: Iterable[str] = REGULARIZERS, steps: int = STEPS) -> None:
+    """Write the picture as PNG: photograph and noise, then what each penalty of these names makes of the noise.
 
     Colours end at the 99th percentile of the noise, or of the heatmap where it has become larger.
     """
     picture = photograph()
     start = torch.randn(picture.shape, generator=torch.Generator().manual_seed(0))
     heatmaps = {"heatmap at first": start} | {
-        name: descend(regularizer(), start, picture, min(steps, SHRINKING.get(name, steps)))
-        for name, regularizer in sorted(REGULARIZERS.items())
-        if regularizer.needs_heatmap
+        name: descend(REGULARIZERS[name](), start, picture, min(steps, SHRINKING.get(name, steps)))
+        for name in sorted(names)
+        if REGULARIZERS[name].needs_heatmap
     }
     limits = {name: float(heatmap.sum(1).abs().quantile(0.99)) for name, heatmap in heatmaps.items()}
     lines = -(-(1 + len(heatmaps)) // COLUMNS)

@@ -12,34 +12,10 @@
 that defines one subclass of `Regularizer` is found by its file name; nothing else needs an edit.
 """
 
-import importlib
-import pkgutil
-
+from regularizers._contract import RegularizerError
+from regularizers._files import discover
 from regularizers.base import Forward, Regularizer
 
-__all__ = ["REGULARIZERS", "Forward", "Regularizer"]
+__all__ = ["REGULARIZERS", "Forward", "Regularizer", "RegularizerError"]
 
-
-def _discover() -> dict[str, type[Regularizer]]:
-    """Import every public file of this folder and take the one regularizer it defines."""
-    found = {}
-    for info in pkgutil.iter_modules(__path__):
-        if info.name.startswith("_") or info.name == "base":
-            continue
-        module = importlib.import_module(f"{__name__}.{info.name}")
-        own = [
-            value
-            for value in vars(module).values()
-            if isinstance(value, type) and issubclass(value, Regularizer) and value.__module__ == module.__name__
-        ]
-        if len(own) != 1:
-            raise ImportError(
-                f"regularizers/{info.name}.py defines {len(own)} Regularizer classes; a file defines exactly one "
-                "(helpers belong into a file whose name starts with an underscore)"
-            )
-        own[0].name = info.name
-        found[info.name] = own[0]
-    return found
-
-
-REGULARIZERS: dict[str, type[Regularizer]] = _discover()
+REGULARIZERS: dict[str, type[Regularizer]] = discover()

@@ -1,12 +1,56 @@
-"""`python -m regularizers` lists every regularizer: formula, what it pulls the heatmap towards, weights, source."""
+"""List the regularizers, or check one.
 
+python -m regularizers                          # formula, pull, range of weights and source of each
+python -m regularizers check charbonnier.py     # a file of your own: ok or FAILED, with the remedy, in seconds
+python -m regularizers check ssim               # one of the list
+"""
+
+import argparse
+import difflib
 import inspect
+import os
+import sys
 import textwrap
+from collections.abc import Sequence
+from pathlib import Path
 
-from regularizers import REGULARIZERS
+import torch
+
+from regularizers import REGULARIZERS, Regularizer
+from regularizers._check import has_formula, run
+from regularizers._contract import RegularizerError
+from regularizers._cost import cost
+from regularizers._files import RegularizerImportError, load
+from regularizers._picture import draw
 
 
-def main() -> None:
+def main(arguments: Sequence[str] = ()) -> int:
+    """Run the command; the exit status: 1 if a check failed, 2 if there is nothing to check."""
+    parser = argparse.ArgumentParser(
+        prog="python -m regularizers", description="List the regularizers (without a command), or check one."
+    )
+    check_parser = parser.add_subparsers(dest="command").add_parser(
+        "check",
+        help="check one regularizer",
+        description="Check shape, precision, NaN, gradient, independence, image size and cost of a regularizer, and "
+        "draw what it pulls a heatmap towards.",
+    )
+    check_parser.add_argument("regularizer", metavar="FILE_OR_NAME", help="a .py file anywhere, or a name of the list")
+    check_parser.add_argument("--out", metavar="PNG", type=Path, help="of the picture (default check-NAME.png)")
+    given = parser.parse_args(list(arguments))
+    if given.command is None:
+        show_list()
+        return 0
+    try:
+        regularizer = find(given.regularizer)()
+    except RegularizerImportError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    torch.set_num_threads(1)  # for little tensors the second only gets in the way
+    return check(regularizer, given.out or Path(f"check-{regularizer.name}.png"))
+
+
+def show_list() -> None:
     """Print name, default range of the weight and documentation of every regularizer."""
     print("One unit of weight is ‖∇θ CE‖ / ‖∇θ penalty‖ at the start checkpoint.\n")
     for name, regularizer in sorted(REGULARIZERS.items()):
@@ -15,5 +59,64 @@ def main() -> None:
         print(textwrap.indent(inspect.getdoc(regularizer) or "", "    ") + "\n")
 
 
+def find(file_or_name: str) -> type[Regularizer]:
+    """The regularizer of a file, or of the registry.
+
+    Raises:
+        RegularizerImportError: if there is none, or the file cannot be used.
+    """
+    if file_or_name in REGULARIZERS:
+        return REGULARIZERS[file_or_name]
+    if file_or_name.endswith(".py") or os.sep in file_or_name:
+        return load(Path(file_or_name), REGULARIZERS)
+    near = difflib.get_close_matches(file_or_name, REGULARIZERS, n=1)
+    advice = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(sorted(REGULARIZERS))}."
+    raise RegularizerImportError(f"no regularizer {file_or_name!r}: {advice} A file is given with its .py")
+
+
+def check(regularizer: Regularizer, out: Path) -> int:
+    """Print how every check ended, and write the picture.
+
+    Args:
+        regularizer: to be checked.
+        out: file of the picture.
+
+    Returns:
+        1 if one failed, else 0.
+    """
+    low, high = regularizer.strengths()
+    print(f"{regularizer.name}  (weight {low:g} to {high:g} units)\n")
+    failed = 0
+    for name, ended, found in run(regularizer):
+        failed += ended == "FAILED"
+        _line(ended, name, found.removeprefix(f"regularizer {regularizer.name!r}: "))
+    if failed:
+        print(f"\n{failed} of the checks failed; cost and picture come once they pass.")
+        return 1
+    _line("", "cost", f"{cost(regularizer):.1f} plain steps, on a small network and one core")
+    _line("", "picture", _drawn(regularizer, out))
+    print(f"\n{regularizer.name} holds.")
+    return 0
+
+
+def _drawn(regularizer: Regularizer, out: Path) -> str:
+    """Where the picture is, or why there is none."""
+    if not (regularizer.needs_heatmap and has_formula(regularizer)):
+        return "none: the penalty is no distance of heatmap and image"
+    try:
+        draw(regularizer, out)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        return f"none: {package} is not installed; pip install {package}"
+    except (OSError, RegularizerError) as error:
+        return f"none: {error}"
+    return str(out)
+
+
+def _line(ended: str, name: str, found: str) -> None:
+    text = textwrap.fill(found, 118, initial_indent=f"{ended:6}  {name:36}  ", subsequent_indent=46 * " ")
+    print(text, flush=True)
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))

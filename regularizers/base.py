@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from regularizers._contract import held
+
 
 def tunable(default: float, low: float, high: float) -> Any:
     """A dataclass field with its search range beside its default.
@@ -93,8 +95,14 @@ class Regularizer:
             raise ValueError(f"weight={self.weight} of {type(self).__name__}: give a finite number >= 0")
 
     def penalty(self, forward: Forward) -> Float[Tensor, " b"]:
-        """Penalty of each example; the training step takes the mean and multiplies by `weight`."""
-        return self.distance(forward.heatmap(self.score(forward)), forward.images.detach())
+        """Penalty of each example; the training step takes the mean and multiplies by `weight`.
+
+        Raises:
+            RegularizerError: as `distance` does, and likewise for `score`.
+        """
+        score = held(self, "score", (forward,), forward.logits)
+        heatmap, images = forward.heatmap(score), forward.images.detach()
+        return held(self, "distance", (heatmap, images), heatmap, looked_at=(heatmap, images))
 
     def score(self, forward: Forward) -> Float[Tensor, " b"]:
         """What the heatmap is the gradient of: the logit of the true class."""
@@ -104,15 +112,20 @@ class Regularizer:
         """The penalty as a pure function of heatmap and image, computed in float32 or better.
 
         An example with a NaN or an infinity in either, or whose value the data type cannot hold, counts 0 and has no
-        gradient; the others do not see it.
+        gradient; the others do not see it. NaN for every example of ordinary size is an error. To see it the host
+        waits for the values: on a CPU always, on an accelerator at this object's first call only. torch.compile
+        leaves all these checks out.
 
         Raises:
-            ValueError: if the images are smaller than the penalty's window; the message names the smallest size.
+            RegularizerError: a ValueError; if `formula` raises, or returns anything but real numbers `(b,)` that carry
+                the heatmap's graph; if the images are smaller than the penalty's window (the message names the
+                smallest size).
         """
         heatmap, images = _at_least_float32(heatmap), _at_least_float32(images)
         finite = finite_examples(heatmap) & finite_examples(images)
         kept = finite[:, None, None, None]
-        values = self.formula(torch.where(kept, heatmap, 0.0), torch.where(kept, images, 0.0))
+        pair = torch.where(kept, heatmap, 0.0), torch.where(kept, images, 0.0)
+        values = held(self, "formula", pair, heatmap, looked_at=pair)
         return torch.where(finite & values.isfinite(), values, 0.0)
 
     def formula(self, heatmap: Float[Tensor, "b c h w"], images: Float[Tensor, "b c h w"]) -> Float[Tensor, " b"]:
@@ -124,6 +137,17 @@ class Regularizer:
         """Search range of `weight` in calibrated units (see `tunable`)."""
         weight = next(field for field in dataclasses.fields(cls) if field.name == "weight")
         return weight.metadata["low"], weight.metadata["high"]
+
+
+def checked(regularizer: Regularizer, forward: Forward) -> Float[Tensor, " b"]:
+    """The penalty of each example, held to the contract even where the class overrides `penalty` itself.
+
+    Raises:
+        RegularizerError: if the values or the code are wrong, as `Regularizer.distance` says.
+    """
+    if type(regularizer).penalty is Regularizer.penalty:  # checks itself, and lets errors of the network pass
+        return regularizer.penalty(forward)
+    return held(regularizer, "penalty", (forward,), forward.logits, looked_at=(forward.logits, forward.images))
 
 
 def finite_examples(values: Float[Tensor, "b ..."]) -> Bool[Tensor, " b"]:

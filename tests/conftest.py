@@ -7,10 +7,14 @@ os.environ["OMP_NUM_THREADS"] = "1"  # threads of several processes on few cores
 os.environ["RAY_ADDRESS"] = "local"  # no test joins a cluster that runs on this machine
 
 import boto3
+import hypothesis
 import pytest
 import torch
 from jaxtyping import install_import_hook
 from moto.server import ThreadedMotoServer
+
+hypothesis.settings.register_profile("repeatable", derandomize=True)  # the same examples on every machine
+hypothesis.settings.load_profile("repeatable")
 
 install_import_hook(["regularizers", "trainer"], "beartype.beartype")
 
@@ -21,6 +25,18 @@ except (
 ):  # its wheel is made for CUDA: beside a CPU torch its compiled box operators, unused here, are missing
     for _name in ("nms", "qnms"):
         torch.library.define(f"torchvision::{_name}", "() -> ()")
+
+
+SHIPPED = [
+    "none", "datagrad", "spectreg", "l2", "tv", "tv_abs", "tv_abs_unscaled", "mse", "cor", "grad_diff", "sobel_edges",
+    "psnr", "psnr_hvs", "ssim", "ssim_unfiltered", "psnr_hvs_dct", "psnr_hvs_m",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def shipped():
+    """Names of the regularizers that come with the project; the registry may hold more, of whoever tries their own."""
+    return SHIPPED
 
 
 @pytest.fixture(scope="session")

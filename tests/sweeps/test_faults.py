@@ -178,7 +178,7 @@ def test_an_error_that_would_come_again_ends_its_trial_alone(cluster, trial, tmp
     run = tracking.client.get_run(rows["ssim"].run)
     assert (run.info.status, run.data.tags["state"]) == ("FAILED", "failed")
     folder = f"{sweep.folder}/trials/{rows['ssim'].trial_id}"
-    assert failure_of(folder).startswith("ValueError: ssim needs images of at least 11x11 pixels, got 8x8")
+    assert failure_of(folder).startswith("regularizer 'ssim': ssim needs images of at least 11x11 pixels, got 8x8")
     assert "regularizers/ssim.py" in json.loads(Path(folder, "failure.json").read_text())["trace"]
     assert "ssim w=" in capsys.readouterr().out
     storage = JournalStorage(JournalFileBackend(f"{sweep.folder}/study.journal"))

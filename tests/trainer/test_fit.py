@@ -3,10 +3,15 @@
 import dataclasses
 import io
 import itertools
+from dataclasses import dataclass
 
 import pytest
 import torch
 
+from regularizers import REGULARIZERS, Regularizer
+from regularizers.base import tunable
+from trainer.cache import ShardCache
+from trainer.calibrate import calibrate
 from trainer.config import Trial, UsageError
 from trainer.fit import fit
 from trainer.preprocess import DecodeError, Transform
@@ -102,3 +107,43 @@ def test_a_trial_that_diverges_ends_with_the_worst_score(trial):
 def test_compile_refuses_batch_statistics(trial):
     with pytest.raises(UsageError, match="compile needs batch_norm 'frozen'"):
         dataclasses.replace(trial, compile=True, batch_norm="stop")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scalar(Regularizer):
+    name = "scalar"
+    weight: float = tunable(0.5, 0.1, 1000.0)
+
+    def formula(self, heatmap, images):
+        return heatmap.square().mean()
+
+
+def test_a_wrong_regularizer_ends_calibration_and_trial_by_its_name(trial, monkeypatch):
+    monkeypatch.setitem(REGULARIZERS, "scalar", Scalar)
+    wrong = dataclasses.replace(trial, regularizer="scalar")
+    for run_it in (
+        lambda: calibrate(trial, ["none", "l2", "scalar"], torch.device("cpu"), ShardCache()),
+        lambda: run(wrong),
+        lambda: run(dataclasses.replace(wrong, compile=True)),
+    ):
+        with pytest.raises(UsageError, match="regularizer 'scalar': formula returned shape .*not over the batch"):
+            run_it()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entropy(Regularizer):
+    """Of the output; looks at no heatmap."""
+
+    name = "entropy"
+    needs_heatmap = False
+    weight: float = tunable(0.5, 0.1, 1000.0)
+
+    def penalty(self, forward):
+        return -(forward.logits.softmax(dim=1) * forward.logits.log_softmax(dim=1)).sum(dim=1)
+
+
+def test_a_penalty_without_a_heatmap_is_calibrated_too(trial, monkeypatch):
+    monkeypatch.setitem(REGULARIZERS, "entropy", Entropy)
+    units = calibrate(trial, ["none", "entropy"], torch.device("cpu"), ShardCache())
+    assert units.keys() == {"entropy"}
+    assert units["entropy"] > 0

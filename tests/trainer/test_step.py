@@ -9,11 +9,12 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
 
-from regularizers import REGULARIZERS
+from regularizers import REGULARIZERS, Regularizer
+from trainer.config import UsageError
 from trainer.data import Batch
 from trainer.distributed import data_parallel
 from trainer.resnet import CifarResNet
-from trainer.step import RegularizedLoss, set_mode, train_step
+from trainer.step import CompiledLoss, RegularizedLoss, set_mode, train_step
 
 ONE_OF_EACH_KIND = ["none", "datagrad", "l2", "tv_abs", "mse", "ssim_unfiltered", "psnr_hvs_m"]
 
@@ -121,3 +122,28 @@ def test_a_bad_image_is_left_out_counted_and_changes_no_bit(name):
     rest = RegularizedLoss(model, REGULARIZERS[name](weight=0.3))(batch.images[[0, 2, 3]], batch.labels[[0, 2, 3]])
     torch.testing.assert_close(first.loss, rest.loss * 3 / 4)
     assert not torch.equal(first.loss, clean.loss)
+
+
+class Detached(Regularizer):
+    name = "detached"
+
+    def formula(self, heatmap, images):
+        return heatmap.detach().square().mean(dim=(1, 2, 3))
+
+
+class OwnPenalty(Regularizer):
+    name = "own"
+
+    def penalty(self, forward):
+        return forward.heatmap(forward.class_logits).square().mean()
+
+
+@pytest.mark.parametrize("kind", [RegularizedLoss, CompiledLoss])
+def test_a_wrong_regularizer_is_a_usage_error_that_names_it(kind):
+    model = CifarResNet(8, 4, "softplus").double()
+    set_mode(model, "frozen")
+    batch = global_batch()
+    with pytest.raises(UsageError, match="regularizer 'detached': formula returned values without a graph"):
+        kind(model, Detached())(batch.images, batch.labels)
+    with pytest.raises(UsageError, match="regularizer 'own'"):  # a scalar; compiled, it would not be called at all
+        kind(model, OwnPenalty())(batch.images, batch.labels)

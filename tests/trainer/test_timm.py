@@ -8,6 +8,7 @@ from torch import nn
 
 QUICK = ("test_", "starnet", "mobilenetv3", "mobilevit")
 NO_CONVOLUTION = {"gemma4_vit", "naflexvit"}
+# A batch norm over two numbers is so badly conditioned that rounding shows: four images where little else is left.
 FAMILIES = {
     "beit": ("beit_base_patch16_224", dict(depth=2)),
     "byoanet": ("botnet26t_256", {}),
@@ -32,7 +33,7 @@ FAMILIES = {
     "efficientformer": ("efficientformer_l1", dict(img_size=224)),
     "efficientformer_v2": ("efficientformerv2_s0", {}),
     "efficientnet": ("test_efficientnet", {}),
-    "efficientvim": ("efficientvim_m1", dict(img_size=128)),
+    "efficientvim": ("efficientvim_m1", dict(batch=4)),
     "efficientvit_mit": ("efficientvit_b0", {}),
     "efficientvit_msra": ("efficientvit_m0", {}),
     "eva": ("vit_tiny_patch16_dinov3_qkvb", dict(depth=2)),
@@ -48,9 +49,9 @@ FAMILIES = {
     "hrnet": ("hrnet_w18_small", {}),
     "iformer": ("iformer_t", {}),
     "inception_next": ("inception_next_atto", {}),
-    "inception_resnet_v2": ("inception_resnet_v2", dict(img_size=96)),
-    "inception_v3": ("inception_v3", dict(img_size=96)),
-    "inception_v4": ("inception_v4", dict(img_size=96)),
+    "inception_resnet_v2": ("inception_resnet_v2", dict(img_size=128)),
+    "inception_v3": ("inception_v3", dict(img_size=128)),
+    "inception_v4": ("inception_v4", dict(img_size=128)),
     "lcnetv2": ("lcnetv2_small", {}),
     "levit": ("levit_128s", {}),
     "lowformer": ("lowformer_b0", {}),
@@ -67,7 +68,7 @@ FAMILIES = {
     "nextvit": ("nextvit_small", {}),
     "nfnet": ("test_nfnet", {}),
     "pit": ("pit_ti_224", {}),
-    "pnasnet": ("pnasnet5large", {}),
+    "pnasnet": ("pnasnet5large", dict(img_size=32)),
     "pvt_v2": ("pvt_v2_b0", {}),
     "qwen3_vit": ("qwen3_vit_88m", dict(depth=1)),
     "rdnet": ("rdnet_tiny", {}),
@@ -78,8 +79,8 @@ FAMILIES = {
     "resnest": ("resnest14d", {}),
     "resnet": ("test_resnet", {}),
     "resnetv2": ("resnetv2_18", {}),
-    "rexnet": ("rexnet_100", {}),
-    "selecsls": ("selecsls42", {}),
+    "rexnet": ("rexnet_100", dict(batch=4)),
+    "selecsls": ("selecsls42", dict(batch=4)),
     "senet": ("legacy_seresnet18", {}),
     "sequencer": ("sequencer2d_s", {}),
     "shvit": ("shvit_s1", {}),
@@ -108,6 +109,21 @@ FAMILIES = {
 }  # fmt: skip
 
 
+def built(name, img_size=64, batch=2, **options):
+    """The model and images of a size that it takes: some models are told it, others take any."""
+    images = torch.randn(batch, 3, img_size, img_size)
+    for told in ({"img_size": img_size}, {}):
+        torch.manual_seed(0)
+        try:
+            model = timm.create_model(name, num_classes=3, **told, **options)
+            with torch.no_grad():
+                model.eval()(images)
+            return model, images
+        except (TypeError, RuntimeError) as error:
+            reason = error
+    raise reason
+
+
 @pytest.fixture(autouse=True)
 def float64(monkeypatch):
     """Everywhere, also in the layers that compute in float32 whatever they are given."""
@@ -131,13 +147,9 @@ def test_every_family_is_here():
 )
 def test_equals_plain_autograd(family):
     name, options = FAMILIES[family]
-    side = options.get("img_size", 64)
     torch.manual_seed(0)
-    try:
-        model = timm.create_model(name, num_classes=3, **{"img_size": side} | options)
-    except TypeError:  # a network for images of any size
-        model = timm.create_model(name, num_classes=3, **{k: v for k, v in options.items() if k != "img_size"})
-    images, labels = torch.randn(2, 3, side, side), torch.tensor([0, 2])
+    model, images = built(name, **options)
+    labels = torch.arange(len(images)) % 3
     normalized_by_batch = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
     for mode in MODES if normalized_by_batch else ("frozen",):
         assert_equal(ours(model, images, labels, mode), plain(model, images, labels, mode))

@@ -1,0 +1,147 @@
+"""Find the one regularizer that each file defines; what is wrong with a file is one line that names it."""
+
+import dataclasses
+import importlib
+import importlib.util
+import math
+import pkgutil
+import sys
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType, TracebackType
+
+from regularizers.base import Regularizer
+
+FOLDER = Path(__file__).parent
+
+
+class RegularizerImportError(ImportError):
+    """A file that cannot be taken for a regularizer; the message names it, what is wrong and the remedy."""
+
+
+def discover() -> dict[str, type[Regularizer]]:
+    """The regularizers of this folder by name: every file but `base` and those that begin with an underscore.
+
+    Raises:
+        RegularizerImportError: if one cannot be used. Where nobody catches it, it is printed without its trace.
+    """
+    found = {}
+    for info in pkgutil.iter_modules([str(FOLDER)]):
+        if info.name.startswith("_") or info.name == "base":
+            continue
+        file = f"{FOLDER.name}/{info.name}.py"
+        try:
+            module = _imported(file, info.name)
+            found[info.name] = _defined(module, file, info.name)
+        except RegularizerImportError:
+            sys.excepthook = _without_trace  # every script imports this package, long before it could catch anything
+            raise
+    return found
+
+
+def load(path: Path, known: Mapping[str, type[Regularizer]]) -> type[Regularizer]:
+    """The regularizer of a file anywhere, by the rules for this folder's.
+
+    Args:
+        path: of the file; one of this folder is that of the registry.
+        known: the registry, whose names no file elsewhere may have.
+
+    Raises:
+        RegularizerImportError: if it cannot be used.
+    """
+    name = path.stem
+    if path.resolve().parent == FOLDER.resolve() and name in known:
+        return known[name]
+    if not path.is_file():
+        raise RegularizerImportError(f"{path}: no such file")
+    taken = {file.stem.lower(): file.stem for file in FOLDER.glob("*.py")}
+    if name.lower() in taken:
+        other = f", or check {name!r} for that one" if name in known else ""
+        raise RegularizerImportError(
+            f"{path}: the file name is the regularizer's name, and regularizers/{taken[name.lower()]}.py has it "
+            f"already; rename the file{other}"
+        )
+    if not name.isidentifier() or name.startswith("_"):
+        raise RegularizerImportError(
+            f"{path}: the file name is the regularizer's name; take lower-case letters, digits and underscores, a "
+            "letter first"
+        )
+    return _defined(_imported(str(path), name, path), str(path), name)
+
+
+def _imported(file: str, name: str, path: Path | None = None) -> ModuleType:
+    """The module of a file: of this folder, or of the path."""
+    full = f"{__package__}.{name}"
+    try:
+        if path is None:
+            return importlib.import_module(full)
+        spec = importlib.util.spec_from_file_location(full, path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[full] = module  # dataclasses look for it there
+        spec.loader.exec_module(module)
+        return module
+    except Exception as error:
+        sys.modules.pop(full, None)
+        lines = [
+            f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).name == Path(file).name
+        ]
+        line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
+        reason = error.msg if isinstance(error, SyntaxError) else str(error).strip().partition("\n")[0]
+        raise RegularizerImportError(
+            f"{file} cannot be imported: {type(error).__name__}: {reason}{f' (line {line})' if line else ''}; mend it, "
+            "or move it out of the folder"
+        ) from error
+
+
+def _defined(module: ModuleType, file: str, name: str) -> type[Regularizer]:
+    """The one regularizer of a module, named after its file."""
+    own = {
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, Regularizer) and value.__module__ == module.__name__
+    }
+    if len(own) != 1:
+        names = ", ".join(sorted(found.__name__ for found in own))
+        raise RegularizerImportError(
+            f"{file} defines {len(own)} Regularizer classes{f' ({names})' if names else ''}; a file defines exactly "
+            "one (helpers belong into a file whose name starts with an underscore)"
+        )
+    (regularizer,) = own
+    problem = _problem(regularizer, name)
+    if problem is not None:
+        raise RegularizerImportError(f"{file}: class {regularizer.__name__} {problem}")
+    regularizer.name = name
+    return regularizer
+
+
+def _problem(regularizer: type[Regularizer], name: str) -> str | None:
+    """What is wrong with a class and the remedy; None where nothing is."""
+    own = vars(regularizer)
+    if any(isinstance(value, dataclasses.Field) for value in own.values()):
+        return "is no dataclass; write @dataclass(frozen=True, kw_only=True) above it"
+    if own.get("name", name) != name or any(field.name == "name" for field in dataclasses.fields(regularizer)):
+        return "defines `name`, but the file name is its name; leave it out"
+    if all(getattr(regularizer, part) is getattr(Regularizer, part) for part in ("formula", "distance", "penalty")):
+        return "has no formula; define formula(self, heatmap, images) -> (b,)"
+    (weight,) = (field for field in dataclasses.fields(regularizer) if field.name == "weight")
+    if not {"low", "high"} <= set(weight.metadata):
+        return "gives `weight` no range; write weight: float = tunable(0.5, 0.1, 1000.0)"
+    low, high = weight.metadata["low"], weight.metadata["high"]
+    if not 0 < low < high < math.inf and name != "none":
+        return f"gives `weight` the range {low:g} to {high:g}; give tunable(default, low, high) with 0 < low < high"
+    try:
+        regularizer()
+    except Exception as error:
+        return f"cannot be made from its defaults: {error}; give every field a default"
+    return None
+
+
+def _without_trace(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if not isinstance(error, RegularizerImportError):
+        sys.__excepthook__(kind, error, trace)
+        return
+    print(f"error: {error}", file=sys.stderr)
+    raise SystemExit(2)  # Python takes the exit status from here
