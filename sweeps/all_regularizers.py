@@ -36,15 +36,16 @@ from sweeps.report import PAGE, in_markdown
 from sweeps.settings import Sweep, create_folder, driving, write_json
 from sweeps.shared import check_shared
 from sweeps.start_check import StartCheck
+from sweeps.start_weights import is_made, load_start, make_start
 from sweeps.tracking import Tracking, check_tracking, start_sweep
 from sweeps.tracking.model import ALIAS
 from trainer.calibrate import calibrate
 from trainer.config import Trial, UsageError
 from trainer.data import train_loader
 from trainer.digits import write_digits
-from trainer.fit import count_classes, fit, prepare_model
+from trainer.fit import fit
 from trainer.locations import absolute, read_json, whole_file
-from trainer.models import build_model, load_weights
+from trainer.models import build_model
 from trainer.preprocess import Transform
 from trainer.shards import evaluation_splits, read_shards, skipped_samples
 
@@ -74,7 +75,7 @@ def prepare(sweep: Sweep, embedded: bool, held: ExitStack) -> None:
     """
     build_model(sweep.trial.model, classes=2)  # refuses an unknown name
     if not embedded:
-        check_start(sweep.trial, sweep.placement.workers)
+        check_start(sweep)
     reach_tracking(sweep)
     create_folder(sweep)
     held.enter_context(driving(sweep, new=True))
@@ -94,18 +95,23 @@ def reach_tracking(sweep: Sweep) -> None:
         check_tracking(sweep.tracking_uri)
 
 
-def check_start(trial: Trial, workers: int) -> None:
+def check_start(sweep: Sweep) -> None:
     """Refuse data, a model or a checkpoint that do not fit before anything is written."""
+    trial = sweep.trial
     train = read_shards(trial.data, "train")
     if skipped := skipped_samples(trial.data, train, *evaluation_splits(trial.data)):
         console.print(skipped, highlight=False, soft_wrap=True)
-    transform = Transform(trial.image_size, train=False)
     train_loader(  # refuses too few images
-        train, transform, trial.normalization, rank=0, world_size=workers, seed=0, steps=1, batch_size=trial.batch_size
+        train,
+        Transform(trial.image_size, train=False),
+        trial.normalization,
+        rank=0,
+        world_size=sweep.placement.workers,
+        seed=0,
+        steps=1,
+        batch_size=trial.batch_size,
     )
-    model = prepare_model(dataclasses.replace(trial, checkpoint=None), count_classes(trial.data))
-    if trial.checkpoint is not None:
-        load_weights(model, trial.checkpoint)
+    load_start(sweep, stage)
 
 
 def pretrain(sweep: Sweep) -> str:
@@ -169,6 +175,10 @@ def run(sweep: Sweep, units: dict[str, float]) -> tuple[list[Row], list[Finalist
         "scheduler": sweep.scheduler,
         "workers_per_trial": sweep.placement.workers,
         "selection_rule": rule(sweep.max_accuracy_drop),
+        "source": sweep.source,
+        "new_head": sweep.new_head,
+        "head_steps": sweep.head_steps if sweep.new_head else 0,
+        "ema": sweep.ema,
     }
     for key in ("regularizer", "weight"):
         params.pop(key)
@@ -192,6 +202,13 @@ def settle(sweep: Sweep, trial: Trial | None) -> None:
     stage(f"{in_words(nodes())}: {at_once} trial{'s' if at_once > 1 else ''} of {per_trial(sweep.placement)} at a time")
     wait_for_room(sweep.placement, stage)
     check_shared(sweep.storage, trial)
+
+
+def given_trial(sweep: Sweep, embedded: bool) -> Trial | None:
+    """What the user gave and all nodes must see; None if the sweep makes data and checkpoint itself."""
+    if embedded:
+        return None
+    return dataclasses.replace(sweep.trial, checkpoint=None) if is_made(sweep) else sweep.trial
 
 
 def say_how_many(sweep: Sweep) -> None:
@@ -272,12 +289,12 @@ def main() -> int:
             say_how_many(sweep)
             stage(where())
             held.enter_context(ray_cluster(verbose=given.verbose))
-            settle(sweep, sweep.trial if again or given.data else None)
+            settle(sweep, sweep.trial if again else given_trial(sweep, given.data is None))
             if again:
                 units = read_json(f"{sweep.folder}/{CALIBRATION}")
                 say_start(start_check.kept(sweep.folder))
             else:
-                sweep = embed(sweep) if given.data is None else sweep
+                sweep = embed(sweep) if given.data is None else make_start(sweep, stage, console)
                 measure_start(sweep)
                 units = measure_units(sweep)
             if not given.resume:

@@ -12,8 +12,10 @@ from sweeps.capacity import worker_defaults
 from sweeps.settings import ALLOCATIONS, OBJECTIVES, SCHEDULERS, Sweep, extended
 from trainer.cache import ShardCache
 from trainer.config import BATCH_NORM_MODES, DOUBLE_BACKPROP, EVALUATIONS, PRECISIONS, Trial, UsageError
+from trainer.head import STEPS
 from trainer.locations import absolute, is_url
 from trainer.model_input import parse_channels
+from trainer.published import PRETRAINED
 from trainer.ray_trial import Placement
 from trainer.shards import evaluation_splits, read_shards
 
@@ -82,7 +84,20 @@ def parse(description: str) -> argparse.Namespace:
     what = parser.add_argument_group("what to train")
     what.add_argument("--data", metavar="WHERE", help="shards: folder or URL (http, s3, gs; braces expand)")
     what.add_argument("--model", help="such as resnet20, resnet50 or timm:NAME (default: resnet8, for the digits)")
-    what.add_argument("--checkpoint", metavar="FILE", help="weights to finetune: .pt, .pth or .safetensors")
+    what.add_argument(
+        "--checkpoint",
+        metavar="FILE",
+        help="weights to finetune: a file of PyTorch or safetensors, or pretrained: those timm knows of, downloaded",
+    )
+    what.add_argument(
+        "--new-head",
+        action="store_true",
+        help="a fresh last layer, where the weights are of other classes or have none",
+    )
+    what.add_argument(
+        "--head-steps", type=int, metavar="N", help=f"to train that layer alone, before the sweep (default {STEPS})"
+    )
+    what.add_argument("--ema", action="store_true", help="take the moving average that a file has beside its weights")
     what.add_argument("--epochs", type=int, metavar="N", help="per trial (default 2)")
     what.add_argument(
         "--images-per-epoch", type=int, metavar="N", help="over all workers (default: the training split, once)"
@@ -255,7 +270,8 @@ def sweep_of(given: argparse.Namespace) -> Sweep:
         data = absolute(given.data)
         defaults: dict[str, Any] = {"epochs": 2, "batch_size": 64, "images_per_epoch": read_shards(data, "train").total}
         evaluation_splits(data)
-        checkpoint = absolute(given.checkpoint) if given.checkpoint else None
+        file = given.checkpoint not in (None, PRETRAINED)
+        checkpoint = absolute(given.checkpoint) if file else given.checkpoint
         settings = defaults | preset | asked | {"data": data, "checkpoint": checkpoint}
     try:
         strengths = tuple(map(float, given.strengths.split(","))) if given.strengths else None
@@ -267,6 +283,8 @@ def sweep_of(given: argparse.Namespace) -> Sweep:
     trials = given.trials_per_regularizer
     if trials is None:
         trials = len(strengths) if strengths else 1
+    if given.head_steps is not None and not given.new_head:
+        raise UsageError("--head-steps is for --new-head; add that or leave it out")
     if given.local_dir and not is_url(storage):
         raise UsageError(f"--local-dir is for a --storage that is a URL; all is kept in {storage}")
     local_dir = absolute(given.local_dir or "runs") if is_url(storage) else None
@@ -284,6 +302,9 @@ def sweep_of(given: argparse.Namespace) -> Sweep:
         allocation=given.allocation,
         objectives=given.objectives,
         seeds=given.seeds or 0,
+        new_head=given.new_head,
+        head_steps=STEPS if given.head_steps is None else given.head_steps,
+        ema=given.ema,
         keep=given.keep,
         placement=Placement(
             workers=given.workers_per_trial,

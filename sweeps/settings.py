@@ -14,6 +14,7 @@ from typing import Any
 from regularizers import REGULARIZERS
 from trainer.cache import ShardCache
 from trainer.config import Trial, UsageError
+from trainer.head import STEPS
 from trainer.locations import file_size, folders_in, read_json, remove_file, whole_file
 from trainer.ray_trial import Placement
 
@@ -42,6 +43,10 @@ class Sweep:
         strengths: of those trials, in calibrated units, one for each; None lets Optuna search.
         weight: the absolute one of every penalty, instead of a search; None lets Optuna search.
         scheduler: `asha` stops weak trials early, `none` trains all to the end.
+        new_head: whether the trials start with a last layer made for the data's classes, the checkpoint's for others.
+        head_steps: batches that such a layer is trained on, alone, before the sweep.
+        ema: whether the trials start from the moving average that the checkpoint has beside its weights.
+        source: what start.pt, which the trials start from, was made of; None if they start from the checkpoint itself.
         keep: `all` checkpoints whole once the sweep is over, or only those of the pick (`best`) or of the `top-K`
             trials, and of the others the weights.
         placement: of each trial's workers.
@@ -65,6 +70,10 @@ class Sweep:
     strengths: tuple[float, ...] | None = None
     weight: float | None = None
     scheduler: str = "asha"
+    new_head: bool = False
+    head_steps: int = STEPS
+    ema: bool = False
+    source: str | None = None
     keep: str = "best"
     placement: Placement = Placement()
     max_concurrent: int | None = None
@@ -110,6 +119,11 @@ class Sweep:
                 raise UsageError("--weight leaves nothing to choose; leave out --strengths and --allocation adaptive")
             if not 0 < self.weight < math.inf:
                 raise UsageError(f"--weight {self.weight:g}: give a finite number above 0")
+        for flag, on in (("--new-head", self.new_head), ("--ema", self.ema)):
+            if on and self.trial.checkpoint is None:
+                raise UsageError(f"{flag} needs --checkpoint: of which weights?")
+        if self.head_steps < 0:
+            raise UsageError(f"--head-steps {self.head_steps}: give a whole number, 0 to leave the layer random")
         if not 0 <= self.max_accuracy_drop <= 1:
             raise UsageError(f"--max-accuracy-drop {100 * self.max_accuracy_drop:g}: give points from 0 to 100")
         for flag, value in (

@@ -11,7 +11,7 @@ import torch
 from trainer.config import UsageError
 from trainer.fit import State
 from trainer.locations import folders_in, open_file, remove_file, whole_file
-from trainer.models import STATE_FILE
+from trainer.weights_file import STATE_FILE
 
 CHECKSUM_FILE = f"{STATE_FILE}.sha256"
 

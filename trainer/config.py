@@ -28,7 +28,7 @@ class Trial:
     Args:
         data: folder with shards and meta.json.
         model: name of the architecture (`trainer.models.MODELS`, or `timm:NAME`).
-        checkpoint: weights to start from; None starts from scratch.
+        checkpoint: weights to start from, a file or `pretrained` (those that timm knows of); None starts from scratch.
         regularizer: name in `REGULARIZERS`.
         weight: absolute weight of the penalty.
         epochs: passes of `images_per_epoch`.

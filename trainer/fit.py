@@ -20,11 +20,12 @@ from trainer.distributed import data_parallel, rank, sum_over_workers, world_siz
 from trainer.double_backprop import name_missing_derivative
 from trainer.evaluate import evaluate
 from trainer.evaluate import plan as plans
-from trainer.models import build_model, load_weights
+from trainer.models import build_model
 from trainer.preprocess import Transform
 from trainer.schedule import learning_rate
 from trainer.shards import evaluation_splits, read_shards
 from trainer.step import CompiledLoss, RegularizedLoss, set_mode, train_step
+from trainer.weights import load_weights
 
 Metrics = dict[str, float]
 State = dict[str, Any]
@@ -37,7 +38,7 @@ def prepare_model(trial: Trial, classes: int) -> nn.Module:
     torch.manual_seed(trial.seed)
     model = build_model(trial.model, classes, trial.activation)
     if trial.checkpoint is not None:
-        load_weights(model, trial.checkpoint)
+        load_weights(model, trial.checkpoint, name=trial.model)
     return model
 
 

@@ -9,9 +9,8 @@ from typing import Any
 
 from trainer.config import UsageError
 from trainer.normalization import IMAGENET, Channels
+from trainer.timm_names import HUB, TIMM, check_name, import_timm
 
-TIMM = "timm:"
-HUB = "hf-hub:"  # after that, a repository of the Hugging Face Hub
 IMAGENET_RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 
 
@@ -104,31 +103,13 @@ def _channels(kind: str, values: Any, given: str = "") -> Channels:
     return red, green, blue
 
 
-def import_timm(name: str) -> Any:
-    """The library timm, which the model of this name needs.
-
-    Raises:
-        UsageError: if it is not installed, or cannot be imported.
-    """
-    try:
-        import timm
-    except ImportError:
-        raise UsageError(f"model {name!r} needs timm; install it with: pip install 'heatmap-sweeps[timm]'") from None
-    except RuntimeError as error:  # a torchvision made for another torch
-        reason = str(error).partition("\n")[0]
-        raise UsageError(
-            f"model {name!r}: timm cannot be imported ({reason}); install torch and torchvision from the same index"
-        ) from None
-    return timm
-
-
 def _timm_settings(name: str) -> dict[str, Any]:
     """Of timm's pretrained configuration; what it does not say is timm's default."""
     timm, own = import_timm(name), name.removeprefix(TIMM)
-    if own.startswith(HUB):
+    if name.startswith(HUB):
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells of each of its tries
         try:
-            settings, _, _ = timm.models.load_model_config_from_hf(own.removeprefix(HUB))
+            settings, _, _ = timm.models.load_model_config_from_hf(name.removeprefix(HUB))
         except Exception as error:  # of the network, of the hub, of the file
             reason = next(iter(str(error).strip().splitlines()), "")[:200]
             raise UsageError(
@@ -136,11 +117,7 @@ def _timm_settings(name: str) -> dict[str, Any]:
                 f"{reason}); a name that timm knows needs no network"
             ) from None
     else:
-        try:
-            settings = timm.get_pretrained_cfg(own)
-        except RuntimeError as error:  # the architecture exists, not the tag
-            raise UsageError(f"model {name!r}: {error}; see timm.list_pretrained({own.partition('.')[0]!r})") from None
-        if settings is None:
-            raise UsageError(f"model {name!r}: timm {timm.__version__} has no {own!r}")
-        settings = vars(settings)
+        check_name(timm, name)
+        found = timm.get_pretrained_cfg(own)
+        settings = vars(found) if found else {}
     return vars(timm.models.PretrainedCfg()) | settings

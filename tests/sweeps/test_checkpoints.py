@@ -14,7 +14,8 @@ from sweeps.settings import Sweep
 from trainer.checkpoints import load_state, save_state
 from trainer.config import Trial, UsageError
 from trainer.locations import folders_in
-from trainer.models import build_model, load_weights
+from trainer.models import build_model
+from trainer.weights import load_weights
 
 ROBUST = {"none0": 0.1, "l20": 0.7, "l21": 0.8, "tv0": 0.6, "again0": 0.0, "failed0": 0.0}
 

@@ -62,6 +62,9 @@ def test_what_cannot_be_is_refused(asked):
         (("--weight", 1, "--strengths", "1"), "leave out --strengths"),
         (("--weight", 0), "above 0"),
         (("--weight", "inf"), "finite"),
+        (("--ema",), "--ema needs --checkpoint"),
+        (("--head-steps", 3), "--head-steps is for --new-head"),
+        (("--new-head", "--checkpoint", "w.pt", "--head-steps", -1), "0 to leave the layer random"),
     ):
         with pytest.raises(UsageError, match=words):
             asked(*arguments)
@@ -107,3 +110,9 @@ def test_settings_keep_the_numbers(asked, tmp_path):
     del content["trial"]["mean"], content["trial"]["std"]  # as they were before there was a choice
     settings.write_text(json.dumps(content))
     assert type(sweep).load(str(tmp_path), "s").trial.mean == (0.485, 0.456, 0.406)
+
+
+def test_pretrained_is_no_file(asked, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert asked("--checkpoint", "pretrained").trial.checkpoint == "pretrained"
+    assert asked("--checkpoint", "./pretrained").trial.checkpoint == str(tmp_path / "pretrained")

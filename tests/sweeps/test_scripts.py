@@ -41,7 +41,9 @@ def test_bad_input_is_one_line_before_anything_starts(
         (["--model", "resnet9"], "'resnet9' is unknown"),
         (["--data", tmp_path / "nowhere", "--model", "resnet8"], "no such folder"),
         (["--data", empty, "--model", "resnet8"], "no train-*.tar"),
-        ([*own, "--checkpoint", weights_of_another_shape], "does not fit the model"),
+        ([*own, "--checkpoint", weights_of_another_shape], "of 7 classes, the data have 10"),
+        ([*own, "--new-head"], "--new-head needs --checkpoint"),
+        ([*own, "--checkpoint", "pretrained"], "give a file, or --model timm:resnet8"),
         ([*own, "--checkpoint", garbage], "not a readable weights file"),
         ([*own, "--images-per-epoch", "8"], "less than one step"),
         ([*own, "--batch-size", "2000", "--images-per-epoch", "4000"], "fewer than one step"),
@@ -86,7 +88,8 @@ def test_a_sweep_that_cannot_be_calibrated_leaves_its_name_free(tmp_path, digits
 def test_help_names_every_flag(script):
     status, out, _ = script("all_regularizers.py", "--help")
     assert status == 0
-    for flag in ("data", "model", "checkpoint", "regularizers", "trials-per-regularizer", "strengths", "scheduler",
+    for flag in ("new-head", "head-steps", "ema", "data", "model", "checkpoint",
+                 "regularizers", "trials-per-regularizer", "strengths", "scheduler",
                  "allocation", "objectives", "seeds", "extend",
                  "epochs", "images-per-epoch", "batch-size", "evaluate", "robust-images", "workers-per-trial",
                  "gpus-per-worker", "max-concurrent", "storage", "tracking-uri", "name", "seed", "resume"):  # fmt: skip

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from trainer.config import UsageError
-from trainer.models import build_model, load_weights
+from trainer.models import build_model
+from trainer.weights import load_weights
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])

@@ -66,10 +66,11 @@ def _parse() -> argparse.Namespace:
     what = parser.add_argument_group("what to evaluate")
     what.add_argument(
         "--checkpoint", nargs="+", required=True, metavar="C",
-        help="folder of a trial's checkpoint; .pt, .pth or .safetensors with a state dict; models:/NAME/VERSION",
+        help="folder of a trial's checkpoint; file of weights; pretrained (downloaded by timm); models:/NAME/VERSION",
     )  # fmt: skip
     what.add_argument("--data", required=True, metavar="WHERE", help="shards: folder or URL (http, s3, gs)")
-    what.add_argument("--model", help="architecture of a state dict, such as resnet50 or timm:NAME")
+    what.add_argument("--model", help="architecture of weights, such as resnet50 or timm:NAME")
+    what.add_argument("--ema", action="store_true", help="take the moving average that a file has beside its weights")
     what.add_argument("--activation", help="of our own models (default: the trial's, or relu)")
     what.add_argument(
         "--image-size", type=int, metavar="N", help="side in pixels (default: the trial's or the model's)"
@@ -112,7 +113,10 @@ def _run(given: argparse.Namespace) -> int:
     device = _device(given.device)
     out = Path(given.out or time.strftime("runs/evaluation-%Y%m%d-%H%M%S")).expanduser()
     _plan(given, Trial(data=data, model=""))  # refuses what it cannot be
-    subjects = [load_subject(checkpoint, data, changes) for checkpoint in given.checkpoint]
+    subjects = [
+        load_subject(checkpoint, data, changes, given.ema, lambda note: print(note, file=sys.stderr))
+        for checkpoint in given.checkpoint
+    ]
     report: dict[str, Any] = {"data": data, "split": shards.split, "examples": shards.total, "models": []}
     for subject, checkpoint in zip(subjects, given.checkpoint, strict=True):
         plan, model = _plan(given, subject.trial), subject.model.to(device)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,11 @@ from typing import Any
 from torch import nn
 
 from trainer.config import Trial, UsageError
-from trainer.models import build_model, load_weights, read_content, weights_file
+from trainer.models import build_model
+from trainer.published import PRETRAINED, published
 from trainer.shards import read_shards
+from trainer.weights import fit_weights
+from trainer.weights_file import read_content, weights_file
 
 
 @dataclass(frozen=True)
@@ -28,13 +32,18 @@ class Subject:
     trial: Trial
 
 
-def load_subject(checkpoint: str, data: str, changes: dict[str, Any]) -> Subject:
+def load_subject(
+    checkpoint: str, data: str, changes: dict[str, Any], ema: bool = False, say: Callable[[str], None] = print
+) -> Subject:
     """Load a model.
 
     Args:
-        checkpoint: folder or state.pt of a trial; .pt, .pth or .safetensors with a state dict; `models:/NAME/VERSION`.
-        data: shards to evaluate on; a state dict must have as many classes.
-        changes: settings of `Trial` given by the user; a state dict needs `model`, its architecture.
+        checkpoint: folder or state.pt of a trial; a file of published weights, or `pretrained`; `models:/NAME/VERSION`.
+        data: shards to evaluate on; weights must have as many classes, or ImageNet's 1,000 where those of the data are
+            WordNet ids.
+        changes: settings of `Trial` given by the user; published weights need `model`, their architecture.
+        ema: whether to take the moving average that a file has beside its weights.
+        say: takes a line for the user, on what was chosen in a file or left out.
 
     Raises:
         UsageError: if it cannot be loaded, or is not said to be what it needs to be said to be.
@@ -42,29 +51,29 @@ def load_subject(checkpoint: str, data: str, changes: dict[str, Any]) -> Subject
     if checkpoint.startswith(("models:/", "runs:/")):
         model, known = registered_model(checkpoint)
         return Subject(checkpoint, model, Trial(**{"model": checkpoint} | known | changes, data=data))
-    file = weights_file(checkpoint)
-    trained = _trial_in(file)
+    if checkpoint == PRETRAINED:
+        file, content = PRETRAINED, published(changes["model"]) if "model" in changes else {}
+    else:
+        file = weights_file(checkpoint)
+        content = read_content(file)
+    trained = _trial_in(content)
     if trained is not None:
         trial = Trial.from_dict({**trained, "checkpoint": file, **changes, "data": data})
         label = trial.label
     elif "model" in changes:
         trial = Trial(**changes, data=data, checkpoint=file)
-        label = Path(file).stem
+        label = trial.model if file == PRETRAINED else Path(file).stem
     else:
         raise UsageError(f"--checkpoint {checkpoint}: a state dict needs --model: which architecture is it of?")
-    model = build_model(trial.model, len(read_shards(data, "val").classes), trial.activation)
-    load_weights(model, file)
+    classes = read_shards(data, "val").classes
+    model = build_model(trial.model, len(classes), trial.activation)
+    for note in fit_weights(model, content, file, classes=classes, head="rows", ema=ema).notes:
+        say(note)
     return Subject(label, model, trial)
 
 
-def _trial_in(file: str) -> dict[str, Any] | None:
+def _trial_in(content: Any) -> dict[str, Any] | None:
     """Settings in a trial's checkpoint, None in any other file."""
-    if file.endswith(".safetensors"):
-        return None
-    try:
-        content = read_content(file)
-    except UsageError:  # load_weights says it again
-        return None
     trial = content.get("trial") if isinstance(content, dict) else None
     known = {field.name for field in dataclasses.fields(Trial)}
     return {name: value for name, value in trial.items() if name in known} if isinstance(trial, dict) else None

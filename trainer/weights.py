@@ -1,0 +1,289 @@
+"""Fit published weights to a model: find its parameters in whatever wraps them, and hold back what does not belong.
+
+The rule is general: of all dictionaries in the file, nested as they may be, and all prefixes of their names, those are
+taken under which the model's own names are found with their shapes.
+"""
+
+import dataclasses
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.resources import files
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainer.config import UsageError
+from trainer.models import last_layers
+from trainer.published import PRETRAINED, published
+from trainer.weights_file import read_content, weights_file
+
+WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")  # of PyTorch, at any depth
+COUNTERS = "num_batches_tracked"  # absent before PyTorch 0.4; does not enter the computation of our batch norm
+BESIDE = ("total_ops", "total_params")  # that a profiler leaves in every layer
+# Moving averages: EMA and SWA, the momentum encoders of MoCo and BYOL, the teacher of DINO.
+AVERAGED = re.compile(r"(?<![a-z])(ema|swa|averaged?|shadow|momentum|teacher|target|encoder_k)(?![a-z])")
+STUDENT = re.compile(r"(?<![a-z])student(?![a-z])")
+SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What was done with a checkpoint.
+
+    Args:
+        head: `own` (the file's last layer as it is), `rows` (those of the data's classes) or `new` (fresh weights).
+        notes: sentences for the user, where there was a choice or something was left out.
+    """
+
+    head: str
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Copy:
+    """The model's parameters as found at one place.
+
+    Args:
+        place: keys of the dictionary within the file, and the prefix there, such as `state_dict/module.`.
+        tensors: by the model's names.
+        inside: names that would belong to the model if it had them.
+        beside: names of what stands beside the model.
+    """
+
+    place: str
+    tensors: dict[str, Tensor]
+    inside: tuple[str, ...]
+    beside: tuple[str, ...]
+
+    @property
+    def averaged(self) -> bool:
+        return AVERAGED.search(self.place) is not None
+
+
+def load_weights(
+    model: nn.Module,
+    checkpoint: str,
+    *,
+    name: str = "",
+    classes: Sequence[str] = (),
+    head: str = "own",
+    ema: bool = False,
+) -> Loaded:
+    """Load published weights or a trial's checkpoint into a model.
+
+    Args:
+        model: gets them in its own precision.
+        checkpoint: a file or a trial's folder, path or URL; or `pretrained`.
+        name: of the model, for `pretrained`.
+        classes: names of the data's classes, in order.
+        head: `own`: the last layer must fit, too; `rows`: or be of classes that are known by name (ImageNet's 1,000 if
+            the data's are WordNet ids), of which those of the data are taken; `new`: those, or the last layer stays
+            as it is in the model.
+        ema: whether to take the moving average that the file has beside the weights.
+
+    Raises:
+        UsageError: if a parameter or buffer is missing, of another shape or not finite, or a layer is there that the
+            model has not; the model is unchanged then.
+    """
+    content = published(name) if checkpoint == PRETRAINED else read_content(weights_file(checkpoint))
+    return fit_weights(model, content, checkpoint, classes=classes, head=head, ema=ema)
+
+
+def fit_weights(
+    model: nn.Module,
+    content: Any,
+    checkpoint: str,
+    *,
+    classes: Sequence[str] = (),
+    head: str = "own",
+    ema: bool = False,
+) -> Loaded:
+    """As `load_weights`, from what its file holds."""
+    own, layers = model.state_dict(), last_layers(model)
+    copies = _copies(content, own, layers, _buffers(model))
+    if not copies:
+        there = [name for _, tensors in _dictionaries(content) for name in tensors]
+        held = f"none of its names is there, such as {next(iter(own))}, but {', '.join(there[:SHOWN])}"
+        raise _misfit(checkpoint, [held if there else "it holds no tensors under names"])
+    copy, notes = _choose(copies, checkpoint, own, layers, ema)
+    problems = _problems(copy, own)
+    body = [problem for name, problem in problems.items() if not _of(layers, name)]
+    if body:
+        raise _misfit(checkpoint, body)
+    state = dict(copy.tensors)
+    rows = _rows(content, state, layers, classes) if head != "own" else None
+    if rows is not None:
+        count = len(state[f"{layers[0]}.weight"])
+        mine = {name: value for name, value in state.items() if _of(layers, name)}
+        state |= {name: value[rows] for name, value in mine.items() if value.ndim and len(value) == count}
+        problems = _problems(dataclasses.replace(copy, tensors=state), own)
+        if rows.tolist() != list(range(count)):
+            notes.append(f"of the {count} classes of its last layer those of the data are taken, by their names")
+    elif head == "new":
+        if not layers:
+            raise UsageError("--new-head: which layer of this model is its last is not known; leave it out")
+        state, problems = {name: value for name, value in state.items() if not _of(layers, name)}, {}
+    if problems:
+        raise _misfit_of_head(checkpoint, layers, state, own, list(problems.values()))
+    for name, value in state.items():
+        if value.is_floating_point() and not bool(value.float().isfinite().all()):
+            what = "NaN" if bool(value.float().isnan().any()) else "infinity"
+            raise UsageError(f"--checkpoint {checkpoint}: {name} holds {what}; the training that wrote it had diverged")
+    model.load_state_dict(state, strict=False)
+    kind = "rows" if rows is not None else "new" if head == "new" else "own"
+    return Loaded(kind, tuple(notes))
+
+
+def _copies(content: Any, own: dict[str, Tensor], layers: Sequence[str], buffers: set[str]) -> list[_Copy]:
+    """The model's parameters in every dictionary that has some, under every prefix that leads to the most."""
+    found, modules = [], {name.partition(".")[0] for name in own}
+    body = {name for name in own if not _of(layers, name)}
+    for place, tensors in _dictionaries(content):
+        names = _unwrapped(tensors, own)
+        counts = Counter(n.removesuffix(suffix) for n in names for suffix in _suffixes(n) if suffix in body)
+        most = max(counts.values(), default=0)
+        prefixes = [prefix for prefix, count in counts.items() if count == most]
+        for prefix in prefixes:
+            here = {name.removeprefix(prefix): key for name, key in names.items() if name.startswith(prefix)}
+            unknown = {name for name in here.keys() - own.keys() - buffers if not name.endswith(BESIDE)}
+            inside = {name for name in unknown if name.partition(".")[0] in modules}
+            others = tuple(other for other in prefixes if other != prefix and not prefix.startswith(other))
+            beside = {f"{prefix}{name}" for name in unknown - inside if not f"{prefix}{name}".startswith(others)}
+            beside |= {name for name in names if not name.startswith((prefix, *others))}
+            kept = {name: tensors[key] for name, key in here.items() if name in own}
+            where = "/".join((*place, prefix) if prefix else place)
+            found.append(_Copy(where, kept, tuple(sorted(inside)), tuple(sorted(beside))))
+    return found
+
+
+def _dictionaries(content: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], dict[str, Tensor]]]:
+    if isinstance(content, list | tuple):
+        content = {str(number): value for number, value in enumerate(content)}
+    if not isinstance(content, dict) or len(place) > 6:
+        return
+    named = {key: value for key, value in content.items() if isinstance(key, str)}
+    tensors = {key: value for key, value in named.items() if isinstance(value, Tensor)}
+    if tensors:
+        yield place, tensors
+    for key, value in named.items():
+        yield from _dictionaries(value, (*place, key))
+
+
+def _unwrapped(tensors: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, str]:
+    """Names without what PyTorch's wrappers put into them, and the keys they stand for."""
+    used = {part for name in own for part in name.split(".")}
+    names = {".".join(p for p in key.split(".") if p not in WRAPPERS or p in used): key for key in tensors}
+    return names if len(names) == len(tensors) else {key: key for key in tensors}
+
+
+def _suffixes(name: str) -> Iterator[str]:
+    parts = name.split(".")
+    return (".".join(parts[start:]) for start in range(len(parts)))
+
+
+def _of(layers: Sequence[str], name: str) -> bool:
+    """Whether a name belongs to the last layer, as fc.weight does, and fc.2.weight where a model has fc.weight."""
+    return name.startswith(tuple(f"{layer}." for layer in layers))
+
+
+def _buffers(model: nn.Module) -> set[str]:
+    """Tables that a model computes itself and older checkpoints hold."""
+    return {name for name, _ in model.named_buffers()}
+
+
+def _choose(
+    copies: list[_Copy], checkpoint: str, own: dict[str, Tensor], layers: Sequence[str], ema: bool
+) -> tuple[_Copy, list[str]]:
+    """The fullest copy; of several that are as full the plain one, or under `ema` the averaged one."""
+
+    def fit(copy: _Copy) -> tuple[int, int]:
+        shaped = [name for name, value in copy.tensors.items() if value.shape == own[name].shape]
+        return sum(not _of(layers, name) for name in shaped), len(shaped)
+
+    best = max(fit(copy)[0] for copy in copies)
+    full = [copy for copy in copies if fit(copy)[0] == best]
+    averaged = [copy for copy in full if copy.averaged]
+    if ema and not averaged:
+        raise UsageError(
+            f"--ema: {checkpoint} has no moving average of the weights; it has "
+            f"{', '.join(copy.place or 'the weights alone' for copy in full)}. Leave --ema out"
+        )
+    # Self-distillation publishes both, and its authors evaluate the teacher.
+    plain = [copy for copy in full if not copy.averaged and not STUDENT.search(copy.place)]
+    chosen = max(averaged if ema else plain or averaged or full, key=lambda copy: (fit(copy), -copy.place.count(".")))
+    notes = []
+    others = [copy.place or "the bare weights" for copy in full if copy is not chosen]
+    if others or chosen.averaged:
+        remedy = "; --ema takes a moving average" if averaged and not chosen.averaged else ""
+        also = f"; also there: {', '.join(others)}{remedy}" if others else ""
+        notes.append(f"weights taken from {chosen.place or 'the bare weights'} of {checkpoint}{also}")
+    if chosen.beside:
+        groups = list(dict.fromkeys(name.rpartition(".")[0] or name for name in chosen.beside))
+        more = f" and {len(groups) - SHOWN} more" if len(groups) > SHOWN else ""
+        notes.append(f"no part of the model, left out of {checkpoint}: {', '.join(groups[:SHOWN])}{more}")
+    return chosen, notes
+
+
+def _problems(copy: _Copy, own: dict[str, Tensor]) -> dict[str, str]:
+    """What is wrong, by name."""
+    found = {name: f"has unknown {name}" for name in copy.inside}
+    for name, value in own.items():
+        given = copy.tensors.get(name)
+        if given is None:
+            if not name.endswith(COUNTERS):
+                found[name] = f"lacks {name}"
+        elif given.shape != value.shape:
+            found[name] = f"{name} is {tuple(given.shape)}, the model's is {tuple(value.shape)}"
+        elif value.is_floating_point() and not given.is_floating_point():
+            found[name] = f"{name} is {str(given.dtype)[6:]}, the model's is {str(value.dtype)[6:]}"
+    return found
+
+
+def _misfit(checkpoint: str, problems: list[str]) -> UsageError:
+    more = f" and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+    return UsageError(
+        f"--checkpoint {checkpoint} does not fit the model: {'; '.join(problems[:SHOWN])}{more}. Check --model"
+    )
+
+
+def _misfit_of_head(
+    checkpoint: str, layers: Sequence[str], state: dict[str, Tensor], own: dict[str, Tensor], problems: list[str]
+) -> UsageError:
+    given = state.get(f"{layers[0]}.weight") if layers else None
+    wanted = own.get(f"{layers[0]}.weight") if layers else None
+    if given is None:
+        what = "it has no last layer"
+    elif wanted is not None and given.shape[1:] == wanted.shape[1:] and len(given) != len(wanted):
+        what = f"its last layer is of {len(given)} classes, the data have {len(wanted)}"
+    else:
+        what = "its last layer is another one"
+    return UsageError(
+        f"--checkpoint {checkpoint} does not fit the model: {what} ({'; '.join(problems[:SHOWN])}); "
+        "sweeps/all_regularizers.py --new-head puts a fresh one in its place"
+    )
+
+
+def _rows(content: Any, state: dict[str, Tensor], layers: Sequence[str], classes: Sequence[str]) -> Tensor | None:
+    """Which rows of the file's last layer are the data's classes; None where it is not known."""
+    weight = state.get(f"{layers[0]}.weight") if layers else None
+    if weight is None or not classes:
+        return None
+    about = content if isinstance(content, dict) else {}
+    if "trial" in about:  # the order is that of its own data
+        return None
+    said = about.get("classes")
+    names = said if isinstance(said, list | tuple) else imagenet_wnids()
+    rows = {name: row for row, name in enumerate(names)}
+    if len(names) != len(weight) or not rows.keys() >= set(classes):
+        return None
+    return torch.tensor([rows[name] for name in classes])
+
+
+@lru_cache
+def imagenet_wnids() -> tuple[str, ...]:
+    """WordNet ids of ImageNet's 1,000 classes in the order that published weights have them."""
+    return tuple(files("trainer").joinpath("imagenet_wnids.txt").read_text().split())
