@@ -20,7 +20,8 @@ test: .venv/test.done
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	$(FAST)
-	.venv/bin/python -m pytest -m slow
+	.venv/bin/python -m pytest -m slow -n auto tests/trainer tests/regularizers
+	.venv/bin/python -m pytest -m slow --ignore=tests/trainer --ignore=tests/regularizers
 
 check: .venv/test.done
 	.venv/bin/ruff check .

@@ -1,8 +1,13 @@
 """What the trials of a sweep start from, where published weights do not fit as they are."""
 
 import dataclasses
+import os
 import random
 import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +25,7 @@ from trainer.ray_trial import Placement
 from trainer.shards import Sample, encode_jpeg, write_shards
 from trainer.weights import imagenet_wnids
 
+ROOT = Path(__file__).parents[2]
 ROWS = (7, 3, 999)
 
 
@@ -131,22 +137,42 @@ def test_classes_that_the_weights_know_are_taken_and_not_trained(tmp_path, birds
 
 
 @pytest.mark.slow
-def test_a_sweep_on_classes_of_ones_own_from_weights_of_a_thousand(tmp_path, script, thousand):
-    colours = ((230, 0, 0), (0, 230, 0), (0, 0, 230), (230, 230, 230), (20, 20, 20))
+def test_the_readmes_own_images_and_model(tmp_path):
+    """The section's commands as they stand, with flags that make the sweep small."""
+    colours = {"red": (230, 0, 0), "green": (0, 230, 0), "blue": (0, 0, 230), "white": (230,) * 3, "black": (20,) * 3}
     generator = random.Random(1)
-    for split, images in (("train", 60), ("val", 40)):
-        shades = [tuple(part + generator.randrange(25) for part in colours[i % 5]) for i in range(images)]
-        samples = [Sample(f"{i}", encode_jpeg(Image.new("RGB", (32, 32), shades[i])), i % 5) for i in range(images)]
-        write_shards(samples, tmp_path / "own", split, list("abcde"), "drawn")
-    status, out, err = script(
-        "all_regularizers.py", "--data", tmp_path / "own", "--model", "resnet8", "--checkpoint", thousand[0],
-        "--new-head", "--head-steps", 80, "--ema", "--regularizers", "l2", "--epochs", 1, "--images-per-epoch", 32,
-        "--batch-size", 16, "--robust-images", 8, "--no-augment", "--storage", tmp_path, "--name", "s", timeout=300,
-    )  # fmt: skip
-    assert status == 0, (out, err)
-    before, after = map(float, re.search(r"accuracy ([\d.]+) before, ([\d.]+) after, on val", out).groups())
-    assert before < 0.7 < after, "random features tell five colours apart once a layer has learnt which is which"
-    assert out.index("weights taken from state_dict_ema") < out.index("training a new last layer for 5 classes")
-    assert out.index("training a new last layer") < out.index("calibrating")
-    kept = Sweep.load(str(tmp_path), "s")
-    assert (kept.trial.checkpoint, kept.source) == (str(tmp_path / "s/start.pt"), thousand[0])
+    for split, images in (("train", 12), ("val", 8)):
+        for name, colour in colours.items():
+            folder = tmp_path / "photos" / split / name
+            folder.mkdir(parents=True)
+            for number in range(images):
+                shade = tuple(part + generator.randrange(25) for part in colour)
+                Image.new("RGB", (72, 64), shade).save(folder / f"{number}.jpg")
+    torch.manual_seed(0)
+    published = build_model("resnet50", 1000)
+    for norm in published.modules():
+        if isinstance(norm, torch.nn.BatchNorm2d):
+            norm.momentum = 1.0
+    published(torch.randn(16, 3, 64, 64))  # for the running statistics
+    content = {"epoch": 90, "state_dict": {f"module.{name}": value for name, value in published.state_dict().items()}}
+    torch.save(content, tmp_path / "resnet50.pth")
+    section = (ROOT / "README.md").read_text().partition("## Your own images and model\n")[2].partition("\n## ")[0]
+    block = section.strip().partition("\n\n")[0]
+    make, make_val, sweep = (shlex.split(line, comments=True) for line in block.splitlines())
+    small = [
+        "--head-steps", 40, "--regularizers", "l2", "--epochs", 1, "--images-per-epoch", 16, "--batch-size", 8,
+        "--robust-images", 8, "--image-size", 64, "--no-augment", "--name", "s",
+    ]  # fmt: skip
+    for words in (make, make_val, [*sweep, *map(str, small)]):
+        script = [str(ROOT / word) if word.startswith("sweeps/") else word for word in words[1:]]
+        done = subprocess.run(
+            [sys.executable, *script], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True,
+            text=True, timeout=400,
+        )  # fmt: skip
+        assert done.returncode == 0, (words, done.stdout, done.stderr)
+    before, after = map(float, re.search(r"accuracy ([\d.]+) before, ([\d.]+) after, on val", done.stdout).groups())
+    assert before < 0.6 < after, "random features tell five colours apart once a layer has learnt which is which"
+    order = ["training a new last layer for 5 classes, 40 steps", "start: accuracy", "calibrating", "searching", "→"]
+    assert order == sorted(order, key=done.stdout.index)
+    kept = Sweep.load(str(tmp_path / "runs"), "s")
+    assert (kept.trial.checkpoint, kept.source) == (str(tmp_path / "runs/s/start.pt"), str(tmp_path / "resnet50.pth"))

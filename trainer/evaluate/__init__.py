@@ -74,7 +74,7 @@ def evaluate(
             device=device,
             cache=cache,
         )
-        expected, seen = min(examples or shards.total, shards.total) / world_size(), 0
+        expected, seen = (shards.total if examples is None else min(examples, shards.total)) / world_size(), 0
         with loader:
             for batch in loader.epoch():
                 assert batch.indices is not None
@@ -98,8 +98,9 @@ def evaluate(
             means.count("attacked_examples", float(len(batch.labels)))
     values = means.over_workers(device)
     for name, wanted in (("attacked_examples", plan.attacked), ("examples", plan.examples)):
-        whole, asked = values.get(name, 0), min(wanted or shards.total, shards.total)
-        refuse_broken(asked - whole, asked, shards)
+        whole, asked = values.get(name, 0.0), shards.total if wanted is None else min(wanted, shards.total)
+        if asked:
+            refuse_broken(asked - whole, asked, shards)
         values["broken_examples"] = asked - whole
     values = _report(values, plan)
     return {f"{shards.split}/{name}": value for name, value in values.items()}
