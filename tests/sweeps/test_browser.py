@@ -264,6 +264,7 @@ def test_what_the_documentation_says_next_works_too(ended):
     assert ended.run("sweeps.report --name SWEEP").stdout == f"{ended.folder}/runs/SWEEP/report.html\n"
     assert "SWEEP: nothing waits" in ended.run("sweeps.tracking flush --name SWEEP").stdout
     small = ("--images", 8, "--queries", 0, "--steps", 2, "--evaluate", "robustness", "--image-size", 32)
+    torch.save(build_model("resnet8", 10).state_dict(), ended.folder / "resnet50.pth")  # of the data's classes
     assert "accuracy" in ended.run("trainer.evaluate --checkpoint resnet50.pth", *small).stdout
     assert "accuracy" in ended.run("trainer.evaluate --checkpoint models:/SWEEP@pick", *small[:-2]).stdout
     picks = ("--name", "SWEEP", "--resume", "--max-accuracy-drop", 100)
