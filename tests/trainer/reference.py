@@ -84,6 +84,7 @@ def assert_equal(found: Gradients, truth: Gradients, tolerance: float = 1e-9) ->
     whole = torch.cat([gradient.flatten() for gradient in truth.parameters.values()]).norm()
     for name in ("logits", "heatmap"):
         a, b = getattr(found, name), getattr(truth, name)
+        assert b.any(), f"{name} are zero: nothing is compared"
         assert (a - b).norm() <= tolerance * b.norm(), f"{name} off by {float((a - b).norm() / b.norm()):.1e}"
     assert whole > 0
     for name, b in truth.parameters.items():
