@@ -32,13 +32,14 @@ from sweeps.finalists import Finalist
 from sweeps.options import parse, sweep_of
 from sweeps.provenance import dataset, provenance, source
 from sweeps.ranking import Row, pick, reason, rule, table
+from sweeps.recording import Recording, start_sweep
 from sweeps.report import PAGE, in_markdown
-from sweeps.settings import Sweep, create_folder, driving, write_json
+from sweeps.settings import Sweep, create_folder, driving, write_files, write_json
 from sweeps.shared import check_shared
 from sweeps.start_check import StartCheck
 from sweeps.start_weights import is_made, load_start, make_start
-from sweeps.tracking import Tracking, check_tracking, start_sweep
 from sweeps.tracking.model import ALIAS
+from sweeps.tracking.server import check_tracking
 from trainer.calibrate import calibrate
 from trainer.config import Trial, UsageError
 from trainer.data import train_loader
@@ -162,8 +163,8 @@ def say_start(start: StartCheck | None) -> None:
         console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
-def run(sweep: Sweep, units: dict[str, float]) -> tuple[list[Row], list[Finalist], Tracking]:
-    """All trials of the sweep, recorded; returns how they ended and how they are kept in MLflow."""
+def run(sweep: Sweep, units: dict[str, float]) -> tuple[list[Row], list[Finalist], Recording]:
+    """All trials of the sweep, recorded; returns how they ended and the record."""
     from sweeps.closing import close
     from sweeps.tuning import run_finalists, run_sweep
 
@@ -182,18 +183,20 @@ def run(sweep: Sweep, units: dict[str, float]) -> tuple[list[Row], list[Finalist
     }
     for key in ("regularizer", "weight"):
         params.pop(key)
-    with start_sweep(sweep.tracking_uri, sweep.name, params, sweep.local_storage, sweep.storage) as tracking:
+    files = provenance(sweep, units)
+    write_files(sweep.folder, files)
+    origin = {"tags": source(), "dataset": dataset(sweep.trial.data), "files": tuple(files)}
+    with start_sweep(sweep, params, **origin) as recording:
         if start := start_check.kept(sweep.folder):
-            tracking.log_start(start.metrics, start.warnings, in_markdown(start))
-        tracking.log_origin(source(), dataset(sweep.trial.data), provenance(sweep, units))
+            recording.start_measured(start.metrics, start.warnings, in_markdown(start))
         stage(f"searching, {slots(sweep)} trials at a time")
-        rows = run_sweep(sweep, tracking, units)
-        again = finalists.missing(sweep, finalists.choose(rows, sweep.max_accuracy_drop))
+        rows = run_sweep(sweep, recording, units)
+        again = finalists.missing(sweep, recording.log, finalists.choose(rows, sweep.max_accuracy_drop))
         if again:
             stage(f"training the best weight of each regularizer again: {len(again)} trials")
-            run_finalists(sweep, tracking, units, again)
-        repeated = close(sweep, units, rows, tracking, stage)
-    return rows, repeated, tracking
+            run_finalists(sweep, recording, units, again)
+        repeated = close(sweep, units, rows, recording, stage)
+    return rows, repeated, recording
 
 
 def settle(sweep: Sweep, trial: Trial | None) -> None:
@@ -219,7 +222,7 @@ def say_how_many(sweep: Sweep) -> None:
         stage(f"then up to {len(sweep.names) * sweep.seeds} more for --seeds {sweep.seeds}")
 
 
-def conclude(sweep: Sweep, rows: list[Row], repeated: list[Finalist], tracking: Tracking) -> int:
+def conclude(sweep: Sweep, rows: list[Row], repeated: list[Finalist], recording: Recording) -> int:
     """Print the tables, the pick and what to do next; the exit status."""
     picked = pick(rows, sweep.max_accuracy_drop)
     console.print(table(rows, picked))
@@ -237,7 +240,7 @@ def conclude(sweep: Sweep, rows: list[Row], repeated: list[Finalist], tracking: 
     if not sweep.tracking_uri.startswith("http"):
         ui = f"{python} -m mlflow ui --backend-store-uri {shlex.quote(sweep.tracking_uri)}"
         console.print(f"Start MLflow:  {ui}", soft_wrap=True, highlight=False)
-    console.print(f"Look at it:  {tracking.page()}", soft_wrap=True, highlight=False)
+    console.print(f"Look at it:  {recording.page()}", soft_wrap=True, highlight=False)
     console.print(f"See which won, and why:  {sweep.folder}/{PAGE}", soft_wrap=True, highlight=False)
     if picked is not None:
         console.print(
@@ -252,8 +255,8 @@ def conclude(sweep: Sweep, rows: list[Row], repeated: list[Finalist], tracking: 
             "One weight of each was tried: this ranks weights, not regularizers. --extend 4, and --seeds, tell more.",
             highlight=False,
         )
-    if unheard := tracking.unheard():
-        console.print(unheard, soft_wrap=True, highlight=False, markup=False)
+    if queued := recording.queued():
+        console.print(queued, soft_wrap=True, highlight=False, markup=False)
     if failed or len(rows) < sweep.total_trials:
         console.print(
             f"{len(failed)} of {sweep.total_trials} trials failed: traces are in {sweep.folder}/trials/*/failure.json"

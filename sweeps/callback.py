@@ -1,67 +1,63 @@
-"""What the driver does as trials begin, report and end: MLflow, the terminal, the scheduler's state."""
+"""What the driver does as trials begin, report and end: it writes the event log and shows progress."""
 
-import pickle
+import contextlib
 from typing import Any
 
 from ray import tune
-from ray.tune.schedulers import TrialScheduler
 
 from sweeps import interrupt
 from sweeps.capacity import slots
-from sweeps.outcomes import mismatch, run_name, status_of, trial_of
+from sweeps.events import EpochReported, TrialEnded
+from sweeps.outcomes import trial_started
 from sweeps.progress import Progress
-from sweeps.search import keep_rungs
+from sweeps.recording import Recording
 from sweeps.settings import Sweep
-from sweeps.tracking import Tracking
+from trainer.ray_trial import REPORTED
+from trainer.trial_log import read_report
 
 KILLED = ("died unexpectedly", "has died", "OutOfMemory")  # Ray's words where a process was ended from outside
 
 
 class SweepCallback(tune.Callback):
-    """Ends MLflow runs, carries the scheduler's state over a restart, shows progress."""
+    """The one writer of the event log while Tune runs.
 
-    def __init__(
-        self,
-        sweep: Sweep,
-        tracking: Tracking,
-        scheduler: TrialScheduler,
-        trials: int,
-        units: dict[str, float],
-        folder: str,
-    ) -> None:
-        self.sweep, self.tracking, self.scheduler, self.units, self.folder = sweep, tracking, scheduler, units, folder
+    Args:
+        sweep: that is driven.
+        recording: of the sweep.
+        trials: of this run of Tune.
+        units: calibrated unit of each regularizer's weight.
+        part: folder of this run of Tune.
+    """
+
+    def __init__(self, sweep: Sweep, recording: Recording, trials: int, units: dict[str, float], part: str) -> None:
+        self.sweep, self.recording, self.units, self.part = sweep, recording, units, part
         self.progress = Progress(trials, sweep.trial.epochs)
 
-    def get_state(self) -> dict[str, bytes]:
-        """Tune restores the searcher, but not the scheduler's rungs nor what callbacks know."""
-        return {"scheduler": pickle.dumps(self.scheduler.__dict__), "progress": pickle.dumps(self.progress)}
-
-    def set_state(self, state: dict[str, bytes]) -> None:
-        self.scheduler.__dict__.update(pickle.loads(state["scheduler"]))
-        self.progress = pickle.loads(state["progress"])
-
     def setup(self, *_: Any, **info: Any) -> None:
-        """The cluster may be another than before an interruption."""
+        """After an interruption, the log says what was before; the cluster may be another."""
+        self.progress = Progress(self.progress.total, self.sweep.trial.epochs)
         self.progress.slots = slots(self.sweep, self.progress.total)
+        self.progress.replay(self.recording.log, self.part)
+
+    def get_state(self) -> dict[str, Any]:
+        """Nothing; but the log in the object store should not be older than Tune's snapshot."""
+        self.recording.log.back_up()
+        return {}
 
     def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        asked = trial_of(self.sweep, trial.config)
-        strength = asked.weight / self.units[asked.regularizer] if asked.weight else 0.0
-        name = run_name(self.sweep, trial.config)
-        self.progress.started(trial.trial_id, name, asked.regularizer, asked.weight, strength)
+        self._tell(trial_started(self.sweep, self.units, self.part, trial.trial_id, trial.config))
 
     def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
-        self.progress.reported(trial.trial_id, result)
+        if not result.get("failed"):
+            metrics = {name: result[name] for name in REPORTED if name in result}
+            self._tell(EpochReported(trial_id=trial.trial_id, metrics=metrics))
 
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        result = trial.last_result or {}
-        self._ended(trial, status_of(self.sweep, trial.config, result), result.get("failed", ""))
-        wrong = mismatch(self.sweep, trial.config, result) if result and not result.get("failed") else None
-        if wrong:
-            self.progress.say(f"{trial.trial_id}: {wrong}")
+        self._tell(trial_ended(self.sweep, trial.trial_id, trial.last_result or {}))
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        self._ended(trial, "failed", failure_in_words(trial.get_error()))
+        error = failure_in_words(trial.get_error())
+        self._tell(trial_ended(self.sweep, trial.trial_id, trial.last_result or {}, error))
 
     def on_step_end(self, iteration: int, trials: list, **info: Any) -> None:
         self.progress.tick()
@@ -69,12 +65,36 @@ class SweepCallback(tune.Callback):
 
     def on_experiment_end(self, trials: list, **info: Any) -> None:
         self.progress.close()
-        keep_rungs(self.scheduler, self.folder)
 
-    def _ended(self, trial: Any, status: str, reason: str = "") -> None:
-        result = trial.last_result or {}
-        tell_end(self.tracking, trial.trial_id, status, result)
-        self.progress.ended(trial.trial_id, status, result, reason)
+    def _tell(self, event: Any) -> None:
+        self.recording.append(event)
+        self.progress.take(event)
+
+
+def trial_ended(sweep: Sweep, trial_id: str, result: dict[str, Any], error: str = "") -> TrialEnded:
+    """The event of a trial that is over, with all that its last epoch measured.
+
+    Args:
+        sweep: of the trial.
+        trial_id: its id.
+        result: the last that Tune has of it.
+        error: why Tune gave it up, empty if it did not.
+    """
+    error = error or result.get("failed", "") or ("" if "epoch" in result else "it ended without a result")
+    epoch, report = int(result.get("epoch", 0)), None
+    with contextlib.suppress(OSError):  # no storage for now: what went through Tune has to do
+        report = read_report(f"{sweep.trials_folder}/{trial_id}", epoch) if epoch else None
+    metrics = report["metrics"] if report else {name: value for name, value in result.items() if "/" in name}
+    finite = {name: value if abs(value) < float("inf") else 0.0 for name, value in metrics.items()}
+    return TrialEnded(
+        trial_id=trial_id,
+        error=error,
+        epoch=epoch,
+        diverged=bool(result.get("diverged")),
+        digest=str(result.get("digest", "")),
+        checkpoint=str(result.get("checkpoint_folder", "")),
+        metrics=finite if epoch else {},
+    )
 
 
 def failure_in_words(error: Any) -> str:
@@ -85,10 +105,4 @@ def failure_in_words(error: Any) -> str:
             "a process of it was killed each time it was tried; if the node ran out of memory, lower --batch-size, "
             "--loader-workers or --max-concurrent"
         )
-    return (text.splitlines() or [""])[-1][:300]
-
-
-def tell_end(tracking: Tracking, trial_id: str, status: str, result: dict[str, Any]) -> None:
-    """Tell MLflow how a trial ended, and which configuration its worker says it trained."""
-    tags = {"checkpoint": str(result.get("checkpoint_folder", "")), "effective_digest": str(result.get("digest", ""))}
-    tracking.end_trial(trial_id, status, tags)
+    return (text.splitlines() or ["it failed without a message"])[-1][:300]

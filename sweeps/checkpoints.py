@@ -5,7 +5,7 @@ import shutil
 
 from sweeps.ranking import Row, rank
 from sweeps.settings import Sweep, write_json
-from trainer.checkpoints import load_state, save_state
+from trainer.checkpoints import EPOCH, load_state, save_state
 from trainer.config import Trial, UsageError
 from trainer.fit import count_classes
 from trainer.locations import file_size, folders_in, is_url, read_json
@@ -81,7 +81,7 @@ def _reduce(folder: str) -> bool:
     if (read_json(marker) or {}).get("done"):
         return False
     write_json(marker, {"done": False})  # first: with some of them reduced, none should be trained on
-    for name in sorted(folders_in(folder)):
+    for name in sorted(name for name in folders_in(folder) if name.startswith(EPOCH)):
         try:
             state = load_state(f"{folder}/{name}")
         except UsageError as error:

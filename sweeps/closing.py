@@ -6,25 +6,25 @@ from typing import TypeVar
 
 from sweeps import finalists
 from sweeps.checkpoints import keep_only
+from sweeps.events import FilesWritten, ModelSaved
 from sweeps.finalists import Finalist
 from sweeps.importance import importances
 from sweeps.plots import image
 from sweeps.ranking import Row, as_csv, as_dict, as_text, pick, plain, rank, reason
+from sweeps.recording import Recording
 from sweeps.report import PAGE, description, write_report
 from sweeps.results import Result
 from sweeps.search import open_study
-from sweeps.settings import Sweep, write_json
-from sweeps.spool import Files
+from sweeps.settings import Sweep, write_files
 from sweeps.start_check import kept
-from sweeps.tracking import Tracking
-from sweeps.tracking.delivery import reason as in_one_line
 from sweeps.tracking.model import save_model
+from sweeps.tracking.server import reason as in_one_line
 
 T = TypeVar("T")
 
 
 def close(
-    sweep: Sweep, units: dict[str, float], rows: list[Row], tracking: Tracking, stage: Callable[[str], None]
+    sweep: Sweep, units: dict[str, float], rows: list[Row], recording: Recording, stage: Callable[[str], None]
 ) -> list[Finalist]:
     """Keep the result, and record it.
 
@@ -32,13 +32,13 @@ def close(
         sweep: whose trials have ended.
         units: calibrated unit of each regularizer's weight.
         rows: its trials.
-        tracking: of the sweep.
+        recording: of the sweep.
         stage: told what happens now.
 
     Returns:
         The best weights with their repetitions.
     """
-    repeated = finalists.gather(sweep, rows)
+    repeated = finalists.gather(sweep, recording.log, rows)
     picked = pick(rows, sweep.max_accuracy_drop)
     result = as_dict(rows, picked, sweep.max_accuracy_drop)
     result |= {
@@ -46,7 +46,6 @@ def close(
         "trials_per_regularizer": sweep.parts,
         "importances": _or_say(lambda: importances(open_study(sweep)), "no importances", stage) or {},
     }
-    write_json(f"{sweep.folder}/result.json", result)  # at once: whoever reads it meets the old one or the new
     ended = Result(
         sweep=sweep,
         rows=rank(rows),
@@ -56,31 +55,34 @@ def close(
         start=kept(sweep.folder),
     )
     text = f"{as_text(rows, picked)}\n{reason(rows, sweep.max_accuracy_drop)}\n"
-    files: Files = {
+    files = {
+        "result.json": json.dumps(result, indent=1),
         "ranking.txt": text + (f"\n{plain(finalists.table(repeated))}" if repeated else ""),
         "ranking.csv": as_csv(rows),
-        "result.json": json.dumps(result, indent=1),
     }
+    write_files(sweep.folder, files)
     best = {f"best/{name}": value for name, value in picked.metrics.items()} if picked else {}
-    tracking.log_result(best, description(ended), files)
+    recording.result_written(best, description(ended), tuple(files))
     keep_only(sweep, rows, [row.trial_id for finalist in repeated for row in finalist.repetitions], picked)
     stage("writing the report")
     report = _or_say(lambda: _report(ended), "no report", stage)
     if report is not None:
-        tracking.log_files(report)
+        recording.append(FilesWritten(files=report))
     if picked is not None:
         stage("saving the winner as a model")
         where, cache = sweep.local_folder / "models" / picked.trial_id, sweep.placement.cache
         saved = _or_say(lambda: save_model(picked.checkpoint, sweep.trial.data, where, cache), "no model", stage)
         if saved is not None:
-            tracking.log_model(picked.trial_id, saved)
+            recording.append(ModelSaved(trial_id=picked.trial_id, folder=str(saved)))
     return repeated
 
 
-def _report(ended: Result) -> Files:
-    """The report, written into the sweep's folder, and its figures, by the names they have in MLflow."""
-    page, drawn = write_report(ended, f"{ended.sweep.folder}/{PAGE}")
-    return {PAGE: page, **{f"figures/{name}.png": image(figure, "png") for name, figure in drawn.items()}}
+def _report(ended: Result) -> tuple[str, ...]:
+    """The report and its figures, written into the sweep's folder; their names there."""
+    _, drawn = write_report(ended, f"{ended.sweep.folder}/{PAGE}")
+    figures = {f"figures/{name}.png": image(figure, "png") for name, figure in drawn.items()}
+    write_files(ended.sweep.folder, figures)
+    return PAGE, *figures
 
 
 def _or_say(make: Callable[[], T], what: str, stage: Callable[[str], None]) -> T | None:

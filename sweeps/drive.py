@@ -1,13 +1,11 @@
 """What the process of a Tune trial does; imports little, as each such process has to do that first."""
 
-from pathlib import Path
 from typing import Any
 
 from ray import tune
 from ray.train import UserCallback
 
-from sweeps.desk import Handed
-from sweeps.outcomes import FIXED, run_name, trial_of
+from sweeps.outcomes import trial_of
 from sweeps.settings import Sweep
 from trainer.in_trial import InTrialTrainer
 from trainer.ray_trial import PARTIAL, run_trial
@@ -21,25 +19,14 @@ class EpochReports(UserCallback):
             tune.report(metrics[0])
 
 
-def drive_trial(config: dict[str, Any], sweep: Sweep, spool: Path, units: dict[str, float], desk: Any) -> None:
-    """The Tune trial: begin its MLflow run or go on with it, then let Ray Train work."""
-    trial_id = tune.get_context().get_trial_id()
-    trial = trial_of(sweep, config)
-    strength = trial.weight / units[trial.regularizer] if trial.weight else 0.0
-    recorder = Handed(spool, trial_id, desk=desk)
-    recorder.begin(
-        run_name(sweep, config),
-        {"finalist": trial.regularizer} if FIXED in config else {},
-        {"strength": strength, "workers": sweep.placement.workers},
-    )
+def drive_trial(config: dict[str, Any], sweep: Sweep, switch: Any) -> None:
+    """The Tune trial: let Ray Train work."""
     run_trial(
-        trial,
+        trial_of(sweep, config),
         placement=sweep.placement,
         storage=sweep.trials_folder,
-        name=trial_id,
-        recorder=recorder,
+        name=tune.get_context().get_trial_id(),
         callbacks=[EpochReports()],
-        extra={"strength": strength},
-        switch=desk,
+        switch=switch,
         trainer=InTrialTrainer,
     )

@@ -15,10 +15,10 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from scipy.special import stdtrit  # mlflow brings scipy; the quantile of Student's t has no closed form
 
-from sweeps.outcomes import kept_rows
+from sweeps.events import Event
 from sweeps.ranking import Row, baseline, rank
 from sweeps.settings import Sweep
-from trainer.locations import folders_in
+from sweeps.trials import read_trials
 
 LEVEL = 0.95
 FIGURES = ("val/accuracy", "val/robust_accuracy", "test/accuracy", "test/robust_accuracy")
@@ -62,9 +62,9 @@ def choose(rows: list[Row], max_accuracy_drop: float) -> list[Row]:
     return list(best.values())
 
 
-def missing(sweep: Sweep, finalists: list[Row]) -> list[dict[str, Any]]:
+def missing(sweep: Sweep, events: Iterable[Event], finalists: list[Row]) -> list[dict[str, Any]]:
     """Configurations that have no finished repetition yet; round by round, so that an interruption is fair too."""
-    done = {_key(row) for row in repetitions(sweep) if row.status == "finished"}
+    done = {_key(row) for row in repetitions(events) if row.status == "finished"}
     return [
         {"regularizer": row.regularizer, "seed": seed}
         | ({f"weight_{row.regularizer}": row.weight} if row.weight else {})
@@ -79,15 +79,15 @@ def folder_of(configs: list[dict[str, Any]]) -> str:
     return "finalists-" + sha256(json.dumps(configs, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def repetitions(sweep: Sweep) -> list[Row]:
+def repetitions(events: Iterable[Event]) -> list[Row]:
     """All that ended, of whichever finalists."""
-    folders = sorted(name for name in folders_in(sweep.folder) if name.startswith("finalists-"))
-    return [row for name in folders for row in kept_rows(f"{sweep.folder}/{name}") or ()]
+    found = (trial.result() for trial in read_trials(events).values() if trial.started.repeats)
+    return [row for row in found if row is not None]
 
 
-def gather(sweep: Sweep, rows: list[Row]) -> list[Finalist]:
+def gather(sweep: Sweep, events: Iterable[Event], rows: list[Row]) -> list[Finalist]:
     """Finalists with what their repetitions measured."""
-    done = {_key(row): row for row in repetitions(sweep) if row.status == "finished"}
+    done = {_key(row): row for row in repetitions(events) if row.status == "finished"}
     wanted = choose(rows, sweep.max_accuracy_drop) if sweep.seeds else []
     keys = {row.trial_id: [(row.regularizer, row.weight, seed) for seed in sweep.new_seeds] for row in wanted}
     return [

@@ -8,6 +8,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from trainer.stop import StopSwitch
 
 LIMIT = 60.0  # seconds that trials are given to save their state
 
@@ -15,6 +18,14 @@ LIMIT = 60.0  # seconds that trials are given to save their state
 _asked_at: float | None = None
 _ended = False
 _switch: Any = None
+
+
+def open_switch() -> Any:
+    """Start the actor on this node through which trials on any node are asked to save; it ends with its handle."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    actor: Any = ray.remote(StopSwitch)
+    options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": here}
+    return actor.options(**options).remote()
 
 
 @contextmanager

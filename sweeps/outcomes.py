@@ -1,15 +1,13 @@
-"""What a trial was asked to do and how it ended; knows no running Ray."""
+"""What a trial is asked to do; knows no running Ray."""
 
 import dataclasses
 from typing import Any
 
-from sweeps.ranking import Row
-from sweeps.search import METRIC, weight_of
-from sweeps.settings import Sweep, write_json
+from sweeps.events import TrialStarted
+from sweeps.search import weight_of
+from sweeps.settings import Sweep
 from trainer.config import Trial
-from trainer.locations import read_json
 
-ROWS = "rows.json"
 FIXED = "fixed"
 
 
@@ -34,49 +32,29 @@ def run_name(sweep: Sweep, config: dict[str, Any]) -> str:
     return f"{trial.label} #{config['number']:02d}"
 
 
-def status_of(sweep: Sweep, config: dict[str, Any], result: dict[str, Any]) -> str:
-    """finished, stopped (early), diverged or failed: no result, an error's, or that of another configuration."""
-    if METRIC not in result or result.get("failed") or mismatch(sweep, config, result):
-        return "failed"
-    if result.get("diverged"):
-        return "diverged"
-    return "finished" if result.get("epoch") == sweep.trial.epochs else "stopped"
+def trial_started(
+    sweep: Sweep, units: dict[str, float], part: str, trial_id: str, config: dict[str, Any]
+) -> TrialStarted:
+    """The event of a trial that Tune starts.
 
-
-def mismatch(sweep: Sweep, config: dict[str, Any], result: dict[str, Any]) -> str | None:
-    """What to say where a worker trained something else than it was asked to; None where it did not."""
-    asked, trained = trial_of(sweep, config).digest(), result.get("digest")
-    return None if trained == asked else f"its worker trained configuration {trained}, not {asked}"
-
-
-def row_of(
-    sweep: Sweep, units: dict[str, float], config: dict[str, Any], result: dict[str, Any], trial_id: str, failed: bool
-) -> Row:
-    """How a trial ended, for the ranking."""
+    Args:
+        sweep: of the trial.
+        units: calibrated unit of each regularizer's weight.
+        part: folder of the run of Tune.
+        trial_id: Tune's id.
+        config: that Tune gives it.
+    """
     trial = trial_of(sweep, config)
-    return Row(
+    return TrialStarted(
         trial_id=trial_id,
+        name=run_name(sweep, config),
+        part=part,
         regularizer=trial.regularizer,
         weight=trial.weight,
         strength=trial.weight / units[trial.regularizer] if trial.weight else 0.0,
         seed=trial.seed,
-        status="failed" if failed else status_of(sweep, config, result),
-        accuracy=result.get("val/accuracy", 0.0),
-        robust_accuracy=result.get(METRIC, 0.0),
-        heatmap_ssim=result.get("val/heatmap_ssim", 0.0),
-        heatmap_correlation=result.get("val/heatmap_correlation", 0.0),
-        checkpoint=str(result.get("checkpoint_folder", "")),
-        run="",  # known once MLflow has heard of it
-        metrics={name: value for name, value in result.items() if name.startswith(("val/", "test/"))},
+        epochs=trial.epochs,
+        digest=trial.digest(),
+        workers=sweep.placement.workers,
+        repeats=FIXED in config,
     )
-
-
-def keep_rows(folder: str, rows: list[Row]) -> None:
-    """Keep how the trials of a Tune folder ended: later parts need no Tune, nor its version, to know."""
-    write_json(f"{folder}/{ROWS}", [dataclasses.asdict(row) for row in rows])
-
-
-def kept_rows(folder: str) -> list[Row] | None:
-    """How the trials of a Tune folder ended; None where they have not."""
-    rows = read_json(f"{folder}/{ROWS}")
-    return None if rows is None else [Row(**row) for row in rows]

@@ -1,6 +1,7 @@
 """What the terminal shows while a sweep runs: a live table, or plain lines when it is not a terminal."""
 
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -8,35 +9,49 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from sweeps.events import EpochReported, Event, TrialEnded, TrialStarted
+from sweeps.trials import TrialRecord, mismatch, read_trials, take
+
 ACCURACY, ROBUST, ATTACKED = "val/accuracy", "val/robust_accuracy", "val/attacked_examples"
 
 
 class Progress:
-    """Trials done and running, the best so far and the time left.
+    """Trials done and running, the best so far and the time left: a reader of the event log.
 
     Args:
         total: trials there will be.
         epochs: of each.
-        slots: trials at a time, set once the cluster is known.
     """
 
     def __init__(self, total: int, epochs: int) -> None:
-        self.total, self.epochs, self.done, self.slots = total, epochs, 0, 0
+        self.total, self.epochs = total, epochs
+        self.slots = 0  # trials at a time, set once the cluster is known
         self.done_before = 0  # by an earlier process of the same sweep
-        self.names: dict[str, str] = {}
-        self.asked: dict[str, tuple[str, float, float]] = {}  # regularizer, weight, strength
-        self.running: dict[str, dict[str, Any]] = {}
-        self.best: tuple[float, str] | None = None
+        self.trials: dict[str, TrialRecord] = {}
+        self.running: set[str] = set()  # ids of those that this process has started
         self.started_at = time.monotonic()
         self._live: Live | None = None
         self._console: Console | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """A terminal, a clock and running trials do not travel to the process that resumes the sweep."""
-        return self.__dict__ | {"_live": None, "_console": None, "running": {}, "done_before": self.done}
+        """A terminal and a clock do not travel to the process that resumes the sweep."""
+        return self.__dict__ | {"_live": None, "_console": None}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, started_at=time.monotonic())
+    def replay(self, events: Iterable[Event], part: str) -> None:
+        """Take what an earlier process of the sweep has logged of a run of Tune, and say nothing of it."""
+        self.trials = {key: trial for key, trial in read_trials(events).items() if trial.started.part == part}
+        self.done_before = self.done
+
+    @property
+    def done(self) -> int:
+        """Trials that have ended."""
+        return sum(trial.ended is not None for trial in self.trials.values())
+
+    @property
+    def best(self) -> TrialRecord | None:
+        """The most robust of the trials that are done; before their end, few images are attacked."""
+        whole = [one for one in self.trials.values() if one.metrics.get("epoch") == self.epochs]
+        return max((one for one in whole if ROBUST in one.metrics), key=lambda one: one.metrics[ROBUST], default=None)
 
     @property
     def console(self) -> Console:
@@ -49,29 +64,22 @@ class Progress:
         """A line that stays."""
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    def started(self, trial_id: str, name: str, regularizer: str, weight: float, strength: float) -> None:
-        """A trial began or began again."""
-        self.names[trial_id] = name
-        self.asked[trial_id] = (regularizer, weight, strength)
-        self.running[trial_id] = {}
-
-    def reported(self, trial_id: str, result: dict[str, Any]) -> None:
-        """A trial finished an epoch."""
-        self.running[trial_id] = result
-        done = result.get("epoch") == self.epochs  # before that, few images were attacked
-        if done and ROBUST in result and (self.best is None or result[ROBUST] > self.best[0]):
-            self.best = (result[ROBUST], self.names.get(trial_id, trial_id))
-        if not self.console.is_terminal and result.get("epoch", self.epochs) < self.epochs:
-            name = self.names.get(trial_id, trial_id)
-            self.say(f"  {name}: epoch {result['epoch']:.0f}/{self.epochs}, {_figures(result)}")
-
-    def ended(self, trial_id: str, status: str, result: dict[str, Any], reason: str = "") -> None:
-        """A trial is over; the reason is of one that failed."""
-        self.running.pop(trial_id, None)
-        self.done += 1
-        name = self.names.get(trial_id, trial_id)
-        what = reason or _figures(result)
-        self.say(f"[{self.done}/{self.total}] {name}: {status}, {what}{self._outlook()}")
+    def take(self, event: Event) -> None:
+        """Take what happens now, and say it."""
+        take(self.trials, event)
+        match event:
+            case TrialStarted():
+                self.running.add(event.trial_id)
+            case EpochReported() if not self.console.is_terminal and event.metrics["epoch"] < self.epochs:
+                name, epoch = self.trials[event.trial_id].started.name, event.metrics["epoch"]
+                self.say(f"  {name}: epoch {epoch:.0f}/{self.epochs}, {_figures(event.metrics)}")
+            case TrialEnded():
+                self.running.discard(event.trial_id)
+                trial = self.trials[event.trial_id]
+                what = event.error or _figures(trial.metrics)
+                self.say(f"[{self.done}/{self.total}] {trial.started.name}: {trial.state}, {what}{self._outlook()}")
+                if wrong := mismatch(trial.started, event):
+                    self.say(f"{event.trial_id}: {wrong}")
 
     def tick(self) -> None:
         """Refresh the live table, where there is a terminal."""
@@ -91,12 +99,13 @@ class Progress:
     def _outlook(self) -> str:
         """The best so far and the time left, as far as they are known."""
         words = ""
-        if self.best is not None:
-            words += f" | best robust so far {100 * self.best[0]:.1f} % ({self.best[1]})"
-        begun = sum(result.get("epoch", 0) / self.epochs for result in self.running.values())
-        work = self.done - self.done_before + begun
-        if work and self.done < self.total:
-            left = (time.monotonic() - self.started_at) / work * (self.total - self.done - begun)
+        if (best := self.best) is not None:
+            words += f" | best robust so far {100 * best.metrics[ROBUST]:.1f} % ({best.started.name})"
+        done = self.done
+        begun = sum(self.trials[one].metrics.get("epoch", 0) / self.epochs for one in self.running)
+        work = done - self.done_before + begun
+        if work and done < self.total:
+            left = (time.monotonic() - self.started_at) / work * (self.total - done - begun)
             words += f" | about {left / 60:.0f} min left"
         return words
 
@@ -109,18 +118,20 @@ class Progress:
         for column in ("strength", "weight", "epoch", "images/s", "acc.", "robust"):
             table.add_column(column, justify="right", no_wrap=True)
         table.add_column("state", no_wrap=True)
-        for trial_id, result in list(self.running.items()):
-            regularizer, weight, strength = self.asked[trial_id]
+        for trial_id, trial in self.trials.items():
+            if trial_id not in self.running:
+                continue
+            asked, result = trial.started, trial.metrics
             table.add_row(
                 trial_id,
-                regularizer,
-                f"{strength:.3g}" if weight else "-",
-                f"{weight:.3g}" if weight else "-",
+                asked.regularizer,
+                f"{asked.strength:.3g}" if asked.weight else "-",
+                f"{asked.weight:.3g}" if asked.weight else "-",
                 f"{result.get('epoch', 0):.0f}/{self.epochs}",
                 f"{result['train/images_per_second']:.0f}" if "train/images_per_second" in result else "",
                 f"{100 * result[ACCURACY]:.1f}" if ACCURACY in result else "",
                 f"{100 * result[ROBUST]:.1f}" if ROBUST in result else "",
-                "training" if result else "starting",
+                trial.state.value,
             )
         return table
 

@@ -12,15 +12,14 @@ from urllib.parse import urlsplit
 
 from regularizers import REGULARIZERS
 from sweeps.settings import Sweep
-from sweeps.spool import Files
 from trainer.shards import evaluation_splits, read_shards
 from trainer.shards.layout import SPLITS
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def provenance(sweep: Sweep, units: dict[str, float]) -> Files:
-    """Files for the sweep's run in MLflow, by name."""
+def provenance(sweep: Sweep, units: dict[str, float]) -> dict[str, str]:
+    """Files for the sweep's folder and its run in MLflow, by name."""
     python = f"python {platform.python_version()}, {platform.platform()}"
     return {
         "calibration.json": json.dumps(units, indent=1),

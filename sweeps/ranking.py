@@ -27,7 +27,6 @@ class Row:
     heatmap_ssim: float
     heatmap_correlation: float
     checkpoint: str
-    run: str
     metrics: dict[str, float] = field(default_factory=dict)
 
 
@@ -138,7 +137,7 @@ def as_text(rows: list[Row], picked: Row | None) -> str:
 def as_csv(rows: list[Row]) -> str:
     """The ranking with everything that was measured, for a spreadsheet; MLflow shows it as a table."""
     keys = sorted({key for row in rows for key in row.metrics})
-    columns = ("trial_id", "regularizer", "weight", "strength", "seed", "status", "run")
+    columns = ("trial_id", "regularizer", "weight", "strength", "seed", "status")
     stream = StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow((*columns, *keys))

@@ -17,17 +17,18 @@ from pathlib import Path
 sys.path.insert(0, str(Path.home() / "heatmap-sweeps"))  # `ray submit` brings the script alone, without its project
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the script runs without being installed
 
+from sweeps.callback import trial_ended
 from sweeps.capacity import slots, wait_for_machines, wait_for_room
 from sweeps.checkpoints import only_weights
 from sweeps.cluster import check_copy, ray_cluster, where
-from sweeps.desk import Handed, open_desk
+from sweeps.events import SweepEnded, TrialStarted
 from sweeps.ranking import Row
+from sweeps.recording import start_sweep
 from sweeps.settings import Sweep, driving
 from sweeps.shared import check_shared
-from sweeps.tracking import start_sweep
 from trainer.config import UsageError
 from trainer.locations import absolute, read_json
-from trainer.ray_trial import failure_of, run_trial
+from trainer.ray_trial import run_trial
 
 
 def parse() -> argparse.Namespace:
@@ -79,42 +80,45 @@ def train_on(sweep: Sweep, row: Row, epochs: int) -> int:
     trial = dataclasses.replace(
         sweep.trial, regularizer=row.regularizer, weight=row.weight, seed=row.seed, epochs=epochs
     )
-    tracking = start_sweep(sweep.tracking_uri, sweep.name, {}, sweep.local_storage, sweep.storage)
-    origin = row.run or tracking.run_of(row.trial_id) or row.trial_id  # no run yet: MLflow was away all the time
-    label, state, checkpoint = trial.label, "failed", ""
-    print(f"continuing {label} ({row.trial_id}) to epoch {epochs}")
-    tracking.open()
-    try:
-        recorder = Handed(tracking.folder, name, desk=open_desk(tracking.folder))
-        recorder.begin(f"{label} resumed", {"resumed_from": origin, "start": row.checkpoint}, {})
-        result = run_trial(
-            trial,
-            placement=sweep.placement,
-            storage=sweep.trials_folder,
-            name=name,
-            recorder=recorder,
+    recording = start_sweep(sweep, {})
+    print(f"continuing {trial.label} ({row.trial_id}) to epoch {epochs}")
+    recording.append(
+        TrialStarted(
+            trial_id=name,
+            name=f"{trial.label} resumed",
+            part="",
+            regularizer=row.regularizer,
+            weight=row.weight,
+            strength=row.strength,
+            seed=row.seed,
+            epochs=epochs,
+            digest=trial.digest(),
+            workers=sweep.placement.workers,
+            resumed_from=row.trial_id,
             start=row.checkpoint,
         )
-        reason = failure_of(f"{sweep.trials_folder}/{name}")
-        if reason is not None:
-            print(f"error: {reason}", file=sys.stderr)
-            return 1
-        metrics = result.metrics or {}
-        state, checkpoint = "finished", str(metrics.get("checkpoint_folder", ""))
-    except KeyboardInterrupt:
-        state = "stopped"
-        raise
+    )
+    recording.open()
+    try:
+        result = run_trial(
+            trial, placement=sweep.placement, storage=sweep.trials_folder, name=name, start=row.checkpoint
+        )
+        ended = trial_ended(sweep, name, result.metrics or {})
+        recording.append(ended)
     finally:
-        tracking.end_trial(name, state, {"checkpoint": checkpoint})
-        tracking.end("FINISHED")
-        tracking.close()
+        recording.append(SweepEnded(status="FINISHED"))  # it was before, whatever becomes of this trial
+        recording.close()
+    if ended.error:
+        print(f"error: {ended.error}", file=sys.stderr)
+        return 1
+    metrics, checkpoint = ended.metrics, ended.checkpoint
     for split in ("val", "test"):
         now = [100 * metrics[f"{split}/{key}"] for key in ("accuracy", "robust_accuracy")]
         before = [100 * row.metrics.get(f"{split}/{key}", math.nan) for key in ("accuracy", "robust_accuracy")]
         print(f"on {split}: accuracy {before[0]:.1f} → {now[0]:.1f} %, robust {before[1]:.1f} → {now[1]:.1f} %")
     print(f"checkpoint: {checkpoint}")
-    if unheard := tracking.unheard():
-        print(unheard)
+    if queued := recording.queued():
+        print(queued)
     return 0
 
 

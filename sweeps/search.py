@@ -1,4 +1,4 @@
-"""The search: one Optuna study, a regularizer and its weight per trial, early stopping by images seen."""
+"""The search: one Optuna study, a regularizer and its weight per trial."""
 
 import math
 import warnings
@@ -11,15 +11,13 @@ from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search.optuna import OptunaSearch
 
 from regularizers import REGULARIZERS
-from sweeps.settings import Sweep, write_json
-from trainer.locations import file_size, is_url, open_file, read_json, whole_file
+from sweeps.settings import Sweep
+from trainer.locations import file_size, is_url, open_file, whole_file
 
 METRIC = "val/robust_accuracy"
-RUNGS = "rungs.json"
 OBJECTIVES = {"robust": [METRIC], "both": ["val/accuracy", METRIC]}
 
 
@@ -187,45 +185,6 @@ def _points(sweep: Sweep, units: dict[str, float], part: int) -> list[dict[str, 
         for strength in strengths
         for name in sweep.names
     ]
-
-
-class FairASHA(ASHAScheduler):
-    """ASHA that never stops the baseline: everything else is measured against it."""
-
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict) -> str:
-        if trial.config["regularizer"] == "none":
-            return TrialScheduler.CONTINUE
-        return super().on_trial_result(tune_controller, trial, result)
-
-
-def make_scheduler(sweep: Sweep, part: int = 0) -> TrialScheduler:
-    """Early stopping by images seen, the same budget for every regularizer; or none.
-
-    A later part of a sweep goes on with the rungs of the parts before it.
-    """
-    if sweep.scheduler == "none":
-        return FIFOScheduler()
-    budget = sweep.trial.epochs * sweep.trial.images_per_epoch
-    asha = FairASHA(
-        time_attr="images_seen",
-        metric=METRIC,
-        mode="max",
-        max_t=budget + 1,  # at max_t exactly, ASHA would stop trials that are just done
-        grace_period=max(budget // 4, 1),
-        reduction_factor=2,
-    )
-    if part:
-        earlier = read_json(f"{sweep.folder}/{tune_folder(part - 1)}/{RUNGS}") or []
-        for (milestone, recorded), (known, values) in zip(asha._brackets[0]._rungs, earlier, strict=False):
-            if milestone == known:
-                recorded.update(values)
-    return asha
-
-
-def keep_rungs(scheduler: TrialScheduler, folder: str) -> None:
-    """Keep what ASHA knows of the trials of a Tune folder, all parts before included, for the next part."""
-    if isinstance(scheduler, FairASHA):
-        write_json(f"{folder}/{RUNGS}", scheduler._brackets[0]._rungs)
 
 
 def tune_folder(part: int) -> str:

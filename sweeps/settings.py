@@ -5,7 +5,7 @@ import fcntl
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -210,6 +210,13 @@ def write_json(location: str, content: Any) -> None:
     """Write a JSON file, by path or URL, that is whole under its name even if the machine stops while writing."""
     with whole_file(location) as stream:
         stream.write(json.dumps(content, indent=1).encode())
+
+
+def write_files(folder: str, files: Mapping[str, str | bytes]) -> None:
+    """Write files by their names in a folder, each whole or not at all."""
+    for name, content in files.items():
+        with whole_file(f"{folder}/{name}") as stream:
+            stream.write(content.encode() if isinstance(content, str) else content)
 
 
 def extended(sweep: Sweep, trials: int, seeds: int | None = None) -> Sweep:

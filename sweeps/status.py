@@ -3,8 +3,8 @@
     python -m sweeps.status --name SWEEP             # once
     watch -n 10 python -m sweeps.status --name SWEEP
 
-Prints one line on the sweep and a table of its trials, those that train first. Run it on the machine that drives, or
-drove, the sweep: what trials say lies there.
+Prints one line on the sweep and a table of its trials, those that train first. Where the storage is an object store,
+another machine than the one that drives the sweep sees what Tune's last snapshot brought there.
 """
 
 import argparse
@@ -19,41 +19,12 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from sweeps.spool import SWEEP, Spool, spools
+from sweeps.events import SweepEnded, SweepStarted, log_in
+from sweeps.trials import TrialRecord, read_trials
 from trainer.config import UsageError
 from trainer.locations import absolute, folders_in, read_json
 
 ACCURACY, ROBUST = "val/accuracy", "val/robust_accuracy"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Standing:
-    """How far a trial is.
-
-    Args:
-        trial_id: its id.
-        regularizer: its name.
-        weight: absolute; 0 until its worker has said it.
-        strength: the same in calibrated units.
-        state: starting, training, finished, stopped, diverged, failed, or interrupted.
-        epochs: when each epoch was reported, in ms since 1970.
-        metrics: of the last of them.
-        again: whether it repeats a finalist with a new seed.
-    """
-
-    trial_id: str
-    regularizer: str
-    weight: float
-    strength: float
-    state: str
-    epochs: tuple[int, ...] = ()
-    metrics: dict[str, float]
-    again: bool
-
-    @property
-    def runs(self) -> bool:
-        """Whether it has not ended."""
-        return self.state in ("starting", "training")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,50 +43,19 @@ class Status:
     since: int
     total: int
     epochs: int
-    trials: list[Standing]
+    trials: list[TrialRecord]
 
     @property
     def seconds_left(self) -> float | None:
         """At most, at the pace since the sweep began or went on; None where nothing tells it."""
-        paces = [time for trial in self.trials for time in trial.epochs if time >= self.since]
+        paces = [report.time for trial in self.trials for report in trial.reports.values() if report.time >= self.since]
         if self.state != "running" or not paces:
             return None
         unbegun = max(self.total - len(self.trials), 0)
-        left = unbegun * self.epochs + sum(self.epochs - len(trial.epochs) for trial in self.trials if trial.runs)
+        left = unbegun * self.epochs + sum(
+            self.epochs - len(trial.reports) for trial in self.trials if trial.state.runs
+        )
         return left * (max(paces) - self.since) / 1000 / len(paces)
-
-
-def standing(spool: Spool) -> Standing | None:
-    """What a trial's file says; None of a run that only continues a trial of the sweep."""
-    params: dict[str, str] = {}
-    epochs: list[int] = []
-    state, metrics, again = "starting", {}, False
-    for line, _ in spool.lines():
-        if "begin" in line:
-            if "resumed_from" in line["tags"]:
-                return None
-            named = {"regularizer": line["begin"].partition(" ")[0]}  # until its worker says what it trains
-            params, state = named | params | line["params"], "training" if epochs else "starting"
-            again = "finalist" in line["tags"]
-        elif "params" in line:
-            params |= line["params"]
-        elif "metrics" in line:
-            state = "training"
-            if ACCURACY in line["metrics"]:
-                metrics = line["metrics"]
-                epochs.append(line["time"])
-        elif "end" in line:
-            state = line["tags"].get("state", "interrupted")
-    return Standing(
-        trial_id=spool.key,
-        regularizer=params.get("regularizer", ""),
-        weight=float(params.get("weight", 0)),
-        strength=float(params.get("strength", 0)),
-        state=state,
-        epochs=tuple(epochs),
-        metrics=metrics,
-        again=again,
-    )
 
 
 def read_status(storage: str, name: str) -> Status:
@@ -130,18 +70,20 @@ def read_status(storage: str, name: str) -> Status:
     if settings is None:
         known = [folder for folder in sorted(folders_in(storage)) if read_json(f"{storage}/{folder}/settings.json")]
         raise UsageError(f"no sweep {name!r} under {storage}; there is {', '.join(known) or 'none'}")
-    folder = Path(settings.get("local_dir") or storage, name, "spool")
-    if not folder.exists():
-        raise UsageError(f"{name}: what its trials say lies in {folder} of the machine that drove it; run this there")
+    log = log_in(f"{storage}/{name}", Path(settings.get("local_dir") or storage, name))
+    if not log.size():
+        raise UsageError(f"{name}: its event log lies in {log.path} of the machine that drives it; run this there")
+    events = list(log)
     state, since = "running", 0
-    for line, _ in Spool(folder, SWEEP).lines():
-        if "begin" in line:
-            state, since = "running", line["time"]
-        elif "end" in line:
-            state = {"FINISHED": "ended", "FAILED": "failed"}.get(line["end"], "interrupted")
+    for event in events:
+        match event:
+            case SweepStarted():
+                state, since = "running", event.time
+            case SweepEnded():
+                state = {"FINISHED": "ended", "FAILED": "failed"}.get(event.status, "interrupted")
     names = {"none", *settings["regularizers"]}
     each = settings["trials_per_regularizer"] + sum(settings["extensions"]) + settings["seeds"]
-    trials = [trial for trial in map(standing, spools(folder)) if trial is not None]
+    trials = [trial for trial in read_trials(events).values() if not trial.started.resumed_from]
     return Status(
         state=state, since=since, total=len(names) * each, epochs=settings["trial"]["epochs"], trials=trials
     )  # fmt: skip
@@ -149,7 +91,7 @@ def read_status(storage: str, name: str) -> Status:
 
 def headline(status: Status, name: str, now: float) -> str:
     """The sweep in one line; `now` in seconds since 1970."""
-    done = sum(not trial.runs for trial in status.trials)
+    done = sum(not trial.state.runs for trial in status.trials)
     running = status.state == "running"
     words = [
         f"{name}: {status.state}",
@@ -157,13 +99,13 @@ def headline(status: Status, name: str, now: float) -> str:
     ]
     if status.seconds_left is not None:
         words.append(f"at most {status.seconds_left / 60:.0f} min left")
-    spoken = [trial.epochs[-1] for trial in status.trials if trial.epochs]
-    if running and spoken:
-        words.append(f"last epoch reported {max(0, now - max(spoken) / 1000) / 60:.0f} min ago")
+    reported = [report.time for trial in status.trials for report in trial.reports.values()]
+    if running and reported:
+        words.append(f"last epoch reported {max(0, now - max(reported) / 1000) / 60:.0f} min ago")
     return ", ".join(words)
 
 
-def table(trials: Iterable[Standing], epochs: int) -> Table:
+def table(trials: Iterable[TrialRecord], epochs: int) -> Table:
     """The trials: those that run first, then by robust accuracy."""
     out = Table(
         box=SIMPLE_HEAD,
@@ -176,15 +118,18 @@ def table(trials: Iterable[Standing], epochs: int) -> Table:
     for name in ("strength", "weight", "epoch", "acc.", "robust"):
         out.add_column(name, justify="right", no_wrap=True)
     out.add_column("state", no_wrap=True)
-    for trial in sorted(trials, key=lambda one: (not one.runs, -one.metrics.get(ROBUST, -1), one.trial_id)):
+    for trial in sorted(
+        trials, key=lambda one: (not one.state.runs, -one.metrics.get(ROBUST, -1), one.started.trial_id)
+    ):
+        asked = trial.started
         out.add_row(
-            trial.trial_id,
-            trial.regularizer,
-            f"{trial.strength:.3g}" if trial.strength else "-",
-            f"{trial.weight:.3g}" if trial.weight else "-",
-            f"{len(trial.epochs)}/{epochs}",
+            asked.trial_id,
+            asked.regularizer,
+            f"{asked.strength:.3g}" if asked.strength else "-",
+            f"{asked.weight:.3g}" if asked.weight else "-",
+            f"{len(trial.reports)}/{epochs}",
             *(f"{100 * trial.metrics[key]:.1f}" if key in trial.metrics else "" for key in (ACCURACY, ROBUST)),
-            trial.state + (", again" if trial.again else ""),
+            trial.state + (", again" if asked.repeats else ""),
         )
     return out
 

@@ -4,8 +4,7 @@ Tune reserves one placement group per trial: a place on the head node that costs
 trial, and one for each of its workers. Process, group and workers go on to the next trial when one has ended.
 """
 
-import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,15 +14,19 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from sweeps import finalists, interrupt
-from sweeps.callback import SweepCallback, tell_end
+from sweeps.callback import SweepCallback, failure_in_words, trial_ended
 from sweeps.capacity import slots
-from sweeps.desk import open_desk
 from sweeps.drive import drive_trial
-from sweeps.outcomes import FIXED, keep_rows, kept_rows, proposal, row_of
+from sweeps.early_stopping import make_scheduler
+from sweeps.events import Event, PartEnded
+from sweeps.interrupt import open_switch
+from sweeps.outcomes import FIXED, proposal, trial_started
 from sweeps.ranking import Row
-from sweeps.search import make_scheduler, make_search, recover_journal, tune_folder
+from sweeps.recording import Recording
+from sweeps.search import make_search, recover_journal, tune_folder
 from sweeps.settings import Sweep
-from sweeps.tracking import Tracking
+from sweeps.trials import read_trials
+from sweeps.trials import results as trial_results
 
 DRIVER = {"node:__internal_head__": 0.001}
 
@@ -32,48 +35,48 @@ def _folder_name(trial: Any) -> str:
     return trial.trial_id
 
 
-def run_sweep(sweep: Sweep, tracking: Tracking, units: dict[str, float]) -> list[Row]:
+def run_sweep(sweep: Sweep, recording: Recording, units: dict[str, float]) -> list[Row]:
     """Run or continue the search, all its parts, and return the trials as they ended.
 
     Raises:
         KeyboardInterrupt: if Tune was interrupted before all of them ended.
     """
     rows: list[Row] = []
-    for part, trials_each in enumerate(sweep.parts):
-        folder = tune_folder(part)
-        kept = kept_rows(f"{sweep.folder}/{folder}")
+    for number, trials_each in enumerate(sweep.parts):
+        part = tune_folder(number)
+        ended = ended_trials(recording.log, part)
         # Trials that failed are tried again, but not once the study went on without them.
-        if kept is None or (part == len(sweep.parts) - 1 and any(row.status == "failed" for row in kept)):
-            kept = _run_trials(
+        if ended is None or (number == len(sweep.parts) - 1 and any(row.status == "failed" for row in ended)):
+            ended = _run_trials(
                 sweep,
-                tracking,
+                recording,
                 units,
-                folder,
+                part,
                 len(sweep.names) * trials_each,
-                scheduler=partial(make_scheduler, sweep, part),
-                search=partial(make_search, sweep, units, part),
+                scheduler=partial(make_scheduler, sweep),
+                search=partial(make_search, sweep, units, number),
             )
-        rows += kept
+        rows += ended
     return rows
 
 
 def run_finalists(
-    sweep: Sweep, tracking: Tracking, units: dict[str, float], configs: list[dict[str, Any]]
+    sweep: Sweep, recording: Recording, units: dict[str, float], configs: list[dict[str, Any]]
 ) -> list[Row]:
     """Run or continue fixed trials, to their end, and return them as they ended.
 
     Raises:
         KeyboardInterrupt: if Tune was interrupted before all of them ended.
     """
-    folder = finalists.folder_of(configs)
-    return _run_trials(sweep, tracking, units, folder, len(configs), param_space={FIXED: tune.grid_search(configs)})
+    part = finalists.folder_of(configs)
+    return _run_trials(sweep, recording, units, part, len(configs), param_space={FIXED: tune.grid_search(configs)})
 
 
 def _run_trials(
     sweep: Sweep,
-    tracking: Tracking,
+    recording: Recording,
     units: dict[str, float],
-    folder: str,
+    part: str,
     trials: int,
     *,
     scheduler: Callable[[], TrialScheduler] = FIFOScheduler,
@@ -81,16 +84,15 @@ def _run_trials(
     param_space: dict[str, Any] | None = None,
 ) -> list[Row]:
     """One run of Tune, in a folder of its own; one that was begun there goes on."""
-    path, desk = f"{sweep.folder}/{folder}", open_desk(tracking.folder)
+    path, switch = f"{sweep.folder}/{part}", open_switch()
     trainable = tune.with_resources(
-        tune.with_parameters(drive_trial, sweep=sweep, spool=tracking.folder, units=units, desk=desk),
+        tune.with_parameters(drive_trial, sweep=sweep, switch=switch),
         tune.PlacementGroupFactory([DRIVER] + [sweep.placement.bundle()] * sweep.placement.workers),
     )
     recover_journal(sweep)  # before anything that holds the study is unpickled
     if tune.Tuner.can_restore(path):
         tuner = tune.Tuner.restore(path, trainable, resume_unfinished=True, resume_errored=True)
     else:
-        scheduling = scheduler()
         tuner = tune.Tuner(
             trainable,
             param_space=param_space,
@@ -99,29 +101,41 @@ def _run_trials(
                 max_concurrent_trials=slots(sweep, trials),
                 reuse_actors=True,
                 search_alg=search(),
-                scheduler=scheduling,
+                scheduler=scheduler(),
                 trial_dirname_creator=_folder_name,
             ),
             run_config=tune.RunConfig(
-                name=folder,
+                name=part,
                 storage_path=sweep.folder,
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=2),
-                callbacks=[SweepCallback(sweep, tracking, scheduling, trials, units, path)],
+                callbacks=[SweepCallback(sweep, recording, trials, units, part)],
             ),
         )
-    with interrupt.saving(desk):
+    with interrupt.saving(switch):
         results = tuner.fit()
-    rows = []
+    _reconcile(sweep, recording, units, part, results)
+    recording.append(PartEnded(part=part))
+    recording.drain()
+    return ended_trials(recording.log, part) or []
+
+
+def _reconcile(sweep: Sweep, recording: Recording, units: dict[str, float], part: str, results: Any) -> None:
+    """Log how trials ended whose end Tune knows and the log does not: its writer was killed between the two."""
+    known = read_trials(recording.log)
     for result in map(results.__getitem__, range(len(results))):
         config, metrics = result.config or {}, result.metrics or {}
         if "regularizer" not in proposal(config):
             continue
         trial_id = str(metrics.get("trial_id", Path(result.path).name))
-        rows.append(row_of(sweep, units, config, metrics, trial_id, failed=result.error is not None))
-        # A process that was killed may not have said how its last trials ended.
-        tell_end(tracking, trial_id, rows[-1].status, metrics)
-    tracking.drain()
-    rows = [dataclasses.replace(row, run=tracking.run_of(row.trial_id)) for row in rows]
-    keep_rows(path, rows)
-    return rows
+        if trial_id not in known:
+            recording.append(trial_started(sweep, units, part, trial_id, config))
+        if trial_id not in known or known[trial_id].ended is None:
+            error = failure_in_words(result.error) if result.error is not None else ""
+            recording.append(trial_ended(sweep, trial_id, metrics, error))
+
+
+def ended_trials(events: Iterable[Event], part: str) -> list[Row] | None:
+    """How the trials of a run of Tune ended; None if it has not."""
+    found = list(events)
+    return trial_results(found, part) if any(isinstance(one, PartEnded) and one.part == part for one in found) else None

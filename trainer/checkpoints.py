@@ -13,6 +13,7 @@ from trainer.fit import State
 from trainer.locations import folders_in, open_file, remove_file, whole_file
 from trainer.weights_file import STATE_FILE
 
+EPOCH = "epoch_"  # how the names of checkpoints begin
 CHECKSUM_FILE = f"{STATE_FILE}.sha256"
 
 
@@ -72,7 +73,8 @@ def load_newest(folder: str, newest: str) -> tuple[State, str]:
         UsageError: if none can be read.
     """
     problems = []
-    for name in sorted((name for name in folders_in(folder) if name <= newest), reverse=True):
+    names = [name for name in folders_in(folder) if name.startswith(EPOCH) and name <= newest]
+    for name in sorted(names, reverse=True):
         try:
             return load_state(f"{folder}/{name}"), name
         except UsageError as error:

@@ -27,6 +27,8 @@ from trainer.shards import evaluation_splits, read_shards
 from trainer.step import CompiledLoss, RegularizedLoss, set_mode, train_step
 from trainer.weights import load_weights
 
+RECORD_EVERY = 10.0  # seconds between two looks at the losses of the steps: each makes the device wait
+
 Metrics = dict[str, float]
 State = dict[str, Any]
 Report = Callable[[Metrics, State], None]
@@ -92,7 +94,8 @@ def fit(
         trial: what to compute.
         report: called on every worker after each epoch with metrics over all workers and a state to resume from,
             tensors and plain types only.
-        record: called on rank 0 with the metrics of every step.
+        record: called on rank 0 with the metrics of every step, in order; those of a continued epoch's earlier steps
+            come again.
         state: what an earlier `report` was given, or `fit` returned, to continue from there as if nothing had been.
         device: where to train; the CPU by default.
         cache: of remote shards.
@@ -136,6 +139,7 @@ def fit(
         while epoch < trial.epochs:
             set_mode(model, trial.batch_norm)
             started, batches, before = time.monotonic(), _Timed(loader.epoch(epoch, len(points))), len(points)
+            recorded, recorded_at = 0, started
             for batch in batches:
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(trial, step, world_size())
@@ -147,26 +151,26 @@ def fit(
                     torch.stack([result.loss.detach(), result.penalty, result.cross_entropy, result.nonfinite])
                 )
                 step += 1
+                if rank() == 0 and time.monotonic() - recorded_at > RECORD_EVERY:
+                    _record(record, points[recorded:], step)
+                    recorded, recorded_at = len(points), time.monotonic()
                 if len(points) < steps and interrupted():
                     return _state(model, optimizer, epoch, step, points, trial)
             epoch += 1
-            # One transfer an epoch: reading every step's loss would make the device wait for the host.
             table = torch.stack(points).double().cpu()
             seconds = time.monotonic() - started
-            names = ("loss", "penalty", "cross_entropy", "nonfinite_examples")
-            sums = sum_over_workers(dict(zip(names, table.sum(0).tolist(), strict=True)), device)
+            sums = sum_over_workers(dict(zip(POINT, table.sum(0).tolist(), strict=True)), device)
             if sums["nonfinite_examples"] > MAX_BROKEN * images:
                 raise UsageError(
                     f"{sums['nonfinite_examples']:.0f} of {images} images of epoch {epoch} could not be decoded, more "
                     f"than {MAX_BROKEN:.1%}; `python -m trainer.shards --verify {trial.data}` lists them"
                 )
-            metrics = {f"train/{name}": sums[name] / (steps * world_size()) for name in names[:3]}
+            metrics = {f"train/{name}": sums[name] / (steps * world_size()) for name in POINT[:3]}
             metrics["train/nonfinite_examples"] = sums["nonfinite_examples"]
             metrics["train/images_per_second"] = images * (steps - before) / steps / seconds
             metrics["train/share_waiting_for_data"] = batches.seconds / seconds
             if rank() == 0:
-                for number, values in enumerate(table[:, :3].tolist(), start=step - steps + 1):
-                    record({f"step/{name}": value for name, value in zip(names, values, strict=False)}, number)
+                _record(record, points[recorded:], step)
             points = []
             diverged = not math.isfinite(metrics["train/loss"])
             if diverged:
@@ -187,6 +191,16 @@ def fit(
             if diverged:
                 return None
     return None
+
+
+POINT = ("loss", "penalty", "cross_entropy", "nonfinite_examples")  # what is kept of a step
+
+
+def _record(record: Record, points: list[Tensor], last: int) -> None:
+    """Record steps, the last of which is `last`; one transfer from the device for all of them."""
+    if points:
+        for step, values in enumerate(torch.stack(points).double().tolist(), start=last - len(points) + 1):
+            record({f"step/{name}": value for name, value in zip(POINT[:3], values[:3], strict=True)}, step)
 
 
 class _Timed:

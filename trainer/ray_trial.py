@@ -12,7 +12,7 @@ import time
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import ray
 import torch
@@ -27,34 +27,17 @@ from trainer.evaluate.gallery import gallery_of
 from trainer.fit import Metrics, State, fit
 from trainer.in_trial import LeanTrainer
 from trainer.load import watched
-from trainer.locations import read_json, whole_file
+from trainer.locations import whole_file
+from trainer.trial_log import FAILURE, GALLERY, TrialLog, failure_of
 
 IN_PLACE = train.CheckpointUploadMode.NO_UPLOAD
-FAILURE_FILE = "failure.json"
-GALLERY = "gallery.png"
 PARTIAL = "partial"  # marks a report that brings a checkpoint within an epoch and no metrics
+# What the search, early stopping and the terminal need of an epoch; the rest stays in the trial's log.
+REPORTED = (
+    "epoch", "step", "images_seen", "diverged", "val/accuracy", "val/robust_accuracy", "val/attacked_examples",
+    "train/images_per_second",
+)  # fmt: skip
 WORST: dict[str, Any] = {"val/accuracy": 0.0, "val/robust_accuracy": 0.0, "val/heatmap_ssim": -1.0}
-
-
-@runtime_checkable
-class Recorder(Protocol):
-    """Where rank 0 puts its points, from any thread; must be picklable and neither raise nor wait for a server."""
-
-    def configured(self, params: dict[str, Any]) -> None:
-        """Take what the worker trains with."""
-        ...
-
-    def record(self, metrics: Metrics, step: int) -> None:
-        """Take the metrics of one step."""
-        ...
-
-    def attach(self, files: dict[str, str | bytes]) -> None:
-        """Take files to be kept under these names."""
-        ...
-
-    def flush(self) -> None:
-        """Bring what was taken to where a kill of this process cannot reach it."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,13 +77,13 @@ def train_worker(config: dict[str, Any]) -> None:
     folder = config["folder"]
     failure = failure_of(folder)
     if failure is not None:
-        train.report(WORST | {"failed": failure} | config["extra"])
+        train.report(WORST | {"failed": failure})
         return
     try:
         _train(config)
     except Exception as error:
         if _would_come_again(error):
-            with contextlib.suppress(UsageError), whole_file(f"{folder}/{FAILURE_FILE}") as stream:
+            with contextlib.suppress(UsageError), whole_file(f"{folder}/{FAILURE}") as stream:
                 trace = "".join(traceback.format_exception(error))
                 stream.write(json.dumps({"reason": _reason(error), "trace": trace}).encode())
         raise
@@ -108,7 +91,6 @@ def train_worker(config: dict[str, Any]) -> None:
 
 def _train(config: dict[str, Any]) -> None:
     trial, folder, device = Trial.from_dict(config["trial"]), config["folder"], get_device()
-    recorder: Recorder = config["recorder"]
     newest: str | None = None  # checkpoint
 
     def save(state: State, name: str) -> train.Checkpoint | None:
@@ -124,23 +106,22 @@ def _train(config: dict[str, Any]) -> None:
         return train.Checkpoint(f"{storage.experiment_fs_path}/{name}", storage.storage_filesystem)
 
     def tell(metrics: Metrics, checkpoint: train.Checkpoint | None = None) -> None:
-        values = {name: value if math.isfinite(value) else 0.0 for name, value in metrics.items()}
-        known = {"checkpoint_folder": newest} if newest else {}
-        known["digest"] = trial.digest()  # of what this worker trains, whatever was asked
-        train.report(values | known | config["extra"], checkpoint, checkpoint_upload_mode=IN_PLACE)
+        told = {name: metrics[name] for name in REPORTED if name in metrics}
+        values: dict[str, Any] = {name: value if math.isfinite(value) else 0.0 for name, value in told.items()}
+        if newest is not None:
+            values["checkpoint_folder"] = newest
+        values["digest"] = trial.digest()  # of what this worker trains, whatever was asked
+        train.report(values, checkpoint, checkpoint_upload_mode=IN_PLACE)
 
     def report(metrics: Metrics, state: State) -> None:
         checkpoint = None
-        if rank() == 0:
-            recorder.record({name: value for name, value in metrics.items() if "/" in name}, int(metrics["step"]))
+        if log is not None:
             if metrics["epoch"] == trial.epochs and not metrics["diverged"]:
-                recorder.attach(_gallery(trial, state, device, config["cache"]))
-            recorder.flush()  # before the report: the scheduler may kill this process inside it
+                _draw_gallery(log, trial, state, device, config["cache"])
+            log.report(_named(metrics), int(metrics["step"]))
             checkpoint = save(state, f"epoch_{int(metrics['epoch']):04d}")
         tell(metrics, checkpoint)
 
-    if rank() == 0:
-        recorder.configured(trial.to_dict() | {"digest": trial.digest()})
     state = None
     found = train.get_checkpoint()
     if found is not None:
@@ -148,18 +129,28 @@ def _train(config: dict[str, Any]) -> None:
         newest = f"{folder}/{name}"
         ended = state.get("metrics")
         if ended and (ended["epoch"] == trial.epochs or ended["diverged"]):
+            if rank() == 0:  # storage may have taken the checkpoint and not the report
+                TrialLog(folder, trial.digest(), int(ended["epoch"])).report(_named(ended), int(ended["step"]))
             tell(ended)  # whoever drove this trial was killed before it could keep this
             return
     elif config["start"] is not None:
         state = load_state(config["start"])
+    log = TrialLog(folder, trial.digest(), epoch=state["epoch"] + 1 if state else 1) if rank() == 0 else None
+    if log is not None:
+        log.configured(trial.to_dict())
+    record = log.record if log is not None else _ignore
     interruption = _Interruption(config["switch"], device)
-    with watched(recorder.record, device) if rank() == 0 else contextlib.nullcontext():
+    with contextlib.ExitStack() as held:
+        if log is not None:
+            held.enter_context(log.writing())
+            held.enter_context(watched(log.record, device))
         while True:
-            state = fit(trial, report, recorder.record, state, device, config["cache"], interruption.due)
+            state = fit(trial, report, record, state, device, config["cache"], interruption.due)
             if state is None:
                 return
             checkpoint = None
-            if rank() == 0:
+            if log is not None:
+                log.flush()
                 checkpoint = save(state, f"epoch_{state['epoch']:04d}_step_{state['step']:08d}")
             train.report(WORST | {PARTIAL: True}, checkpoint, checkpoint_upload_mode=IN_PLACE)
             if interruption.final:
@@ -169,23 +160,21 @@ def _train(config: dict[str, Any]) -> None:
                     time.sleep(1)
 
 
-def _gallery(trial: Trial, state: State, device: torch.device, cache: ShardCache) -> dict[str, str | bytes]:
-    """Heatmaps of the trained model as a file; none where they cannot be drawn, which is no reason to fail."""
+def _named(metrics: Metrics) -> Metrics:
+    """Those that are measurements, `split/name`."""
+    return {name: value for name, value in metrics.items() if "/" in name}
+
+
+def _ignore(metrics: Metrics, step: int) -> None:
+    """The other ranks have nothing to say."""
+
+
+def _draw_gallery(log: TrialLog, trial: Trial, state: State, device: torch.device, cache: ShardCache) -> None:
+    """Keep heatmaps of the trained model; none where they cannot be drawn, which is no reason to fail."""
     try:
-        return {GALLERY: gallery_of(trial, state["model"], device, cache)}
+        log.keep(GALLERY, gallery_of(trial, state["model"], device, cache))
     except Exception as error:
         print(f"no gallery: {type(error).__name__}: {error}")
-        return {}
-
-
-def failure_of(folder: str) -> str | None:
-    """Why a trial failed, if trying it again would be useless.
-
-    Args:
-        folder: of the trial's checkpoints.
-    """
-    failure = read_json(f"{folder}/{FAILURE_FILE}")
-    return failure["reason"] if failure else None
 
 
 class _Interruption:
@@ -239,10 +228,8 @@ def run_trial(
     placement: Placement,
     storage: str,
     name: str,
-    recorder: Recorder,
     start: str | None = None,
     callbacks: list[Any] | None = None,
-    extra: dict[str, Any] | None = None,
     switch: Any = None,
     trainer: type[LeanTrainer] = LeanTrainer,
 ) -> train.Result:
@@ -253,10 +240,8 @@ def run_trial(
         placement: on which workers.
         storage: folder for checkpoints, seen by every node.
         name: of the run inside it.
-        recorder: takes the points of rank 0.
         start: checkpoint folder whose state a new run begins with.
         callbacks: of Ray Train.
-        extra: added to every report.
         switch: handle of a `StopSwitch` to look at.
         trainer: `InTrialTrainer` in a trial of Tune.
     """
@@ -267,9 +252,7 @@ def run_trial(
             "folder": f"{storage}/{name}",
             "name": name,
             "switch": switch,
-            "recorder": recorder,
             "start": start,
-            "extra": extra or {},
             "cache": placement.cache,
         },
         scaling_config=placement.scaling(),

@@ -1,9 +1,10 @@
-"""Send MLflow what it could not hear while it was away.
+"""Send MLflow what it does not have of a sweep.
 
-    python -m sweeps.tracking flush                    # of all sweeps under ./runs
-    python -m sweeps.tracking flush --name SWEEP       # of one
+    python -m sweeps.tracking flush                      # of all sweeps under ./runs, what is still missing
+    python -m sweeps.tracking flush --name SWEEP         # of one
+    python -m sweeps.tracking rebuild --name SWEEP       # everything again, from the sweep's storage alone
 
-Prints what was sent of each run. May be run again, and while the sweep runs. Exit status 2 if the server is still away.
+Prints what was sent of each run. May be run again, and while the sweep runs. Exit status 2 if no server answers.
 """
 
 import argparse
@@ -12,20 +13,25 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+from sweeps.events import log_in
 from sweeps.settings import sweeps_in
-from sweeps.tracking import Delivery, reason
+from sweeps.tracking.server import configure, reason
 from trainer.config import UsageError
-from trainer.locations import absolute, read_json
+from trainer.locations import absolute, is_url, read_json
 
 
 def parse() -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m sweeps.tracking", description=(__doc__ or "").partition("\n\n")[0])
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    flush = commands.add_parser("flush", help="send what still waits", description=parser.description)
-    flush.add_argument("--storage", metavar="WHERE", default="runs", help="of the sweeps (default ./runs)")
-    flush.add_argument("--name", metavar="SWEEP", help="of one sweep (default: all of them)")
-    flush.add_argument("--tracking-uri", metavar="URI", help="of MLflow (default: the sweep's own)")
+    for name, help_, names in (
+        ("flush", "send what MLflow does not have yet", "all of them"),
+        ("rebuild", "send everything again, to a new or an emptied MLflow", "all of them"),
+    ):
+        command = commands.add_parser(name, help=help_, description=help_)
+        command.add_argument("--storage", metavar="WHERE", default="runs", help="of the sweeps (default ./runs)")
+        command.add_argument("--name", metavar="SWEEP", help=f"of one sweep (default: {names})")
+        command.add_argument("--tracking-uri", metavar="URI", help="of MLflow (default: the sweep's own)")
     return parser.parse_args()
 
 
@@ -44,46 +50,52 @@ def choose(storage: str, name: str | None) -> list[str]:
     return chosen
 
 
-def flush(storage: str, name: str, uri: str | None) -> bool:
-    """Send what waits of one sweep; whether MLflow took everything.
+def send(storage: str, name: str, uri: str | None, again: bool) -> bool:
+    """Send what MLflow does not have of one sweep, or everything; whether MLflow took it.
 
     Raises:
-        UsageError: if the server is away, another process is sending, or the sweep was driven from another machine.
+        UsageError: if the server does not answer, another process is sending, or there is no event log.
     """
+    from sweeps.tracking.upload import Uploader
+
     settings = read_json(f"{storage}/{name}/settings.json")
     uri = uri or settings["tracking_uri"]
-    folder = Path(settings.get("local_dir") or storage, name, "spool")
-    if not folder.exists():
-        raise UsageError(f"{name}: what it has to say lies in {folder} of the machine that drove it; run this there")
+    local = Path(settings.get("local_dir") or ("runs" if is_url(storage) else storage), name)
+    log = log_in(f"{storage}/{name}", local)
+    if not log.size():
+        raise UsageError(f"{name}: there is no event log in {local}; run this on the machine that drove the sweep")
     sent: Counter[str] = Counter()
-    delivery = Delivery(folder, uri, lambda run, points: sent.update({run: points}))
+    uploader = Uploader(f"{storage}/{name}", local, log, uri, lambda run, points: sent.update({run: points}))
+    if again:
+        uploader.cursors.clear()
     try:
-        if not delivery.send(patience=120):
-            raise UsageError(f"{name}: another process is still sending; run this again to see that nothing waits")
+        if not uploader.send(patience=120):
+            raise UsageError(f"{name}: another process is still sending; run this again to see that nothing is left")
     except UsageError:
         raise
     except Exception as error:
         raise UsageError(
-            f"{name}: MLflow at {uri} is away, all that it did not take waits on ({reason(error)})"
+            f"{name}: MLflow at {uri} does not answer; what it lacks stays in the storage ({reason(error)})"
         ) from None
     finally:
         for run, points in sent.items():
-            print(f"{name}: sent {points} points of {run}")
-    for key, why in delivery.refused.items():
-        print(f"{name}: MLflow refuses {key}: {why}", file=sys.stderr)
-    if not sent and not delivery.refused:
-        print(f"{name}: nothing waits")
-    return not delivery.refused
+            print(f"{name}: sent {points} values of {run}")
+    for run, why in uploader.refused.items():
+        print(f"{name}: MLflow refuses something of {run}: {why}", file=sys.stderr)
+    if not sent and not uploader.refused:
+        print(f"{name}: MLflow has everything")
+    return not uploader.refused
 
 
 def main() -> int:
-    """Send what waits; the exit status."""
+    """Send what is missing; the exit status."""
+    configure()
     for name in ("alembic", "mlflow"):
         logging.getLogger(name).setLevel(logging.WARNING)
     given = parse()
     try:
-        storage = absolute(given.storage)
-        return 0 if all([flush(storage, name, given.tracking_uri) for name in choose(storage, given.name)]) else 1
+        storage, again = absolute(given.storage), given.command == "rebuild"
+        return 0 if all([send(storage, name, given.tracking_uri, again) for name in choose(storage, given.name)]) else 1
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

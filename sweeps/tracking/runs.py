@@ -1,0 +1,109 @@
+"""How a sweep looks in MLflow: one run for the sweep, one below it for each trial, found again by their tags."""
+
+import contextlib
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+
+from sweeps.tracking.model import register
+from trainer.locations import open_file
+
+EXPERIMENT = "heatmap-sweeps"
+SWEEP_TAG = "heatmap_sweeps.sweep"
+TRIAL_TAG = "heatmap_sweeps.trial"
+PARENT_TAG = "mlflow.parentRunId"
+BATCH = 1000  # most metrics the server takes at once
+
+
+def find_experiment(client: MlflowClient, artifacts: str | None) -> str:
+    """Id of the experiment of all sweeps, which is created if need be, with this place for its artifacts."""
+    with contextlib.suppress(MlflowException):  # another sweep has just made it
+        if client.get_experiment_by_name(EXPERIMENT) is None:
+            client.create_experiment(EXPERIMENT, artifact_location=artifacts)
+    found = client.get_experiment_by_name(EXPERIMENT)
+    assert found is not None
+    return found.experiment_id
+
+
+def find_run(client: MlflowClient, experiment: str, identity: dict[str, str]) -> str:
+    """Id of the run with these tags, empty if there is none."""
+    query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in identity.items())
+    found = client.search_runs([experiment], query, max_results=1)
+    return found[0].info.run_id if found else ""
+
+
+def start_run(
+    client: MlflowClient, experiment: str, name: str, time: int, identity: dict[str, str], tags: dict[str, str]
+) -> str:
+    """Create a run, or set the one with this identity running again.
+
+    Args:
+        client: of MLflow.
+        experiment: its id.
+        name: of a new run.
+        time: at which a new run began.
+        identity: tags by which the run is found.
+        tags: others.
+
+    Returns:
+        Its id.
+    """
+    run = find_run(client, experiment, identity)
+    if not run:
+        run = client.create_run(experiment, start_time=time, tags=identity | tags, run_name=name).info.run_id
+    log_tags(client, run, tags)
+    client.update_run(run, status="RUNNING")
+    return run
+
+
+def log_params(client: MlflowClient, run: str, params: dict[str, str]) -> None:
+    """Log those that the run does not have: MLflow lets nobody change one."""
+    known = client.get_run(run).data.params
+    client.log_batch(run, params=[Param(key, value) for key, value in params.items() if key not in known])
+
+
+def log_tags(client: MlflowClient, run: str, tags: dict[str, str]) -> None:
+    """Set tags."""
+    if tags:
+        client.log_batch(run, tags=[RunTag(key, value) for key, value in tags.items()])
+
+
+def log_metrics(client: MlflowClient, run: str, metrics: list[Metric]) -> None:
+    """Log any number of points; one that the run has, of the same time, changes nothing."""
+    for first in range(0, len(metrics), BATCH):
+        client.log_batch(run, metrics=metrics[first : first + BATCH])
+
+
+def log_dataset(client: MlflowClient, run: str, dataset: dict[str, str]) -> None:
+    """Log what the run reads."""
+    tags = [InputTag("mlflow.data.context", "training")]
+    client.log_inputs(run, [DatasetInput(Dataset(**dataset), tags)])
+
+
+def log_files(client: MlflowClient, run: str, folder: str, names: Iterable[str]) -> None:
+    """Put files of a folder or object store into the run's artifacts, by the same names."""
+    with tempfile.TemporaryDirectory() as partial:
+        for name in names:
+            path = Path(partial, name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open_file(f"{folder}/{name}") as stream:
+                path.write_bytes(stream.read())
+        client.log_artifacts(run, partial)
+
+
+def register_pick(
+    client: MlflowClient, experiment: str, parent: str, trial_id: str, folder: Path, name: str, pick: bool
+) -> None:
+    """Register a trial's model under the sweep's name.
+
+    Raises:
+        LookupError: if MLflow does not have the trial yet.
+    """
+    run = find_run(client, experiment, {TRIAL_TAG: trial_id, PARENT_TAG: parent})
+    if not run:
+        raise LookupError(f"trial {trial_id} has no run yet")
+    register(client, client.get_run(run).info, folder, name, {SWEEP_TAG: name}, pick=pick)

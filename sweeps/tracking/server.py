@@ -1,0 +1,83 @@
+"""Reach MLflow: a server that may be away, or a database on this machine."""
+
+import contextlib
+import fcntl
+import os
+import socket
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from trainer.config import UsageError
+
+SETTINGS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # the uploader tries again by itself
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",  # nobody should wait for a server that hangs
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # an address for every run that ends
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # a bar for every file
+}
+
+
+def configure() -> None:
+    """Set what MLflow reads from the environment, where the user has not."""
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+
+
+def connect(uri: str):  # noqa: ANN201  # an MlflowClient; MLflow is imported here, once it is configured
+    """A client of a server that answers, or of a database that is whole.
+
+    Raises:
+        Exception: whatever MLflow's client raises.
+    """
+    configure()
+    from mlflow import MlflowClient
+
+    with contextlib.ExitStack() as held:
+        if uri.startswith("sqlite:///"):  # processes that make the same database together break each other
+            path = Path(uri.removeprefix("sqlite:///") + ".lock")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            fcntl.flock(held.enter_context(path.open("w")), fcntl.LOCK_EX)
+        client = MlflowClient(uri)
+        client.search_experiments(max_results=1)
+    return client
+
+
+def reason(error: Exception) -> str:
+    """The error in one line."""
+    text = str(error).partition("\n")[0]
+    told = text if type(error).__module__.startswith("mlflow") and text else f"{type(error).__name__} {text}"
+    return told.strip()[:200]
+
+
+def check_tracking(uri: str) -> None:
+    """Ask the server, or the database, for a sign of life; that a server is away for now is said and no error.
+
+    Raises:
+        UsageError: if the address cannot be right: no such scheme or host, or something that is not MLflow answers.
+    """
+    try:
+        connect(uri)
+    except Exception as error:
+        if not _is_away(uri, error):
+            raise UsageError(
+                f"--tracking-uri {uri}: no MLflow answers there; give http://HOST:PORT of a server or "
+                f"sqlite:///PATH ({reason(error)[:120]})"
+            ) from None
+        print(f"No MLflow answers at {uri} yet. The sweep goes on; metrics are kept in its storage until one does.")
+
+
+def _is_away(uri: str, error: Exception) -> bool:
+    """Whether the host is there and no server answers on it, so that the address may well be right."""
+    address = urlsplit(uri)
+    if address.scheme not in ("http", "https") or not address.hostname:
+        return False
+    try:
+        port = address.port or {"http": 80, "https": 443}[address.scheme]
+        with socket.create_connection((address.hostname, port), timeout=5):
+            pass
+    except (ValueError, socket.gaierror):
+        return False
+    except OSError:
+        return True
+    # Something listens: silence, and what a proxy says for a dead server, have these codes; another service has not.
+    return getattr(error, "error_code", "") in ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE")
