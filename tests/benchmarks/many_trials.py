@@ -21,6 +21,8 @@ from typing import Any
 import optuna
 import psutil
 from ray import cloudpickle, tune
+from sweeps.spool import Spool
+from sweeps.tracking.delivery import Delivery
 
 from sweeps import tuning
 from sweeps.callback import SweepCallback
@@ -28,9 +30,7 @@ from sweeps.cluster import ray_cluster
 from sweeps.outcomes import trial_of
 from sweeps.search import METRIC, DurableOptunaSearch
 from sweeps.settings import Sweep
-from sweeps.spool import Spool
 from sweeps.tracking import start_sweep
-from sweeps.tracking.delivery import Delivery
 from trainer.config import Trial
 
 EPOCHS, STEPS, METRICS = 2, 10, 10

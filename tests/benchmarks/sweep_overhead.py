@@ -33,10 +33,10 @@ from mlflow.entities import Metric
 from ray import train, tune
 from ray.train.torch import TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
+from sweeps.spool import Spool, spools
 
 from sweeps.cluster import ray_cluster
 from sweeps.settings import Sweep
-from sweeps.spool import Spool, spools
 from sweeps.tracking import start_sweep
 from sweeps.tuning import run_sweep
 from trainer.config import Trial

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from mlflow import MlflowClient
+from sweeps.spool import SWEEP, Spool
 
 from sweeps import closing
 from sweeps.closing import close
 from sweeps.ranking import Row
 from sweeps.search import make_search, open_study
 from sweeps.settings import Sweep
-from sweeps.spool import SWEEP, Spool
 from sweeps.tracking import start_sweep
 from trainer.config import Trial
 from trainer.models import build_model

@@ -7,10 +7,10 @@ import mlflow
 import pytest
 import torch
 from mlflow import MlflowClient
-
 from sweeps.spool import Spool
-from sweeps.tracking import delivery, start_sweep
 from sweeps.tracking.delivery import Delivery
+
+from sweeps.tracking import delivery, start_sweep
 from sweeps.tracking.model import save_model
 from trainer.config import Trial, UsageError
 from trainer.evaluate import classifier

@@ -10,12 +10,12 @@ import torch
 from mlflow import MlflowClient
 from PIL import Image
 from ray import cloudpickle
+from sweeps.spool import Spool
 
 from sweeps.callback import SweepCallback
 from sweeps.outcomes import FIXED, mismatch, row_of, run_name, status_of, trial_of
 from sweeps.search import METRIC, make_scheduler
 from sweeps.settings import Sweep
-from sweeps.spool import Spool
 from sweeps.tracking import start_sweep
 from trainer import load, ray_trial
 from trainer.cache import ShardCache

@@ -14,7 +14,6 @@ from pathlib import Path
 from unittest.mock import ANY
 
 import pytest
-
 from sweeps.spool import Sent, Spool, only_sender, spools
 
 ROOT = Path(__file__).parents[2]

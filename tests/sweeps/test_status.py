@@ -7,48 +7,56 @@ import sys
 import pytest
 from rich.console import Console
 
-from sweeps import spool, status
-from sweeps.spool import SWEEP, Spool
+from sweeps import status
+from sweeps.events import EpochReported, EventLog, SweepEnded, SweepStarted, TrialEnded, TrialStarted
 
 MINUTE = 60_000
+START = 1_000_000 * MINUTE
+
+
+def trial(time, key, name, weight=0.0, **change):
+    asked = dict(part="tune", regularizer=name, weight=weight, strength=weight / 5, seed=0, epochs=2, digest="d")
+    return TrialStarted(time=time, trial_id=key, name=name, **asked | change)
+
+
+def epoch(time, key, number, robust):
+    metrics = {"epoch": float(number), "val/accuracy": 0.9, "val/robust_accuracy": robust}
+    return EpochReported(time=time, trial_id=key, metrics=metrics)
 
 
 @pytest.fixture
-def clock(monkeypatch):
-    """Milliseconds that only pass when told to."""
-    now = [1_000_000 * MINUTE]
-    monkeypatch.setattr(spool, "_now", lambda: now[0])
-    return now
-
-
-@pytest.fixture
-def running(tmp_path, clock):
-    """A sweep of 2 regularizers, 3 trials each and 2 epochs, that began four minutes ago."""
+def log(tmp_path):
+    """Of a sweep of 2 regularizers, 3 trials each and 2 epochs, that began four minutes ago."""
     folder = tmp_path / "mine"
     folder.mkdir()
     settings = {"regularizers": ["l2", "none"], "trials_per_regularizer": 2, "extensions": [1], "seeds": 0}
     (folder / "settings.json").write_text(json.dumps(settings | {"trial": {"epochs": 2}}))
-    Spool(folder / "spool", SWEEP).begin("mine", {}, {})
-    for key, name, weight, epochs, state in (
-        ("a", "none", 0.0, 2, "finished"), ("b", "l2", 5.0, 1, None), ("c", "l2", 50.0, 1, "stopped"),
-        ("d", "none", 0.0, 0, None),
+    log = EventLog(folder / "events.jsonl")
+    log.append(SweepStarted(time=START, name="mine"))
+    passed = START
+    for key, name, weight, epochs, ended in (
+        ("a", "none", 0.0, 2, True), ("b", "l2", 5.0, 1, False), ("c", "l2", 50.0, 1, True), ("d", "none", 0.0, 0, False),
     ):  # fmt: skip
-        trial = Spool(folder / "spool", key)
-        trial.begin(name, {}, {"regularizer": name, "weight": weight, "strength": weight / 5})
-        for epoch in range(1, epochs + 1):
-            clock[0] += MINUTE
-            trial.record({"step/loss": 1.0}, epoch)
-            trial.record({"val/accuracy": 0.9, "val/robust_accuracy": 0.1 * epoch + weight / 1000}, epoch)
-        trial.flush()
-        if state:
-            trial.end("KILLED", {"state": state})
+        log.append(trial(passed, key, name, weight))
+        for number in range(1, epochs + 1):
+            passed += MINUTE
+            log.append(epoch(passed, key, number, 0.1 * number + weight / 1000))
+        if ended:
+            log.append(TrialEnded(time=passed, trial_id=key, epoch=epochs, digest="d"))
+    return log
+
+
+@pytest.fixture
+def running(tmp_path, log):
+    """The storage."""
     return tmp_path
 
 
-def test_trials_and_the_time_left(running, clock):
+def test_trials_and_the_time_left(running):
     found = status.read_status(str(running), "mine")
     trials = {
-        trial.trial_id: (trial.regularizer, trial.strength, len(trial.epochs), trial.state) for trial in found.trials
+        trial.started.trial_id: (trial.started.regularizer, trial.started.strength, len(trial.reports), trial.state)
+        for trial in found.trials
     }
     assert trials == {
         "a": ("none", 0.0, 2, "finished"), "b": ("l2", 1.0, 1, "training"), "c": ("l2", 10.0, 1, "stopped"),
@@ -56,32 +64,30 @@ def test_trials_and_the_time_left(running, clock):
     }  # fmt: skip
     # Four epochs in four minutes; left are one of b, two of d and two each of two trials that have not begun.
     assert found.seconds_left == 7 * 60
-    line = status.headline(found, "mine", clock[0] / 1000 + 120)
+    line = status.headline(found, "mine", START / 1000 + 4 * 60 + 120)
     assert line == "mine: running, 2 of at most 6 trials done, at most 7 min left, last epoch reported 2 min ago"
 
 
-def test_what_was_before_an_interruption_sets_no_pace(running, clock):
-    sweep, waits = Spool(running / "mine/spool", SWEEP), Spool(running / "mine/spool", "b")
-    waits.end("KILLED", {})
-    sweep.end("KILLED", {})
+def test_what_was_before_an_interruption_sets_no_pace(running, log):
+    log.append(SweepEnded(time=START + 5 * MINUTE, status="KILLED"))
     found = status.read_status(str(running), "mine")
     assert found.state == "interrupted"
     assert found.seconds_left is None
-    assert {trial.trial_id: trial.state for trial in found.trials}["b"] == "interrupted"
-    clock[0] += 1000 * MINUTE
-    sweep.begin("mine", {}, {})
-    waits.begin("l2", {}, {})
-    assert status.read_status(str(running), "mine").seconds_left is None
-    clock[0] += 3 * MINUTE
-    waits.record({"val/accuracy": 0.9, "val/robust_accuracy": 0.3}, 2)
-    waits.flush()
-    assert status.read_status(str(running), "mine").seconds_left == 6 * 3 * 60
+    assert [trial.state for trial in found.trials] == ["finished", "interrupted", "stopped", "interrupted"]
+    later = START + 1000 * MINUTE
+    log.append(SweepStarted(time=later, name="mine"))
+    log.append(trial(later, "b", "l2", 5.0))
+    found = status.read_status(str(running), "mine")
+    assert [trial.state for trial in found.trials] == ["finished", "training", "stopped", "interrupted"]
+    assert found.seconds_left is None
+    log.append(epoch(later + 3 * MINUTE, "b", 2, 0.3))
+    assert status.read_status(str(running), "mine").seconds_left == 4 * 3 * 60
 
 
-def test_the_pick_trained_further_is_no_trial_of_the_sweep(running):
-    Spool(running / "mine/spool", "resume-a").begin("none resumed", {"resumed_from": "a"}, {})
-    Spool(running / "mine/spool", "e").begin("none", {"finalist": "none"}, {"regularizer": "none"})
-    again = {trial.trial_id: trial.again for trial in status.read_status(str(running), "mine").trials}
+def test_the_pick_trained_further_is_no_trial_of_the_sweep(running, log):
+    log.append(trial(START, "resume-a", "none", part="", resumed_from="a"))
+    log.append(trial(START, "e", "none", repeats=True))
+    again = {one.started.trial_id: one.started.repeats for one in status.read_status(str(running), "mine").trials}
     assert again == {"a": False, "b": False, "c": False, "d": False, "e": True}
 
 
@@ -100,7 +106,7 @@ def test_what_is_not_there_is_one_line(running, monkeypatch, capsys):
         return status.main(), capsys.readouterr()
 
     assert run("mine")[0] == 0
-    (running / "mine/spool").rename(running / "elsewhere")
+    (running / "mine/events.jsonl").rename(running / "elsewhere")
     (running / "begun").mkdir()  # a sweep that pretrains, say, has no settings yet
     for name, words in (("mine", "run this there"), ("other", "there is mine"), ("begun", "no trial has begun")):
         code, said = run(name)

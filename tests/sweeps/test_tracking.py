@@ -1,26 +1,31 @@
-"""MLflow away at the start, for a while and for good: every point arrives, once."""
+"""MLflow away at the start, for a while and for good, or emptied: every point arrives, once."""
 
 import contextlib
-import json
+import dataclasses
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+import uuid
 from collections import Counter
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
 from mlflow_server import Server, wait_for
+from recorded import begin, end, new_sweep, start, train
 
-from sweeps.spool import SWEEP, Sent, Spool
-from sweeps.tracking import PARENT_TAG, SWEEP_TAG, TRIAL_TAG, start_sweep
-from sweeps.tracking.delivery import Delivery
+from sweeps.events import FilesWritten, SweepEnded, SweepStarted, TrialEnded
+from sweeps.recording import Background, Recording
+from sweeps.settings import write_files
+from sweeps.tracking.cursor import SWEEP, Cursor
+from sweeps.tracking.runs import PARENT_TAG, SWEEP_TAG, TRIAL_TAG
+from sweeps.tracking.upload import Uploader
+from trainer.trial_log import read_points, read_report
 
 ROOT = Path(__file__).parents[2]
-PARAMS = {"regularizer": "l2", "weight": 0.5}
 DATASET = {"name": "shards", "digest": "abc", "source_type": "local", "source": "{}", "profile": "{}"}
 
 
@@ -56,26 +61,8 @@ def silent():
         yield listener
 
 
-def start(uri, tmp_path, name="s"):
-    folder = tmp_path / "runs" / name
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "settings.json").write_text(json.dumps({"tracking_uri": uri}))
-    return start_sweep(uri, name, {"epochs": 2}, tmp_path / "runs")
-
-
-def begin(tracking, trial_id, name, params):
-    """Begin the run of a trial."""
-    spool = Spool(tracking.folder, trial_id)
-    spool.begin(name, {}, params)
-    return spool
-
-
-def train(spool, first, last):
-    """Steps as `fit` records them; what MLflow should have of them."""
-    for step in range(first, last + 1):
-        spool.record({"step/loss": 1 / step, "step/penalty": 2 / step}, step)
-    spool.record({"val/accuracy": 1 - 1 / last}, last)
-    spool.flush()
+def client_of(recording):
+    return MlflowClient(recording.sweep.tracking_uri)
 
 
 def points(client, run):
@@ -86,26 +73,28 @@ def points(client, run):
     )
 
 
-def recorded(tracking, key):
+def recorded(recording, key):
+    folder = f"{recording.sweep.trials_folder}/{key}"
+    epochs = range(1, 1 + len(list(Path(folder, "points").iterdir())))
+    told = [point for epoch in epochs for point in read_points(folder, epoch)]
+    told += [report for epoch in epochs if (report := read_report(folder, epoch))]
     return sorted(
-        (name, line["step"], value, line["time"])
-        for line, _ in Spool(tracking.folder, key).lines()
-        for name, value in line.get("metrics", {}).items()
+        (name, point["step"], value, point["time"]) for point in told for name, value in point["metrics"].items()
     )
 
 
-def assert_all_there(tracking, key, last):
-    client, run = tracking.client, tracking.run_of(key)
+def assert_all_there(recording, key, last):
+    client, run = client_of(recording), recording.run_of(key)
     there = points(client, run)
-    assert there == recorded(tracking, key)
+    assert there == recorded(recording, key)
     wanted = [("step/loss", step, 1 / step) for step in range(1, last + 1)]
     assert [point[:3] for point in there if point[0] == "step/loss"] == wanted
     return client.get_run(run)
 
 
-def flush(*arguments):
+def tracking(*arguments):
     done = subprocess.run(
-        [sys.executable, "-m", "sweeps.tracking", "flush", *map(str, arguments)],
+        [sys.executable, "-m", "sweeps.tracking", *map(str, arguments)],
         cwd=ROOT, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     return done.returncode, done.stdout, done.stderr
@@ -113,59 +102,60 @@ def flush(*arguments):
 
 @pytest.mark.slow
 def test_a_server_that_comes_late_goes_and_comes_back_has_every_point_once(server, tmp_path, capsys):
-    with start(server.uri, tmp_path) as tracking:
-        spool = begin(tracking, "t1", "l2 w=0.5", PARAMS)
-        train(spool, 1, 600)
-        wait_for(lambda: "MLflow is away" in capsys.readouterr().out)
-        assert tracking.run_of("t1") == ""
+    with start(tmp_path / "runs", server.uri) as recording:
+        log = begin(recording, "t1")
+        train(log, 1, 600)
+        wait_for(lambda: "MLflow does not answer" in capsys.readouterr().out)
+        assert recording.run_of("t1") == ""
         server.start()
-        train(spool, 601, 700)
-        wait_for(lambda: "MLflow is back" in capsys.readouterr().out)
-        wait_for(lambda: not tracking.unheard())
-        assert_all_there(tracking, "t1", 700)
+        wait_for(lambda: "MLflow answers again" in capsys.readouterr().out)
+        train(log, 601, 700)  # a trial that trains: nothing but its own folder says so
+        wait_for(lambda: recording.run_of("t1") and points(client_of(recording), recording.run_of("t1"))[-1][1] == 700)
+        assert_all_there(recording, "t1", 700)
 
         server.kill()
-        train(spool, 701, 1400)
-        tracking.end_trial("t1", "finished", {"checkpoint": "/checkpoints/t1"})
-        begin(tracking, "t2", "none", {"regularizer": "none"})
-        wait_for(lambda: "MLflow is away" in capsys.readouterr().out)
+        train(log, 701, 1400)
+        log.keep("gallery.png", b"heatmaps")
+        end(recording, "t1", checkpoint="/checkpoints/t1")
+        begin(recording, "t2", "none", regularizer="none")
+        wait_for(lambda: "MLflow does not answer" in capsys.readouterr().out)
         files = {"ranking.txt": "the table", "figures/a.png": bytes(range(256))}
-        tracking.log_origin({"mlflow.user": "me"}, DATASET, {"environment.txt": "torch"})
-        tracking.log_result({"best/val/accuracy": 0.9}, "# Result", files)
-        assert "points of 3 runs wait" in tracking.unheard()
+        write_files(recording.sweep.folder, files)
+        recording.result_written({"best/val/accuracy": 0.9}, "# Result", tuple(files))
+        assert "lacks 1402 values and 3 events" in recording.queued()
         server.start()
-    assert tracking.unheard() == ""
-    run = assert_all_there(tracking, "t1", 1400)
-    ended = Spool(tracking.folder, "t1").state()["time"]
+    assert recording.queued() == ""
+    run = assert_all_there(recording, "t1", 1400)
+    events = list(recording.log)
+    (ended,) = (event.time for event in events if isinstance(event, TrialEnded))
     assert (run.info.run_name, run.info.status, run.info.end_time) == ("l2 w=0.5", "FINISHED", ended)
-    assert run.data.params == {"regularizer": "l2", "weight": "0.5"}
-    parent = tracking.client.get_run(tracking.run_of(SWEEP))
+    assert run.data.params == {"regularizer": "l2", "weight": "0.5", "strength": "0.25", "workers": "1", "digest": "d"}
+    client = client_of(recording)
+    parent = client.get_run(recording.run_of(SWEEP))
     tags = {"state": "finished", "checkpoint": "/checkpoints/t1", TRIAL_TAG: "t1", PARENT_TAG: parent.info.run_id}
     assert tags.items() <= run.data.tags.items()
+    assert Path(client.download_artifacts(run.info.run_id, "gallery.png", str(tmp_path))).read_bytes() == b"heatmaps"
     assert (parent.info.status, parent.data.tags[SWEEP_TAG], parent.data.params) == ("FINISHED", "s", {"epochs": "2"})
     assert parent.data.metrics == {"best/val/accuracy": 0.9}
-    there = Path(tracking.client.download_artifacts(parent.info.run_id, "", str(tmp_path)))
+    there = Path(client.download_artifacts(parent.info.run_id, "", str(tmp_path)))
     assert (there / "ranking.txt").read_text() == "the table"
     assert (there / "figures/a.png").read_bytes() == files["figures/a.png"]
-    assert (there / "environment.txt").read_text() == "torch"
-    tags = {"mlflow.user": "me", "mlflow.note.content": "# Result"}
-    assert tags.items() <= parent.data.tags.items()
-    (dataset,) = parent.inputs.dataset_inputs
-    assert {key: getattr(dataset.dataset, key) for key in DATASET} == DATASET
-    silenced = tracking.client.get_run(tracking.run_of("t2"))  # its process went without a word
-    assert silenced.info.status == "KILLED"
-    assert len(tracking.client.search_runs([parent.info.experiment_id])) == 3
+    assert parent.data.tags["mlflow.note.content"] == "# Result"
+    silenced = client.get_run(recording.run_of("t2"))  # the sweep ended before it
+    assert (silenced.info.status, silenced.data.tags["state"]) == ("KILLED", "interrupted")
+    assert len(client.search_runs([parent.info.experiment_id])) == 3
 
 
 @pytest.mark.slow
 def test_away_for_good_then_flushed_by_two_processes_at_once_and_again(server, database, tmp_path):
-    with start(server.uri, tmp_path) as tracking:
-        for trial in ("t1", "t2"):
-            train(begin(tracking, trial, f"name of {trial}", PARAMS), 1, 2500)
-    message = tracking.unheard()
-    assert f"{2 * 5001} points of 3 runs wait" in message
+    with start(tmp_path / "runs", server.uri) as recording:
+        logs = [begin(recording, trial, f"name of {trial}") for trial in ("t1", "t2")]
+        for log in logs:
+            train(log, 1, 2500)
+    message = recording.queued()
+    assert f"lacks {2 * 5001} values and 4 events" in message
     assert message.endswith(f"-m sweeps.tracking flush --name s --storage {tmp_path}/runs")
-    status, out, err = flush("--storage", tmp_path / "runs", "--name", "s")
+    status, out, err = tracking("flush", "--storage", tmp_path / "runs", "--name", "s")
     assert (status, out) == (2, "")
     assert err.startswith("error: s: MLflow at http")
     assert err.count("\n") == 1
@@ -177,148 +167,213 @@ def test_away_for_good_then_flushed_by_two_processes_at_once_and_again(server, d
     assert [process.returncode for process in both] == [0, 0]
     lines = Counter("".join(outs).splitlines())
     assert lines == Counter(
-        ["s: sent 0 points of s", "s: sent 5001 points of name of t1", "s: sent 5001 points of name of t2",
-         "s: nothing waits"]
+        ["s: sent 0 values of s", "s: sent 5001 values of name of t1", "s: sent 5001 values of name of t2",
+         "s: MLflow has everything"]
     )  # fmt: skip
     for trial in ("t1", "t2"):
-        assert_all_there(tracking, trial, 2500)
-    assert tracking.unheard() == ""
+        assert_all_there(recording, trial, 2500)
+    assert recording.queued() == ""
 
     # Sent twice: what was marked as sent is forgotten, as by a kill between a batch and its mark.
-    spool = Spool(tracking.folder, "t1")
-    end = next(end for line, end in spool.lines() if "begin" in line)
-    spool.mark(Sent(tracking.run_of("t1"), spool.sent().experiment, end))
-    status, out, _ = flush("--storage", tmp_path / "runs")
-    assert (status, out) == (0, "s: sent 5001 points of t1\n")
-    assert_all_there(tracking, "t1", 2500)
+    cursors = recording.uploader().cursors
+    cursors.write("t1", Cursor(cursors.read("t1").run))
+    cursors.write(SWEEP, dataclasses.replace(cursors.read(SWEEP), offset=0))
+    status, out, _ = tracking("flush", "--storage", tmp_path / "runs")
+    assert status == 0
+    assert "s: sent 5001 values of name of t1\n" in out
+    assert_all_there(recording, "t1", 2500)
 
     # A second MLflow gets everything anew.
-    spool.record({"step/loss": 1 / 2501}, 2501)
-    spool.flush()
-    status, out, _ = flush("--storage", tmp_path / "runs", "--tracking-uri", database)
+    status, out, _ = tracking("flush", "--storage", tmp_path / "runs", "--tracking-uri", database)
     assert status == 0
-    assert "sent 5002 points of name of t1" in out
-    tracking.uri = database
-    assert_all_there(tracking, "t1", 2501)
-    assert_all_there(tracking, "t2", 2500)
+    assert "sent 5001 values of name of t2" in out
+    recording = Recording(dataclasses.replace(recording.sweep, tracking_uri=database))
+    for trial in ("t1", "t2"):
+        assert_all_there(recording, trial, 2500)
+
+
+def content(uri):
+    """All that MLflow has, but for the ids that it gives."""
+    path = Path(uri.removeprefix("sqlite:///"))
+    client = MlflowClient(f"sqlite:///{shutil.copy(path, path.with_name(f'{uuid.uuid4()}.db'))}")  # no cache knows it
+    (experiment,) = (found for found in client.search_experiments() if found.name != "Default")
+    runs = {run.info.run_id: run for run in client.search_runs([experiment.experiment_id])}
+    names = {key: run.info.run_name for key, run in runs.items()}
+    return {
+        run.info.run_name: (
+            run.info.status, run.info.start_time, run.info.end_time, run.data.params,
+            {name: names.get(value, value) for name, value in run.data.tags.items()},
+            points(client, key), [one.dataset.digest for one in run.inputs.dataset_inputs],
+            sorted(file.path for file in client.list_artifacts(key)),
+        )
+        for key, run in runs.items()
+    }  # fmt: skip
+
+
+def test_mlflow_is_rebuilt_from_the_storage(database, empty_database, tmp_path):
+    sweep = new_sweep(tmp_path, database)
+    write_files(sweep.folder, {"environment.txt": "torch", "report.html": "<p>"})
+    with Recording(sweep) as recording:
+        origin = {"tags": {"mlflow.user": "me"}, "dataset": DATASET, "files": ("environment.txt",)}
+        recording.append(SweepStarted(name="s", params={"epochs": "2"}, **origin))
+        recording.start_measured({"start/accuracy": 0.1}, ["At chance."], "the start")
+        log = begin(recording, "t1")
+        train(log, 1, 30)
+        log.keep("gallery.png", b"png")
+        end(recording, "t1", checkpoint="there")
+        train(begin(recording, "t2", "l2 w=7"), 1, 20)
+        end(recording, "t2", epoch=1)
+        end(recording, begin(recording, "t3", "tv w=1").folder.rpartition("/")[2], epoch=0, error="broken")
+        recording.result_written({"best/val/accuracy": 0.9}, "the result", ())
+        recording.append(FilesWritten(files=("report.html",)))
+        begin(recording, "resume-t1", "l2 resumed", resumed_from="t1", start="there")
+    assert recording.queued() == ""
+    before = content(database)
+    assert {name: run[0] for name, run in before.items()} == {
+        "s": "FINISHED", "l2 w=0.5": "FINISHED", "l2 w=7": "KILLED", "tv w=1": "FAILED", "l2 resumed": "KILLED"
+    }  # fmt: skip
+    assert before["l2 resumed"][4]["resumed_from"] == "l2 w=0.5"  # by the id of its run
+    assert before["s"][7] == ["environment.txt", "report.html"]
+    assert len(before["l2 w=0.5"][5]) == 61
+
+    shutil.copy(empty_database, tmp_path / "mlflow.db")
+    shutil.rmtree(tmp_path / "mlartifacts")
+    shutil.rmtree(tmp_path / "s/mlflow")
+    status, _, err = tracking("rebuild", "--storage", tmp_path, "--name", "s")
+    assert (status, err) == (0, "")
+    assert content(database) == before
+    status, out, err = tracking("rebuild", "--storage", tmp_path)  # into one that has it all
+    assert (status, err) == (0, "")
+    assert "sent 61 values of l2 w=0.5" in out
+    assert content(database) == before
 
 
 @pytest.mark.slow
 def test_sweeps_that_need_a_new_database_at_once_all_get_it(tmp_path):
     uri = f"sqlite:///{tmp_path}/new.db"
-    names = [f"s{number}" for number in range(4)]
-    for name in names:
-        train(begin(start(uri, tmp_path, name), f"t-{name}", name, PARAMS), 1, 3)
+    recordings = {name: start(tmp_path / "runs", uri, name) for name in (f"s{number}" for number in range(4))}
+    for name, recording in recordings.items():
+        train(begin(recording, f"t-{name}", name), 1, 3)
     command = [sys.executable, "-m", "sweeps.tracking", "flush", "--storage", str(tmp_path / "runs"), "--name"]
-    processes = [subprocess.Popen([*command, name], cwd=ROOT, stderr=subprocess.PIPE, text=True) for name in names]
+    processes = [subprocess.Popen([*command, name], cwd=ROOT, stderr=subprocess.PIPE, text=True) for name in recordings]
     errors = [process.communicate(timeout=300)[1] for process in processes]
     assert [process.returncode for process in processes] == 4 * [0], errors
-    for name in names:
-        assert_all_there(start(uri, tmp_path, name), f"t-{name}", 3)
+    for name, recording in recordings.items():
+        assert_all_there(recording, f"t-{name}", 3)
 
 
 def test_flush_refuses_unknown_sweeps(tmp_path):
-    start("sqlite:///x.db", tmp_path)
-    status, _, err = flush("--storage", tmp_path / "runs", "--name", "other")
+    start(tmp_path / "runs", "sqlite:///x.db")
+    status, _, err = tracking("flush", "--storage", tmp_path / "runs", "--name", "other")
     assert (status, err) == (2, f"error: no sweep 'other' under {tmp_path}/runs; there is s\n")
 
 
 def test_nothing_waits_for_a_server_that_never_answers(silent, tmp_path):
-    tracking = start(f"http://127.0.0.1:{silent.getsockname()[1]}", tmp_path)
-    tracking.open()
-    spool = begin(tracking, "t1", "l2", PARAMS)
-    train(spool, 1, 10)
+    recording = start(tmp_path / "runs", f"http://127.0.0.1:{silent.getsockname()[1]}")
+    background = Background(recording.uploader())
+    background.start()
+    log = begin(recording, "t1")
+    train(log, 1, 10)
     connection, _ = silent.accept()
     with connection:
         assert connection.recv(1)  # the question has been asked and will not be answered
         for epoch in range(1, 200):
-            train(spool, 10 * epoch + 1, 10 * epoch + 10)
-        tracking.end_trial("t1", "finished", {})
-        courier = tracking._courier
-        assert courier.is_alive()
-        assert not courier.delivery.refused
+            train(log, 10 * epoch + 1, 10 * epoch + 10)
+        end(recording, "t1")
+        assert background.is_alive()
+        assert not background.uploader.refused
         connection.setblocking(False)
         with contextlib.suppress(BlockingIOError):
             while connection.recv(4096):
                 pass
             raise AssertionError("the question was given up, so something may have waited for it")
-    assert "4200 points of 2 runs wait" in tracking.unheard()  # of 2,000 steps and 200 epochs
-    courier.ended.set()
+    assert "lacks 4200 values and 3 events" in recording.queued()  # of 2,000 steps and 200 epochs
+    background.ended.set()
 
 
 def test_a_run_that_mlflow_refuses_keeps_no_other_from_its_points(database, tmp_path):
-    tracking = start(database, tmp_path)
-    spools = [begin(tracking, trial, trial, PARAMS) for trial in ("t1", "t2")]
-    assert tracking.drain() == ""
-    tracking.client.delete_run(tracking.run_of("t1"))
-    for spool in spools:
-        train(spool, 1, 5)
-    delivery = Delivery(tracking.folder, tracking.uri)
-    assert delivery.send()
-    assert list(delivery.refused) == ["t1"]
-    assert_all_there(tracking, "t2", 5)
-    assert "11 points of 1 runs wait" in tracking.unheard()
+    recording = start(tmp_path, database)
+    logs = [begin(recording, trial, trial) for trial in ("t1", "t2")]
+    assert recording.drain() == ""
+    client_of(recording).delete_run(recording.run_of("t1"))
+    for log in logs:
+        train(log, 1, 5)
+    uploader = recording.uploader()
+    assert uploader.send()
+    assert list(uploader.refused) == ["t1"]
+    assert_all_there(recording, "t2", 5)
+    for trial in ("t1", "t2"):
+        end(recording, trial)
+    uploader = recording.uploader()
+    assert uploader.send()
+    assert list(uploader.refused) == ["t1"]
+    assert client_of(recording).get_run(recording.run_of("t2")).info.status == "FINISHED"
+    assert "lacks 11 values and 1 events" in recording.queued()
 
 
 def test_what_a_sweep_starts_from_is_told_at_once_and_once(database, tmp_path):
-    tracking = start(database, tmp_path)
+    recording = start(tmp_path, database)
     begun = ({"start/accuracy": 0.1}, ["At chance.", "One step."], "the start")
-    tracking.log_start(*begun)
-    assert tracking.drain() == ""
-    run = tracking.client.get_run(tracking.run_of(SWEEP))
+    recording.start_measured(*begun)
+    assert recording.drain() == ""
+    client, run_id = client_of(recording), recording.run_of(SWEEP)
+    run = client.get_run(run_id)
     assert run.data.metrics == {"start/accuracy": 0.1}
     assert run.data.tags["warnings"] == "At chance.\nOne step."
     assert run.data.tags["mlflow.note.content"] == "the start"
-    for _ in range(2):  # the sweep ends, and is resumed
-        tracking.log_result({"best/val/accuracy": 0.9}, "the result", {})
-        tracking.log_start(*begun)
-    assert tracking.drain() == ""
-    run = tracking.client.get_run(run.info.run_id)
-    assert run.data.metrics == {"start/accuracy": 0.1, "best/val/accuracy": 0.9}
-    assert run.data.tags["mlflow.note.content"] == "the result"
-    assert len(points(tracking.client, run.info.run_id)) == 2
+    for accuracy in (0.9, 0.9, 0.8):  # the sweep ends, is resumed, and then extended
+        recording.result_written({"best/val/accuracy": accuracy}, f"the result {accuracy}", ())
+        recording.start_measured(*begun)
+    assert recording.drain() == ""
+    run = client.get_run(run_id)
+    assert run.data.metrics == {"start/accuracy": 0.1, "best/val/accuracy": 0.8}
+    assert run.data.tags["mlflow.note.content"] == "the result 0.8"
+    steps = [(point[0], point[1], point[2]) for point in points(client, run_id)]
+    assert set(steps) == {
+        ("start/accuracy", 0, 0.1), ("best/val/accuracy", 1, 0.9), ("best/val/accuracy", 2, 0.8)
+    }  # fmt: skip
 
 
-def test_a_trial_whose_spool_is_lost_adds_only_later_steps(database, tmp_path):
-    tracking = start(database, tmp_path)
-    train(begin(tracking, "t1", "l2", PARAMS), 1, 30)
-    assert tracking.drain() == ""
-    run = tracking.run_of("t1")
-    before = points(tracking.client, run)
-    tracking.folder.rename(tmp_path / "lost")
-    tracking = start(tracking.uri, tmp_path)
-    spool = begin(tracking, "t1", "l2", PARAMS)
-    train(spool, 21, 40)  # from its checkpoint of step 20
-    assert tracking.drain() == ""
-    assert tracking.run_of("t1") == run
-    there = points(tracking.client, run)
-    assert set(before) < set(there)
-    assert [step for name, step, *_ in there if name == "step/loss"] == list(range(1, 41))
-    assert spool.sent().known == {"step/loss": 30, "step/penalty": 30, "val/accuracy": 30}
+def test_points_within_an_epoch_arrive_while_it_lasts(database, tmp_path):
+    recording = start(tmp_path, database)
+    log = begin(recording, "t1")
+    for step in range(1, 6):
+        log.record({"step/loss": 1 / step}, step)
+    log.flush()
+    uploader = recording.uploader()
+    uploader.send()
+    run = recording.run_of("t1")
+    assert [point[1] for point in points(client_of(recording), run)] == [1, 2, 3, 4, 5]
+    log.record({"step/loss": 1 / 6}, 6)
+    log.flush()
+    uploader.send()
+    assert [point[1] for point in points(client_of(recording), run)] == [1, 2, 3, 4, 5, 6]
+    train(log, 7, 9)
+    uploader.send()
+    assert points(client_of(recording), run) == recorded(recording, "t1")
 
 
 TRAIN = """
 import sys, time
 from pathlib import Path
-from sweeps.spool import Spool
-from sweeps.tracking import start_sweep
+sys.path.insert(0, sys.argv[4])
+from recorded import begin, end, start
 storage, uri, steps = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 checkpoint = storage / "checkpoint"
 done = int(checkpoint.read_text()) if checkpoint.exists() else 0
-tracking = start_sweep(uri, "s", {}, storage)
-with tracking:
-    spool = Spool(tracking.folder, "t1")
-    spool.begin("l2", {}, {"weight": 1})
+with start(storage, uri) as recording:
+    log = begin(recording, "t1")
+    log._begin(done // 10 + 1)
     for step in range(done + 1, steps + 1):
-        spool.record({"step/loss": 1 / step, "step/penalty": 2 / step}, step)
+        log.record({"step/loss": 1 / step, "step/penalty": 2 / step}, step)
         if step % 10 == 0:
-            spool.flush()
-            print(step, bool(tracking.run_of("t1")), flush=True)
+            log.report({"val/accuracy": 0.5}, step)
+            print(step, bool(recording.run_of("t1")), flush=True)
             partial = checkpoint.with_suffix(".partial")
             partial.write_text(str(step))
             partial.replace(checkpoint)
             time.sleep(0.01)
-    tracking.end_trial("t1", "finished", {})
+    end(recording, "t1")
 """
 
 
@@ -328,7 +383,7 @@ def test_killed_while_it_trains_and_sends_no_step_is_missing_or_doubled(database
     storage.mkdir()
 
     def child(steps):
-        command = [sys.executable, "-c", TRAIN, str(storage), database, str(steps)]
+        command = [sys.executable, "-c", TRAIN, str(storage), database, str(steps), str(Path(__file__).parent)]
         return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
 
     for kill in range(4):
@@ -343,26 +398,27 @@ def test_killed_while_it_trains_and_sends_no_step_is_missing_or_doubled(database
     process = child(last)
     process.communicate()
     assert process.returncode == 0
-    tracking = start(database, tmp_path)
-    tracking.end("FINISHED")
-    status, _, err = flush("--storage", storage)
+    status, _, err = tracking("flush", "--storage", storage)
     assert status == 0, err
-    run = assert_all_there(tracking, "t1", max(last, recorded(tracking, "t1")[-1][1]))
+    recording = Recording(new_sweep(storage, database))
+    run = assert_all_there(recording, "t1", last)
     assert run.info.status == "FINISHED"
-    assert len(tracking.client.search_runs([run.info.experiment_id])) == 2
+    assert len(client_of(recording).search_runs([run.info.experiment_id])) == 2
 
 
-def test_what_mlflow_has_whole_is_not_read_again(tmp_path, monkeypatch):
-    for number in range(20):
-        spool = Spool(tmp_path, f"t{number}")
-        spool.begin("t", {}, {})
-        spool.mark(Sent("run", "1", spool.path.stat().st_size))
-    delivery = Delivery(tmp_path, "")
-    assert delivery.waiting() == []
-    read, sent = [], Spool.sent
-    monkeypatch.setattr(Spool, "sent", lambda spool: read.append(spool.key) or sent(spool))
-    assert delivery.waiting() == []
-    assert read == []
-    Spool(tmp_path, "t7").end("FINISHED", {})
-    assert [spool.key for spool in delivery.waiting()] == ["t7"]
-    assert read == ["t7"]
+def test_a_trial_that_has_ended_is_not_looked_at_again(database, tmp_path, monkeypatch):
+    recording = start(tmp_path, database)
+    for trial in ("t1", "t2"):
+        train(begin(recording, trial, trial), 1, 3)
+    end(recording, "t1")
+    uploader = recording.uploader()
+    uploader.send()
+    looked, send_trial = [], Uploader._send_trial
+    monkeypatch.setattr(Uploader, "_send_trial", lambda *given: looked.append(given[2]) or send_trial(*given))
+    uploader.send()
+    assert looked == ["t2"]
+    uploader.send(look=False)  # a moment later, and nothing has happened
+    assert looked == ["t2"]
+    recording.append(SweepEnded(status="KILLED"))
+    uploader.send(look=False)
+    assert looked == ["t2", "t2"]
