@@ -86,15 +86,15 @@ class StudySearcher(Searcher):
         }
 
     def _trial(self, number: int) -> optuna.Trial:
-        """What `study.ask` returned when the trial was asked, to report to."""
+        """The trial as `study.ask` returned it, in whichever process: only to that can values be reported."""
         study_id = self.storage.get_study_id_from_name(self.study.study_name)
         return optuna.Trial(self.study, self.storage.get_trial_id_from_study_id_trial_number(study_id, number))
 
     def suggest(self, trial_id: str) -> dict[str, Any]:
         trial = self.study.ask()
+        params = self.space(trial)  # at once: killed before it, a process leaves a trial without its regularizer
         trial.set_user_attr(TUNE_ID, trial_id)
         self.running[trial_id], self.last = Running(trial), trial.number
-        params = self.space(trial)
         seed = self.seed + self.counts[params["regularizer"]]
         self.counts[params["regularizer"]] += 1
         return params | {"seed": seed, "number": trial.number}

@@ -165,6 +165,7 @@ def test_trials_that_others_ended_or_that_nobody_knows_raise_nothing(search, tmp
         search.on_trial_complete(name, result())
         search.on_trial_complete(name, result())
     assert states(search) == ["FAIL", "COMPLETE"]
+    assert search.running == {}
 
 
 def test_tune_limits_how_many_trials_run(search):
