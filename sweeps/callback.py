@@ -31,7 +31,7 @@ class SweepCallback(tune.Callback):
 
     def __init__(self, sweep: Sweep, recording: Recording, trials: int, units: dict[str, float], part: str) -> None:
         self.sweep, self.recording, self.units, self.part = sweep, recording, units, part
-        self.progress = Progress(trials, sweep.trial.epochs)
+        self.progress, self._resumed = Progress(trials, sweep.trial.epochs), True
 
     def setup(self, *_: Any, **info: Any) -> None:
         """After an interruption, the log says what was before; the cluster may be another."""
@@ -43,6 +43,11 @@ class SweepCallback(tune.Callback):
         """Nothing; but the log in the object store should not be older than Tune's snapshot."""
         self.recording.log.back_up()
         return {}
+
+    def on_step_begin(self, iteration: int, trials: list, **info: Any) -> None:
+        if self._resumed:  # trials that Tune had not kept yet when its process was killed are tried again
+            self._resumed = False
+            self.progress.only({trial.trial_id for trial in trials})
 
     def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         self._tell(trial_started(self.sweep, self.units, self.part, trial.trial_id, trial.config))

@@ -147,9 +147,11 @@ class PartEnded(Event):
 
     Args:
         part: its folder.
+        trials: ids of those that count. Tune may have forgotten others when it was killed, and tried them again.
     """
 
     part: str
+    trials: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -42,6 +42,11 @@ class Progress:
         self.trials = {key: trial for key, trial in read_trials(events).items() if trial.started.part == part}
         self.done_before = self.done
 
+    def only(self, trial_ids: set[str]) -> None:
+        """Leave out all other trials."""
+        self.trials = {key: trial for key, trial in self.trials.items() if key in trial_ids}
+        self.done_before = self.done
+
     @property
     def done(self) -> int:
         """Trials that have ended."""

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from sweeps.events import EpochReported, Event, SweepEnded, SweepStarted, TrialEnded, TrialStarted
+from sweeps.events import EpochReported, Event, PartEnded, SweepEnded, SweepStarted, TrialEnded, TrialStarted
 from sweeps.ranking import Row
 
 
@@ -112,7 +112,12 @@ def take(trials: dict[str, TrialRecord], event: Event) -> None:
             trials[event.trial_id].ended = event
 
 
-def results(events: Iterable[Event], part: str) -> list[Row]:
-    """How the trials of one run of Tune ended."""
-    found = (trial.result() for trial in read_trials(events).values() if trial.started.part == part)
-    return [result for result in found if result is not None]
+def results(events: Iterable[Event], part: str) -> list[Row] | None:
+    """How the trials of one run of Tune ended; None if that run has not."""
+    found = list(events)
+    ends = [event for event in found if isinstance(event, PartEnded) and event.part == part]
+    if not ends:
+        return None
+    trials = read_trials(found)
+    rows = (trials[trial_id].result() for trial_id in ends[-1].trials if trial_id in trials)
+    return [row for row in rows if row is not None]

@@ -4,7 +4,7 @@ Tune reserves one placement group per trial: a place on the head node that costs
 trial, and one for each of its workers. Process, group and workers go on to the next trial when one has ended.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,15 +18,14 @@ from sweeps.callback import SweepCallback, failure_in_words, trial_ended
 from sweeps.capacity import slots
 from sweeps.drive import drive_trial
 from sweeps.early_stopping import make_scheduler
-from sweeps.events import Event, PartEnded
+from sweeps.events import PartEnded
 from sweeps.interrupt import open_switch
 from sweeps.outcomes import FIXED, proposal, trial_started
 from sweeps.ranking import Row
 from sweeps.recording import Recording
 from sweeps.search import make_search, recover_journal, tune_folder
 from sweeps.settings import Sweep
-from sweeps.trials import read_trials
-from sweeps.trials import results as trial_results
+from sweeps.trials import read_trials, results
 
 DRIVER = {"node:__internal_head__": 0.001}
 
@@ -44,7 +43,7 @@ def run_sweep(sweep: Sweep, recording: Recording, units: dict[str, float]) -> li
     rows: list[Row] = []
     for number, trials_each in enumerate(sweep.parts):
         part = tune_folder(number)
-        ended = ended_trials(recording.log, part)
+        ended = results(recording.log, part)
         # Trials that failed are tried again, but not once the study went on without them.
         if ended is None or (number == len(sweep.parts) - 1 and any(row.status == "failed" for row in ended)):
             ended = _run_trials(
@@ -113,17 +112,23 @@ def _run_trials(
             ),
         )
     with interrupt.saving(switch):
-        results = tuner.fit()
-    _reconcile(sweep, recording, units, part, results)
-    recording.append(PartEnded(part=part))
+        grid = tuner.fit()
+    counted = _reconcile(sweep, recording, units, part, grid)
+    recording.append(PartEnded(part=part, trials=counted))
     recording.drain()
-    return ended_trials(recording.log, part) or []
+    return results(recording.log, part) or []
 
 
-def _reconcile(sweep: Sweep, recording: Recording, units: dict[str, float], part: str, results: Any) -> None:
-    """Log how trials ended whose end Tune knows and the log does not: its writer was killed between the two."""
-    known = read_trials(recording.log)
-    for result in map(results.__getitem__, range(len(results))):
+def _reconcile(
+    sweep: Sweep, recording: Recording, units: dict[str, float], part: str, grid: tune.ResultGrid
+) -> tuple[str, ...]:
+    """Log how trials ended whose end Tune knows and the log does not: its writer was killed between the two.
+
+    Returns:
+        Ids of Tune's trials.
+    """
+    known, counted = read_trials(recording.log), []
+    for result in map(grid.__getitem__, range(len(grid))):
         config, metrics = result.config or {}, result.metrics or {}
         if "regularizer" not in proposal(config):
             continue
@@ -133,9 +138,5 @@ def _reconcile(sweep: Sweep, recording: Recording, units: dict[str, float], part
         if trial_id not in known or known[trial_id].ended is None:
             error = failure_in_words(result.error) if result.error is not None else ""
             recording.append(trial_ended(sweep, trial_id, metrics, error))
-
-
-def ended_trials(events: Iterable[Event], part: str) -> list[Row] | None:
-    """How the trials of a run of Tune ended; None if it has not."""
-    found = list(events)
-    return trial_results(found, part) if any(isinstance(one, PartEnded) and one.part == part for one in found) else None
+        counted.append(trial_id)
+    return tuple(counted)

@@ -28,7 +28,8 @@ from sweeps import tuning
 from sweeps.callback import SweepCallback
 from sweeps.cluster import ray_cluster
 from sweeps.outcomes import trial_of
-from sweeps.search import METRIC, DurableOptunaSearch
+from sweeps.search import METRIC
+from sweeps.searcher import StudySearcher
 from sweeps.settings import Sweep
 from sweeps.tracking import start_sweep
 from trainer.config import Trial
@@ -36,9 +37,9 @@ from trainer.config import Trial
 EPOCHS, STEPS, METRICS = 2, 10, 10
 UNITS = {name: 1.0 for name in ("l2", "tv", "mse", "ssim", "cor", "datagrad", "spectreg", "psnr", "grad_diff")}
 WATCHED = {
-    "suggest": (DurableOptunaSearch, ("suggest",)),
-    "search told": (DurableOptunaSearch, ("on_trial_result", "on_trial_complete")),
-    "search kept": (DurableOptunaSearch, ("save",)),
+    "suggest": (StudySearcher, ("suggest",)),
+    "search told": (StudySearcher, ("on_trial_result", "on_trial_complete")),
+    "search kept": (StudySearcher, ("save",)),
     "callback": (SweepCallback, ("on_trial_start", "on_trial_result", "on_trial_complete", "on_step_end", "get_state")),
     "courier looks": (Delivery, ("waiting",)),
     "courier": (Delivery, ("send",)),

@@ -13,7 +13,7 @@ UNITS = {"l2": 1.0, "tv": 1.0}
 
 def study(trials, robust):
     found = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(seed=0))
-    space = Space(("none", "l2", "tv"), UNITS, 0)
+    space = Space(("none", "l2", "tv"), UNITS)
     for number in range(trials):
         found.enqueue_trial({"regularizer": ("none", "l2", "tv")[number % 3]})
         trial = found.ask()

@@ -35,7 +35,8 @@ def log(tmp_path):
     log.append(SweepStarted(time=START, name="mine"))
     passed = START
     for key, name, weight, epochs, ended in (
-        ("a", "none", 0.0, 2, True), ("b", "l2", 5.0, 1, False), ("c", "l2", 50.0, 1, True), ("d", "none", 0.0, 0, False),
+        ("a", "none", 0.0, 2, True), ("b", "l2", 5.0, 1, False), ("c", "l2", 50.0, 1, True),
+        ("d", "none", 0.0, 0, False),
     ):  # fmt: skip
         log.append(trial(passed, key, name, weight))
         for number in range(1, epochs + 1):
