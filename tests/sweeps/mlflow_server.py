@@ -10,6 +10,8 @@ import time
 
 from mlflow import MlflowClient
 
+from sweeps.tracking.runs import EXPERIMENT, TRIAL_TAG
+
 
 def free_port():
     with socket.socket() as probe:
@@ -22,6 +24,13 @@ def wait_for(what, seconds=120):
     while not what():
         assert time.monotonic() < deadline
         time.sleep(0.1)
+
+
+def run_of(client, trial_id):
+    """Id of a trial's run, found as a user would: by its tag."""
+    experiment = client.get_experiment_by_name(EXPERIMENT).experiment_id
+    (run,) = client.search_runs([experiment], f"tags.`{TRIAL_TAG}` = '{trial_id}'")
+    return run.info.run_id
 
 
 class Server:

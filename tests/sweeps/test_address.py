@@ -7,7 +7,7 @@ import sys
 import pytest
 from mlflow_server import free_port
 
-from sweeps.tracking import check_tracking
+from sweeps.tracking.server import check_tracking
 from trainer.config import UsageError
 
 

@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 import torch
 from debian import lacking
-from mlflow_server import Server, free_port, wait_for
+from mlflow_server import Server, free_port, run_of, wait_for
 from PIL import Image
 from playwright.sync_api import sync_playwright
 from sklearn.datasets import load_digits
 from test_docs import PAGES, commands
 
 from sweeps.results import load_result
-from sweeps.tracking import SWEEP_TAG
+from sweeps.tracking.runs import SWEEP_TAG
 from trainer.evaluate.checkpoints import load_subject
 from trainer.models import build_model
 
@@ -119,7 +119,8 @@ def test_mlflow_shows_the_sweep_its_trials_their_charts_and_heatmaps(ended, page
     page.get_by_text("shards (").wait_for()  # the data
     parent = page.get_by_role("gridcell").filter(has=page.get_by_role("link", name="SWEEP", exact=True))
     parent.get_by_role("button").first.click()  # unfold
-    names = [ended.server.client.get_run(row.run).info.run_name for row in ended.result.rows]  # such as l2 w=0.13 #01
+    client = ended.server.client
+    names = [client.get_run(run_of(client, row.trial_id)).info.run_name for row in ended.result.rows]  # l2 w=0.13 #01
     assert sorted(name.rpartition("#")[2] for name in names) == ["00", "01", "02", "03"]
     for name in names:
         page.get_by_role("link", name=name, exact=True).wait_for()
@@ -130,7 +131,7 @@ def test_mlflow_shows_the_sweep_its_trials_their_charts_and_heatmaps(ended, page
     for artifact in ("figures/accuracies.png", "figures/responses.png", "figures/heatmaps-0.png"):
         _see_picture(page, f"{ended.page}/{ended.parent.info.run_id}/artifacts/{artifact}")
 
-    run = ended.result.picked.run
+    run = run_of(ended.server.client, ended.result.picked.trial_id)
     page.goto(f"{ended.page}/{run}/model-metrics")
     for chart in ("step/loss", "val/robust_accuracy"):
         page.get_by_placeholder("Search metric charts").fill(chart)
@@ -151,7 +152,7 @@ def test_runs_are_found_by_the_same_names_everywhere(ended):
     picked = ended.result.picked
     query = f"params.regularizer = '{picked.regularizer}' and metrics.`val/accuracy` >= {picked.accuracy - 1e-9}"
     found = ended.server.client.search_runs([ended.parent.info.experiment_id], f"{query} and tags.state = 'finished'")
-    assert picked.run in {run.info.run_id for run in found}
+    assert run_of(ended.server.client, picked.trial_id) in {run.info.run_id for run in found}
     (queries,) = re.findall(r"```sql\n(.*?)```", (ROOT / "docs/mlflow.md").read_text(), re.DOTALL)
     for query in queries.splitlines():  # with this sweep's names
         filled = re.sub(r">=? [\d.]+", "> -2", query.replace("'ssim'", "'none'"))
@@ -223,7 +224,7 @@ def test_the_winner_is_a_model_that_loads_and_serves(ended):
     mlflow.set_tracking_uri(ended.server.uri)
     try:
         version = ended.server.client.get_model_version_by_alias("SWEEP", "pick")
-        assert version.run_id == ended.result.picked.run
+        assert version.run_id == run_of(ended.server.client, ended.result.picked.trial_id)
         subject = load_subject(ended.result.picked.checkpoint, ended.result.sweep.trial.data, {})
         images = torch.randn(3, 3, 32, 32)
         with torch.no_grad():
@@ -262,7 +263,7 @@ def test_the_winner_is_a_model_that_loads_and_serves(ended):
 def test_what_the_documentation_says_next_works_too(ended):
     assert "ended, 4 trials" in ended.run("sweeps.status --name SWEEP").stdout
     assert ended.run("sweeps.report --name SWEEP").stdout == f"{ended.folder}/runs/SWEEP/report.html\n"
-    assert "SWEEP: nothing waits" in ended.run("sweeps.tracking flush --name SWEEP").stdout
+    assert "SWEEP: MLflow has everything" in ended.run("sweeps.tracking flush --name SWEEP").stdout
     small = ("--images", 8, "--queries", 0, "--steps", 2, "--evaluate", "robustness", "--image-size", 32)
     torch.save(build_model("resnet8", 10).state_dict(), ended.folder / "resnet50.pth")  # of the data's classes
     assert "accuracy" in ended.run("trainer.evaluate --checkpoint resnet50.pth", *small).stdout
@@ -274,4 +275,5 @@ def test_what_the_documentation_says_next_works_too(ended):
     robust = min(ended.result.rows, key=lambda row: (-row.robust_accuracy, -row.accuracy, row.trial_id))
     again = load_result(f"{ended.folder}/runs", "SWEEP")
     assert again.picked.trial_id == robust.trial_id, "by the looser rule"
-    assert ended.server.client.get_model_version_by_alias("SWEEP", "pick").run_id == robust.run
+    version = ended.server.client.get_model_version_by_alias("SWEEP", "pick")
+    assert version.run_id == run_of(ended.server.client, robust.trial_id)

@@ -52,7 +52,7 @@ def rows(sweep, state):
     return [
         Row(trial_id=trial, regularizer=trial[:-1], weight=1.0, strength=1.0, seed=0, accuracy=0.9, heatmap_ssim=0.0,
             status="failed" if trial == "failed0" else "finished", robust_accuracy=robust, heatmap_correlation=0.0,
-            checkpoint=f"{sweep.trials_folder}/{trial}/epoch_0002", run="")
+            checkpoint=f"{sweep.trials_folder}/{trial}/epoch_0002")
         for trial, robust in ROBUST.items() if trial != "again0"
     ]  # fmt: skip
 

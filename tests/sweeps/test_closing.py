@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from mlflow import MlflowClient
-from sweeps.spool import SWEEP, Spool
+from recorded import begin
 
 from sweeps import closing
 from sweeps.closing import close
 from sweeps.ranking import Row
+from sweeps.recording import start_sweep
 from sweeps.search import make_search, open_study
 from sweeps.settings import Sweep
-from sweeps.tracking import start_sweep
 from trainer.config import Trial
 from trainer.models import build_model
 
@@ -55,7 +55,6 @@ def rows(sweep):
                 heatmap_ssim=0.0,
                 heatmap_correlation=0.0,
                 checkpoint=str(folder),
-                run="",
                 metrics=metrics,
             )  # fmt: skip
         )
@@ -63,50 +62,52 @@ def rows(sweep):
 
 
 @pytest.fixture
-def tracking(sweep, rows):
-    tracking = start_sweep(sweep.tracking_uri, "s", {}, sweep.local_storage, sweep.storage)
+def recording(sweep, rows):
+    recording = start_sweep(sweep, {})
     for row in rows:
-        Spool(tracking.folder, row.trial_id).begin(row.trial_id, {}, {})
-    return tracking
+        begin(recording, row.trial_id, row.trial_id, regularizer=row.regularizer)
+    return recording
 
 
-def artifacts(tracking):
-    client, run = MlflowClient(tracking.uri), tracking.run_of(SWEEP)
+def artifacts(recording):
+    client, run = MlflowClient(recording.sweep.tracking_uri), recording.run_of()
     return {file.path for folder in ("", "figures") for file in client.list_artifacts(run, folder) if not file.is_dir}
 
 
-def test_a_sweep_leaves_result_report_figures_and_model(sweep, rows, tracking):
+def test_a_sweep_leaves_result_report_figures_and_model(sweep, rows, recording):
     make_search(sweep, UNITS)
     said = []
-    assert close(sweep, UNITS, rows, tracking, said.append) == []
+    assert close(sweep, UNITS, rows, recording, said.append) == []
     assert said == ["writing the report", "saving the winner as a model"]
-    assert tracking.drain() == tracking.unheard() == ""
+    assert recording.drain() == recording.queued() == ""
     assert json.loads(Path(sweep.folder, "result.json").read_text())["pick"] == "l2"
     figures = {f"figures/{name}.png" for name in ("accuracies", "responses", "heatmaps-0")}
-    assert artifacts(tracking) == {"ranking.txt", "ranking.csv", "result.json", "report.html", *figures}
-    run = MlflowClient(tracking.uri).get_run(tracking.run_of(SWEEP))
+    assert artifacts(recording) == {"ranking.txt", "ranking.csv", "result.json", "report.html", *figures}
+    run = MlflowClient(recording.sweep.tracking_uri).get_run(recording.run_of())
     assert run.data.metrics["best/test/robust_accuracy"] == 0.4
     assert run.data.tags["mlflow.note.content"].startswith("Pick: l2, trial l2")
-    assert MlflowClient(tracking.uri).get_model_version_by_alias("s", "pick").run_id == tracking.run_of("l2")
+    assert MlflowClient(recording.sweep.tracking_uri).get_model_version_by_alias(
+        "s", "pick"
+    ).run_id == recording.run_of("l2")
     assert (Path(sweep.folder) / "models/l2/MLmodel").exists()
     assert "optimizer" not in torch.load(Path(rows[0].checkpoint) / "state.pt"), "the baseline's, only weights"
 
 
-def test_what_cannot_be_made_is_said_and_the_result_is_there(sweep, rows, tracking, monkeypatch):
+def test_what_cannot_be_made_is_said_and_the_result_is_there(sweep, rows, recording, monkeypatch):
     def fail(*rest):
         raise RuntimeError("no space\nleft")
 
     monkeypatch.setattr(closing, "write_report", fail)
     monkeypatch.setattr(closing, "save_model", fail)
     said = []  # and the study is gone
-    close(sweep, UNITS, rows, tracking, said.append)
+    close(sweep, UNITS, rows, recording, said.append)
     assert said[0].startswith("no importances: KeyError")
     assert said[1:] == [
         "writing the report", "no report: RuntimeError no space",
         "saving the winner as a model", "no model: RuntimeError no space",
     ]  # fmt: skip
-    assert tracking.drain() == ""
-    assert artifacts(tracking) == {"ranking.txt", "ranking.csv", "result.json"}
+    assert recording.drain() == ""
+    assert artifacts(recording) == {"ranking.txt", "ranking.csv", "result.json"}
     assert json.loads(Path(sweep.folder, "result.json").read_text())["importances"] == {}
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import optuna
 import pytest
 import torch
+from mlflow import MlflowClient
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from ray import cloudpickle
@@ -22,30 +23,17 @@ from test_tuning import processes, train_workers
 
 from sweeps.callback import failure_in_words
 from sweeps.cluster import ray_cluster
+from sweeps.recording import start_sweep
 from sweeps.settings import Sweep
-from sweeps.tracking import start_sweep
 from sweeps.tuning import run_sweep
 from trainer.checkpoints import load_newest, load_state, save_state
 from trainer.config import Trial, UsageError
 from trainer.fit import fit
-from trainer.ray_trial import Placement, _reason, _would_come_again, failure_of, run_trial
+from trainer.ray_trial import Placement, _reason, _would_come_again, run_trial
 from trainer.shards import Sample, encode_jpeg, write_shards
+from trainer.trial_log import failure_of, read_points
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import a test
-
-
-class NoRecorder:
-    def configured(self, params):
-        pass
-
-    def record(self, metrics, step):
-        pass
-
-    def attach(self, files):
-        pass
-
-    def flush(self):
-        pass
 
 
 @pytest.fixture(scope="module")
@@ -63,9 +51,7 @@ def cluster():
 
 
 def train(trial, folder, name, **options):
-    return run_trial(
-        trial, placement=Placement(workers=2), storage=str(folder), name=name, recorder=NoRecorder(), **options
-    )
+    return run_trial(trial, placement=Placement(workers=2), storage=str(folder), name=name, **options)
 
 
 def when(condition, action):
@@ -118,16 +104,20 @@ def test_a_trial_trained_on_is_the_longer_trial(cluster, trial, tmp_path, undist
     assert_same_end(tmp_path / "t", undisturbed)
 
 
-class KillsItsWorker(NoRecorder):
-    def configured(self, params):
-        time.sleep(1)  # Ray Train keeps the CPUs of a worker that dies before its start has been confirmed
-        os.kill(os.getpid(), signal.SIGKILL)  # as the system does when there is no memory left
+class KillsItsWorker:
+    """In place of the actor that says whether to stop: the worker that asks it is killed."""
+
+    class asked:  # noqa: N801  # as an actor's method
+        @staticmethod
+        def remote():
+            time.sleep(1)  # Ray Train keeps the CPUs of a worker that dies before its start has been confirmed
+            os.kill(os.getpid(), signal.SIGKILL)  # as the system does when there is no memory left
 
 
 @pytest.mark.slow
 def test_a_worker_that_is_killed_each_time_ends_its_trial_with_advice(cluster, trial, tmp_path):
     with pytest.raises(Exception) as raised:  # noqa: PT011  # whatever Ray calls it
-        run_trial(trial, placement=Placement(), storage=str(tmp_path), name="t", recorder=KillsItsWorker())
+        run_trial(trial, placement=Placement(), storage=str(tmp_path), name="t", switch=KillsItsWorker())
     assert "lower --batch-size" in failure_in_words(raised.value)
 
 
@@ -170,12 +160,12 @@ def test_an_error_that_would_come_again_ends_its_trial_alone(cluster, trial, tmp
         trial=dataclasses.replace(trial, data=str(tmp_path / "tiny"), images_per_epoch=64, epochs=1, batch_size=32),
     )  # fmt: skip
     Path(sweep.folder).mkdir()
-    tracking = start_sweep(sweep.tracking_uri, "s", {}, tmp_path)
-    rows = {row.regularizer: row for row in run_sweep(sweep, tracking, {"l2": 1.0, "ssim": 1.0, "tv": 1e45})}
+    recording = start_sweep(sweep, {})
+    rows = {row.regularizer: row for row in run_sweep(sweep, recording, {"l2": 1.0, "ssim": 1.0, "tv": 1e45})}
     assert {name: row.status for name, row in rows.items()} == {
         "none": "finished", "l2": "finished", "ssim": "failed", "tv": "diverged"
     }  # fmt: skip
-    run = tracking.client.get_run(rows["ssim"].run)
+    run = MlflowClient(sweep.tracking_uri).get_run(recording.run_of(rows["ssim"].trial_id))
     assert (run.info.status, run.data.tags["state"]) == ("FAILED", "failed")
     folder = f"{sweep.folder}/trials/{rows['ssim'].trial_id}"
     assert failure_of(folder).startswith("regularizer 'ssim': ssim needs images of at least 11x11 pixels, got 8x8")
@@ -184,10 +174,13 @@ def test_an_error_that_would_come_again_ends_its_trial_alone(cluster, trial, tmp
     storage = JournalStorage(JournalFileBackend(f"{sweep.folder}/study.journal"))
     states = {t.params["regularizer"]: t.state.name for t in optuna.load_study(study_name="s", storage=storage).trials}
     assert states == {"none": "COMPLETE", "l2": "COMPLETE", "ssim": "FAIL", "tv": "COMPLETE"}
-    run = tracking.client.get_run(rows["tv"].run)
+    run = MlflowClient(sweep.tracking_uri).get_run(recording.run_of(rows["tv"].trial_id))
     assert (run.info.status, run.data.tags["state"]) == ("KILLED", "diverged")
     assert rows["tv"].robust_accuracy == 0.0
-    assert len(tracking.client.get_metric_history(rows["tv"].run, "step/loss")) == 2, "it was tried again"
+    assert (
+        len(MlflowClient(sweep.tracking_uri).get_metric_history(recording.run_of(rows["tv"].trial_id), "step/loss"))
+        == 2
+    ), "it was tried again"
 
 
 @pytest.mark.slow
@@ -196,7 +189,7 @@ def test_kills_in_a_sweep_cost_nothing_and_processes_go_on_to_the_next_trial(clu
         name="s", storage=str(tmp_path), tracking_uri=f"sqlite:///{tmp_path}/mlflow.db", regularizers=("spectreg",),
         trial=trial, trials_per_regularizer=2, max_concurrent=1, scheduler="none",
     )  # fmt: skip
-    tracking = start_sweep(sweep.tracking_uri, "s", {}, tmp_path)
+    recording = start_sweep(sweep, {})
 
     def saved(number, epoch="*"):
         found = Path(sweep.trials_folder).glob(f"*/epoch_{epoch}/state.pt.sha256")
@@ -208,7 +201,7 @@ def test_kills_in_a_sweep_cost_nothing_and_processes_go_on_to_the_next_trial(clu
     for number in range(1, 5):
         ended = partial(saved, number, "0003")
         when(ended, lambda number=number: trained_by.update({number: train_workers()[0].pid}))
-    rows = run_sweep(sweep, tracking, {"spectreg": 1.0})
+    rows = run_sweep(sweep, recording, {"spectreg": 1.0})
     assert first
     assert second
     assert [row.status for row in rows] == 4 * ["finished"]
@@ -219,8 +212,15 @@ def test_kills_in_a_sweep_cost_nothing_and_processes_go_on_to_the_next_trial(clu
         fit(Trial(**state["trial"]), lambda metrics, state, whole=whole: whole.append(state))
         for name, value in whole[-1]["model"].items():
             assert torch.equal(value, state["model"][name]), (row.regularizer, name)
-        steps = [point.step for point in tracking.client.get_metric_history(row.run, "step/loss")]
+        steps = [
+            point.step
+            for point in MlflowClient(sweep.tracking_uri).get_metric_history(
+                recording.run_of(row.trial_id), "step/loss"
+            )
+        ]
         assert steps == list(range(1, 61))
+        kept = [read_points(f"{sweep.trials_folder}/{row.trial_id}", epoch) for epoch in (1, 2, 3)]
+        assert [point["step"] for points in kept for point in points if "step/loss" in point["metrics"]] == steps
     storage = JournalStorage(JournalFileBackend(str(sweep.local_folder / "study.journal")))
     study = optuna.load_study(study_name="s", storage=storage)
     assert [(t.number, t.state.name) for t in study.trials] == [(number, "COMPLETE") for number in range(4)]

@@ -3,13 +3,14 @@
 import dataclasses
 import io
 import math
+import uuid
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from sweeps import finalists
-from sweeps.outcomes import keep_rows
+from sweeps.events import TrialEnded, TrialStarted, open_log
 from sweeps.ranking import Row
 from sweeps.settings import Sweep
 from trainer.config import Trial
@@ -18,7 +19,7 @@ from trainer.config import Trial
 def row(name, weight, accuracy, robust, status="finished", seed=0):
     return Row(
         trial_id=f"{name}_{weight}_{seed}", regularizer=name, weight=weight, strength=weight, seed=seed, status=status,
-        accuracy=accuracy, robust_accuracy=robust, heatmap_ssim=0.0, heatmap_correlation=0.0, checkpoint="", run="",
+        accuracy=accuracy, robust_accuracy=robust, heatmap_ssim=0.0, heatmap_correlation=0.0, checkpoint="",
         metrics=dict.fromkeys(finalists.FIGURES, accuracy),
     )  # fmt: skip
 
@@ -44,11 +45,21 @@ def sweep(tmp_path):
     return sweep
 
 
-def run(sweep, configs, status="finished"):
-    """Keep an outcome for every configuration, as a run of Tune would."""
-    folder = f"{sweep.folder}/{finalists.folder_of(configs)}"
-    names = ((c["regularizer"], c.get(f"weight_{c['regularizer']}", 0.0), c["seed"]) for c in configs)
-    keep_rows(folder, [row(name, weight, 0.9, 0.5, status, seed) for name, weight, seed in names])
+def run(sweep, configs, error=""):
+    """Log an outcome for every configuration, as a run of Tune would."""
+    log = open_log(sweep)
+    for config in configs:
+        name, seed = config["regularizer"], config["seed"]
+        weight = config.get(f"weight_{name}", 0.0)
+        trial_id, figures = f"{uuid.uuid4()}", dict.fromkeys(finalists.FIGURES, 0.9)
+        log.append(
+            TrialStarted(
+                trial_id=trial_id, name=name, part=finalists.folder_of(configs), regularizer=name, weight=weight,
+                strength=weight, seed=seed, epochs=1, digest="d", repeats=True,
+            )
+        )  # fmt: skip
+        ended = TrialEnded(trial_id=trial_id, error=error, epoch=1, digest="d", metrics=figures)
+        log.append(ended)
 
 
 def test_finalists_are_the_best_finished_weights():
@@ -59,33 +70,33 @@ def test_finalists_are_the_best_finished_weights():
 
 
 def test_seeds_are_new_and_the_same_for_all(sweep):
-    configs = finalists.missing(sweep, finalists.choose(ROWS, 0.02))
+    configs = finalists.missing(sweep, open_log(sweep), finalists.choose(ROWS, 0.02))
     by_name = {name: [c["seed"] for c in configs if c["regularizer"] == name] for name in ("none", "l2", "tv")}
     assert by_name["none"] == by_name["l2"] == by_name["tv"]
     assert len(set(by_name["none"])) == 3
     assert min(by_name["none"]) > 1000
-    assert finalists.missing(dataclasses.replace(sweep, seeds=0), ROWS) == []
+    assert finalists.missing(dataclasses.replace(sweep, seeds=0), [], ROWS) == []
 
 
 def test_only_what_is_missing_is_run_again(sweep):
     chosen = finalists.choose(ROWS, 0.02)
-    first = finalists.missing(sweep, chosen)
-    Path(sweep.folder, finalists.folder_of(first)).mkdir()  # begun and interrupted: the same folder goes on
-    assert finalists.missing(sweep, chosen) == first
-    Path(sweep.folder, finalists.folder_of(first)).rmdir()
-    run(sweep, first[:4], "finished")
-    run(sweep, first[4:5], "failed")
-    assert finalists.missing(sweep, chosen) == first[4:]
+    first = finalists.missing(sweep, open_log(sweep), chosen)
+    assert finalists.missing(sweep, open_log(sweep), chosen) == first  # interrupted: the same folder of Tune goes on
+    run(sweep, first[:4])
+    run(sweep, first[4:5], "broken")
+    assert finalists.missing(sweep, open_log(sweep), chosen) == first[4:]
     run(sweep, first[4:])
-    assert finalists.missing(sweep, chosen) == []
+    assert finalists.missing(sweep, open_log(sweep), chosen) == []
     better = [*ROWS, row("l2", 3.0, 0.9, 0.7, seed=2)]  # of an extension
-    new = finalists.missing(sweep, finalists.choose(better, 0.02))
+    new = finalists.missing(sweep, open_log(sweep), finalists.choose(better, 0.02))
     assert {(c["regularizer"], c["weight_l2"]) for c in new} == {("l2", 3.0)}
     assert len(new) == 3
-    more = finalists.missing(dataclasses.replace(sweep, seeds=4), chosen)
+    more = finalists.missing(dataclasses.replace(sweep, seeds=4), open_log(sweep), chosen)
     assert len(more) == 3
     assert len({c["seed"] for c in more}) == 1
-    gathered = {finalist.regularizer: len(finalist.repetitions) for finalist in finalists.gather(sweep, better)}
+    gathered = {
+        finalist.regularizer: len(finalist.repetitions) for finalist in finalists.gather(sweep, open_log(sweep), better)
+    }
     assert gathered == {"l2": 0, "none": 3, "tv": 3}
 
 
@@ -99,12 +110,15 @@ def test_the_interval_is_students():
 
 
 def test_the_result_says_mean_and_interval_or_nothing(sweep):
-    run(sweep, finalists.missing(sweep, finalists.choose(ROWS, 0.02))[:4])  # l2 twice, the others once
-    found = {finalist["regularizer"]: finalist for finalist in finalists.as_dicts(finalists.gather(sweep, ROWS))}
+    run(sweep, finalists.missing(sweep, open_log(sweep), finalists.choose(ROWS, 0.02))[:4])  # l2 twice, the others once
+    found = {
+        finalist["regularizer"]: finalist
+        for finalist in finalists.as_dicts(finalists.gather(sweep, open_log(sweep), ROWS))
+    }
     assert found["l2"]["chosen"] == "l2_1.0_0"
     assert found["l2"]["figures"]["test/accuracy"] == {"mean": 0.9, "interval": [0.9, 0.9], "values": [0.9, 0.9]}
     assert found["none"]["figures"]["val/robust_accuracy"] == {"mean": 0.9, "interval": None, "values": [0.9]}
-    assert finalists.as_dicts(finalists.gather(dataclasses.replace(sweep, seeds=0), ROWS)) == []
+    assert finalists.as_dicts(finalists.gather(dataclasses.replace(sweep, seeds=0), open_log(sweep), ROWS)) == []
 
 
 def test_table_fits_a_narrow_terminal():

@@ -10,8 +10,9 @@ import psutil
 import pytest
 import torch
 from mlflow import MlflowClient
+from mlflow_server import run_of
 
-from sweeps.tracking import TRIAL_TAG
+from sweeps.tracking.runs import TRIAL_TAG
 from trainer.config import Trial
 from trainer.fit import fit
 
@@ -62,11 +63,11 @@ def test_a_sweep_whose_driver_was_killed_is_resumed(start, script, digits, tmp_p
     assert sorted(row["regularizer"] for row in result["trials"]) == ["l2", "l2", "none", "none"]
     assert sorted(row["seed"] for row in result["trials"]) == [0, 0, 1, 1]
     runs = {run.info.run_id: run for run in client.search_runs([experiment], children)}
-    assert set(ended) < {row["run"] for row in result["trials"]} <= set(runs)
+    assert set(ended) < {run_of(client, row["trial_id"]) for row in result["trials"]} <= set(runs)
     assert all(runs[run].info.end_time == end for run, end in ended.items()), "an ended trial was done again"
     assert {run.info.status for run in runs.values()} <= {"FINISHED", "KILLED"}
     for row in result["trials"]:
-        steps = [point.step for point in client.get_metric_history(row["run"], "step/loss")]
+        steps = [point.step for point in client.get_metric_history(run_of(client, row["trial_id"]), "step/loss")]
         last = torch.load(Path(row["checkpoint"]) / "state.pt", weights_only=True)["step"]
         assert sorted(steps) == list(range(1, last + 1))
 
@@ -114,7 +115,7 @@ def test_a_sweep_stopped_by_the_keyboard_loses_no_step(start, script, digits, tm
     assert status == 0, (out, err)
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     for row in json.loads((tmp_path / "stopped/result.json").read_text())["trials"]:
-        steps = [point.step for point in client.get_metric_history(row["run"], "step/loss")]
+        steps = [point.step for point in client.get_metric_history(run_of(client, row["trial_id"]), "step/loss")]
         assert sorted(steps) == list(range(1, 51))
         state = torch.load(Path(row["checkpoint"]) / "state.pt", weights_only=True)
         whole = []

@@ -7,10 +7,11 @@ import mlflow
 import pytest
 import torch
 from mlflow import MlflowClient
-from sweeps.spool import Spool
-from sweeps.tracking.delivery import Delivery
+from recorded import begin, start
 
-from sweeps.tracking import delivery, start_sweep
+from sweeps.events import ModelSaved
+from sweeps.tracking import upload
+from sweeps.tracking.cursor import SWEEP
 from sweeps.tracking.model import save_model
 from trainer.config import Trial, UsageError
 from trainer.evaluate import classifier
@@ -48,7 +49,7 @@ def test_a_saved_model_is_a_graph_without_pickle_that_answers_and_explains_as_th
     assert [path.name for path in saved.parent.iterdir()] == ["t1"]
 
 
-def test_a_saved_model_says_how_it_is_fed_and_takes_any_number_of_images(digits, tmp_path, tracking, monkeypatch):
+def test_a_saved_model_says_how_it_is_fed_and_takes_any_number_of_images(digits, tmp_path, recording, monkeypatch):
     half, uneven = (0.5, 0.5, 0.5), (0.25, 0.5, 1.0)
     trial = Trial(data=str(digits), model="timm:test_efficientnet", image_size=64, mean=half, std=uneven)
     torch.manual_seed(1)
@@ -74,9 +75,9 @@ def test_a_saved_model_says_how_it_is_fed_and_takes_any_number_of_images(digits,
     assert example.shape[2:] == 2 * (metadata["image_size"],)
     torch.testing.assert_close(example.amin((0, 2, 3)), torch.tensor(black), rtol=1e-5, atol=1e-6)
 
-    tracking.log_model("t1", saved)
-    deliver(tracking)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking.uri)
+    recording.append(ModelSaved(trial_id="t1", folder=str(saved)))
+    deliver(recording)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", recording.sweep.tracking_uri)
     found = load_subject("models:/cifar-v1.2@pick", str(digits), {}).trial
     assert (found.mean, found.std, found.image_size) == (half, uneven, 64)
 
@@ -87,19 +88,19 @@ def test_what_is_saved_stays(saved, checkpoint, digits):
     assert (saved / "MLmodel").stat().st_mtime_ns == before
 
 
-def deliver(tracking):
-    delivery = Delivery(tracking.folder, tracking.uri)
-    assert delivery.send()
-    return delivery
+def deliver(recording):
+    uploader = recording.uploader()
+    assert uploader.send()
+    return uploader
 
 
 @pytest.fixture
-def tracking(tmp_path):
-    """Of a sweep with three trials that MLflow has not heard of."""
-    tracking = start_sweep(f"sqlite:///{tmp_path}/mlflow.db", "cifar-v1.2", {}, tmp_path / "runs")
+def recording(tmp_path):
+    """Of a sweep with three trials that MLflow does not have yet."""
+    recording = start(tmp_path / "runs", f"sqlite:///{tmp_path}/mlflow.db", "cifar-v1.2")
     for trial in ("t1", "t2", "t3"):
-        Spool(tracking.folder, trial).begin(trial, {}, {})
-    return tracking
+        begin(recording, trial, trial)
+    return recording
 
 
 def versions(client):
@@ -110,88 +111,88 @@ def picked(client):
     return client.get_model_version_by_alias("cifar-v1.2", "pick").run_id
 
 
-def test_each_pick_is_a_version_once_and_the_alias_is_the_last(saved, tracking, tmp_path, digits, monkeypatch):
-    tracking.log_model("t1", saved)
-    assert not deliver(tracking).refused
-    tracking.log_model("t1", saved)  # the sweep was resumed
-    deliver(tracking)
-    client = MlflowClient(tracking.uri)
+def test_each_pick_is_a_version_once_and_the_alias_is_the_last(saved, recording, tmp_path, digits, monkeypatch):
+    recording.append(ModelSaved(trial_id="t1", folder=str(saved)))
+    assert not deliver(recording).refused
+    recording.append(ModelSaved(trial_id="t1", folder=str(saved)))  # the sweep was resumed
+    deliver(recording)
+    client = MlflowClient(recording.sweep.tracking_uri)
     (version,) = versions(client)
-    assert version.run_id == picked(client) == tracking.run_of("t1")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking.uri)
+    assert version.run_id == picked(client) == recording.run_of("t1")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", recording.sweep.tracking_uri)
     assert load_subject("models:/cifar-v1.2@pick", str(digits), {}).trial.image_size == 32
 
     gone = Path(shutil.copytree(saved, tmp_path / "gone"))
-    tracking.log_model("t2", gone)  # an extension found a better one
+    recording.append(ModelSaved(trial_id="t2", folder=str(gone)))  # an extension found a better one
     shutil.rmtree(gone)
-    Spool(tracking.folder, "t4").begin("t4", {}, {})
-    tracking.log_result({"best/val/accuracy": 0.5}, "text", {})
-    assert "gone is gone" in deliver(tracking).refused["sweep"]
-    assert "and 1 things it would not take" in tracking.unheard()
-    assert tracking.run_of("t4"), "others do not wait for it"
-    parent = client.get_run(tracking.run_of("sweep"))
+    begin(recording, "t4", "t4")
+    recording.result_written({"best/val/accuracy": 0.5}, "text", ())
+    assert "gone is gone" in deliver(recording).refused["cifar-v1.2"]
+    assert "lacks 0 values and 1 events" in recording.queued()
+    assert recording.run_of("t4"), "others do not wait for it"
+    parent = client.get_run(recording.run_of())
     assert parent.data.metrics == {"best/val/accuracy": 0.5}, "nor what the sweep has to say after it"
-    assert picked(client) == tracking.run_of("t1")
+    assert picked(client) == recording.run_of("t1")
     shutil.copytree(saved, gone)
-    assert not deliver(tracking).refused
-    assert tracking.unheard() == ""
-    assert picked(client) == tracking.run_of("t2")
+    assert not deliver(recording).refused
+    assert recording.queued() == ""
+    assert picked(client) == recording.run_of("t2")
     assert len(versions(client)) == 2
     assert len(client.search_logged_models([parent.info.experiment_id])) == 2
 
 
-def test_the_last_pick_is_the_pick_though_nothing_was_heard_before(saved, tracking):
+def test_the_last_pick_is_the_pick_though_nothing_was_heard_before(saved, recording):
     for trial in ("t3", "t1"):  # before their runs are known, and not in the order of their names
-        tracking.log_model(trial, saved)
-    assert not deliver(tracking).refused
-    client = MlflowClient(tracking.uri)
-    assert picked(client) == tracking.run_of("t1")
-    assert {version.run_id for version in versions(client)} == {tracking.run_of("t1"), tracking.run_of("t3")}
+        recording.append(ModelSaved(trial_id=trial, folder=str(saved)))
+    assert not deliver(recording).refused
+    client = MlflowClient(recording.sweep.tracking_uri)
+    assert picked(client) == recording.run_of("t1")
+    assert {version.run_id for version in versions(client)} == {recording.run_of("t1"), recording.run_of("t3")}
 
 
-def test_a_registration_that_was_cut_off_is_gone_on_with(saved, tracking, monkeypatch):
+def test_a_registration_that_was_cut_off_is_gone_on_with(saved, recording, monkeypatch):
     def cut(*rest, **more):
         raise ConnectionError
 
-    tracking.log_model("t1", saved)
+    recording.append(ModelSaved(trial_id="t1", folder=str(saved)))
     with monkeypatch.context() as patch:
         patch.setattr(MlflowClient, "create_model_version", cut)
-        assert "ConnectionError" in deliver(tracking).refused["sweep"]
-    assert not deliver(tracking).refused
-    client = MlflowClient(tracking.uri)
-    assert picked(client) == tracking.run_of("t1")
-    assert len(client.search_logged_models([client.get_run(tracking.run_of("t1")).info.experiment_id])) == 1
+        assert "ConnectionError" in deliver(recording).refused["cifar-v1.2"]
+    assert not deliver(recording).refused
+    client = MlflowClient(recording.sweep.tracking_uri)
+    assert picked(client) == recording.run_of("t1")
+    assert len(client.search_logged_models([client.get_run(recording.run_of("t1")).info.experiment_id])) == 1
 
 
-def test_a_registered_model_of_another_origin_stays_as_it_is(saved, tracking):
-    client = MlflowClient(tracking.uri)
+def test_a_registered_model_of_another_origin_stays_as_it_is(saved, recording):
+    client = MlflowClient(recording.sweep.tracking_uri)
     client.create_registered_model("cifar-v1.2")
-    tracking.log_model("t1", saved)
-    assert "another origin" in deliver(tracking).refused["sweep"]
+    recording.append(ModelSaved(trial_id="t1", folder=str(saved)))
+    assert "another origin" in deliver(recording).refused["cifar-v1.2"]
     assert not versions(client)
 
 
-def test_a_server_that_goes_away_while_a_model_is_sent_is_not_blamed_for_refusing_it(saved, tracking, monkeypatch):
+def test_a_server_that_goes_away_while_a_model_is_sent_is_not_blamed_for_refusing_it(saved, recording, monkeypatch):
     def cut(*rest, **more):
         raise ConnectionError
 
-    deliver(tracking)
-    tracking.log_model("t1", saved)
+    deliver(recording)
+    recording.append(ModelSaved(trial_id="t1", folder=str(saved)))
     with monkeypatch.context() as patch:
         patch.setattr(MlflowClient, "create_model_version", cut)
-        patch.setattr(delivery, "_answers", lambda client: False)
+        patch.setattr(upload, "_answers", lambda client: False)
         with pytest.raises(ConnectionError):
-            deliver(tracking)
-    assert Spool(tracking.folder, "sweep").sent().left == []
-    deliver(tracking)
-    assert picked(MlflowClient(tracking.uri)) == tracking.run_of("t1")
+            deliver(recording)
+    assert recording.uploader().cursors.read(SWEEP).refused == ()
+    deliver(recording)
+    assert picked(MlflowClient(recording.sweep.tracking_uri)) == recording.run_of("t1")
 
 
 def test_a_model_is_looked_for_where_sweeps_record_and_no_database_is_made(saved, digits, tmp_path, monkeypatch):
-    tracking = start_sweep(f"sqlite:///{tmp_path}/runs/mlflow.db", "s", {}, tmp_path / "runs")
-    Spool(tracking.folder, "t1").begin("t1", {}, {})
-    tracking.log_model("t1", saved)
-    deliver(tracking)
+    recording = start(tmp_path / "runs", f"sqlite:///{tmp_path}/runs/mlflow.db", "s")
+    begin(recording, "t1", "t1")
+    recording.append(ModelSaved(trial_id="t1", folder=str(saved)))
+    deliver(recording)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     (tmp_path / "elsewhere").mkdir()
     try:

@@ -14,8 +14,8 @@ from ray.core.generated import autoscaler_pb2
 from test_faults import assert_same_end, train, trial, when  # noqa: F401  # trial is a fixture
 
 from sweeps.cluster import QUIET
+from sweeps.recording import start_sweep
 from sweeps.settings import Sweep
-from sweeps.tracking import start_sweep
 from sweeps.tuning import run_sweep
 from trainer.checkpoints import load_state
 from trainer.config import Trial
@@ -59,7 +59,7 @@ def lose_a_node(_, settings, storage):
 
     announced = when(saved("epoch_0001"), lambda: announce(nodes))
     left = when(known("_step_"), lambda: nodes.remove_node(nodes.leaving, allow_graceful=False))
-    (row,) = run_sweep(sweep, start_sweep(sweep.tracking_uri, "s", {}, Path(storage)), {})
+    (row,) = run_sweep(sweep, start_sweep(sweep, {}), {})
     assert row.status == "finished"
     assert announced
     assert left, "no checkpoint was made just in time"

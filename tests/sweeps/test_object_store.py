@@ -5,6 +5,7 @@ import time
 
 import pytest
 from mlflow import MlflowClient
+from mlflow_server import run_of
 
 from trainer.checkpoints import load_state
 from trainer.config import Trial
@@ -25,11 +26,11 @@ def test_a_sweep_in_a_bucket_outlives_the_machine_that_drives_it(start, script, 
     )  # fmt: skip
     assert any(line.startswith("[1/2]") for line in driver.stdout), driver.stderr.read()
     trials = "s3://sweeps/runs/s/trials"
-    while sum(len(folders_in(f"{trials}/{trial}")) for trial in folders_in(trials)) < 3:
+    while sum(n.startswith("epoch_") for trial in folders_in(trials) for n in folders_in(f"{trials}/{trial}")) < 3:
         assert driver.poll() is None
         time.sleep(0.1)  # until the second trial has kept its first epoch
     start.kill()
-    shutil.rmtree(tmp_path / "s")  # the study's journal and the spool; MLflow's database lies elsewhere
+    shutil.rmtree(tmp_path / "s")  # the study's journal and the event log; MLflow's database lies elsewhere
     status, out, err = script("all_regularizers.py", *where, "--resume", timeout=400)
     assert status == 0, (out, err)
 
@@ -42,8 +43,8 @@ def test_a_sweep_in_a_bucket_outlives_the_machine_that_drives_it(start, script, 
         state = load_state(row["checkpoint"])
         assert state["step"] == 16
         assert ("optimizer" in state) == (row["trial_id"] == result["pick"])
-        assert points(client, row["run"]) == list(range(1, 17))
-        params = client.get_run(row["run"]).data.params
+        assert points(client, run_of(client, row["trial_id"])) == list(range(1, 17))
+        params = client.get_run(run_of(client, row["trial_id"])).data.params
         assert (params["digest"], float(params["weight"])) == (Trial(**state["trial"]).digest(), row["weight"])
     assert "resume_best.py --name s --storage s3://sweeps/runs" in out
 

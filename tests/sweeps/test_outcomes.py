@@ -1,7 +1,8 @@
 """How trials end: what a worker really trained, and what MLflow is told; without Ray."""
 
-import io
+import json
 import shutil
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,20 +11,24 @@ import torch
 from mlflow import MlflowClient
 from PIL import Image
 from ray import cloudpickle
-from sweeps.spool import Spool
 
-from sweeps.callback import SweepCallback
-from sweeps.outcomes import FIXED, mismatch, row_of, run_name, status_of, trial_of
-from sweeps.search import METRIC, make_scheduler
+from sweeps.callback import SweepCallback, trial_ended
+from sweeps.events import PartEnded
+from sweeps.outcomes import FIXED, run_name, trial_of, trial_started
+from sweeps.recording import start_sweep
+from sweeps.search import METRIC
 from sweeps.settings import Sweep
-from sweeps.tracking import start_sweep
+from sweeps.trials import TrialState, mismatch, read_trials, results
 from trainer import load, ray_trial
 from trainer.cache import ShardCache
 from trainer.config import Trial
 from trainer.evaluate import gallery
+from trainer.locations import read_json
+from trainer.ray_trial import WORST
+from trainer.trial_log import read_points, read_report
 
 UNITS = {"l2": 2.0}
-CONFIG = {"regularizer": "l2", "weight_l2": 0.5, "seed": 3}
+CONFIG = {"regularizer": "l2", "weight_l2": 0.5, "seed": 3, "number": 1}
 
 
 @pytest.fixture
@@ -37,6 +42,12 @@ def result(sweep, config=CONFIG, **change):
     return {METRIC: 0.9, "epoch": 2.0, "digest": trial_of(sweep, config).digest()} | change
 
 
+def record(sweep, result, config=CONFIG, error=""):
+    """The trial as the log has it once it is over."""
+    log = [trial_started(sweep, UNITS, "tune", "id", config), trial_ended(sweep, "id", result, error)]
+    return read_trials(log)["id"]
+
+
 def test_fixed_and_proposed_configurations_ask_for_the_same(sweep):
     trial = trial_of(sweep, CONFIG)
     assert (trial.regularizer, trial.weight, trial.seed) == ("l2", 0.5, 3)
@@ -44,38 +55,32 @@ def test_fixed_and_proposed_configurations_ask_for_the_same(sweep):
     assert trial_of(sweep, {"regularizer": "none", "seed": 0}).weight == 0.0
 
 
-def test_status(sweep):
-    assert status_of(sweep, CONFIG, result(sweep)) == "finished"
-    assert status_of(sweep, CONFIG, result(sweep, epoch=1.0)) == "stopped"
-    assert status_of(sweep, CONFIG, result(sweep, epoch=1.0, diverged=1.0)) == "diverged"
-    assert status_of(sweep, CONFIG, {}) == "failed"
-    other = result(sweep, CONFIG | {"weight_l2": 0.6})
-    assert status_of(sweep, CONFIG, other) == "failed"
-    assert mismatch(sweep, CONFIG, result(sweep)) is None
-    assert other["digest"] in mismatch(sweep, CONFIG, other)
-    row = row_of(sweep, UNITS, CONFIG, result(sweep), "id", failed=False)
-    assert (row.strength, row.status) == (0.25, "finished")
-    assert row_of(sweep, UNITS, CONFIG, result(sweep), "id", failed=True).status == "failed"
+def test_how_a_trial_ended_is_derived(sweep):
+    assert record(sweep, result(sweep)).state is TrialState.FINISHED
+    assert record(sweep, result(sweep, epoch=1.0)).state is TrialState.STOPPED
+    assert record(sweep, result(sweep, epoch=1.0, diverged=1.0)).state is TrialState.DIVERGED
+    assert record(sweep, {}).state is TrialState.FAILED
+    assert record(sweep, WORST | {"failed": "broken"}).ended.error == "broken"
+    assert record(sweep, result(sweep), error="killed").state is TrialState.FAILED
+    other = record(sweep, result(sweep, CONFIG | {"weight_l2": 0.6}))
+    assert other.state is TrialState.FAILED
+    assert other.ended.digest in mismatch(other.started, other.ended)
+    row = record(sweep, result(sweep)).result()
+    assert (row.strength, row.status, row.robust_accuracy) == (0.25, "finished", 0.9)
+    assert record(sweep, result(sweep) | {"val/accuracy": float("nan")}).result().accuracy == 0.0
 
 
-class Points:
-    """A recorder that keeps what it is given."""
-
-    def __init__(self):
-        self.losses, self.files, self.load = [], {}, []
-
-    def configured(self, params):
-        self.params = params
-
-    def record(self, metrics, step):
-        self.losses += [metrics["step/loss"]] if "step/loss" in metrics else []
-        self.load += [metrics] if "system/cpu_utilization_percentage" in metrics else []
-
-    def attach(self, files):
-        self.files |= files
-
-    def flush(self):
-        pass
+def test_a_run_of_tune_counts_its_own_trials_once_it_has_ended(sweep):
+    started = partial(trial_started, sweep, UNITS)
+    ended = [trial_ended(sweep, one, result(sweep)) for one in ("a", "b", "c", "forgotten")]
+    begun = [started("tune", "a", CONFIG), started("tune", "forgotten", CONFIG), started("tune-1", "b", CONFIG)]
+    log = [*begun, *ended]
+    assert results(log, "tune") is None
+    log.append(PartEnded(part="tune", trials=("a",)))  # Tune was killed and had not kept the other
+    assert [row.trial_id for row in results(log, "tune")] == ["a"]
+    assert results(log, "tune-1") is None
+    again = [*log, started("tune", "a", CONFIG), trial_ended(sweep, "a", {}, "broken")]
+    assert [row.status for row in results(again, "tune")] == ["failed"]
 
 
 class Pointer:
@@ -87,10 +92,10 @@ class Pointer:
 
 @pytest.fixture
 def work(sweep, monkeypatch, tmp_path):
-    """Run what a worker runs, in this process: its reports and its losses."""
+    """Run what a worker runs, in this process: its reports, its losses, and what it says beside them."""
 
     def _work(config, checkpoint=None):
-        reports, points = [], Points()
+        reports = []
         storage = SimpleNamespace(experiment_fs_path="/", storage_filesystem=None)
         train = SimpleNamespace(
             get_checkpoint=lambda: Pointer(checkpoint, None) if checkpoint else None,
@@ -102,18 +107,20 @@ def work(sweep, monkeypatch, tmp_path):
         monkeypatch.setattr(ray_trial, "get_device", lambda: torch.device("cpu"))
         monkeypatch.setenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         trial = trial_of(sweep, config)
+        folder = str(tmp_path / trial.digest())
         ray_trial.train_worker(
-            {"trial": trial.to_dict(), "recorder": points, "start": None, "extra": {"strength": 1.0},
-             "cache": ShardCache(), "folder": str(tmp_path / trial.digest()), "name": "t", "switch": None}
+            {"trial": trial.to_dict(), "start": None, "cache": ShardCache(), "folder": folder, "name": "t",
+             "switch": None}
         )  # fmt: skip
-        assert points.params == trial.to_dict() | {"digest": trial.digest()}
-        _work.points = points
-        return reports, points.losses
+        assert read_json(f"{folder}/trial.json") == json.loads(json.dumps(trial.to_dict())) | {"digest": trial.digest()}
+        _work.folder = Path(folder)
+        _work.points = [point for epoch in (1, 2) for point in read_points(folder, epoch)]
+        return reports, [point["metrics"]["step/loss"] for point in _work.points if "step/loss" in point["metrics"]]
 
     return _work
 
 
-def test_two_weights_are_two_configurations_and_two_losses(sweep, work):
+def test_two_weights_are_two_configurations_and_two_losses(sweep, work, tmp_path):
     light, strong = CONFIG, CONFIG | {"weight_l2": 50.0}
     (light_reports, light_losses), (strong_reports, strong_losses) = work(light), work(strong)
     assert len(light_losses) == len(strong_losses) == 6
@@ -121,41 +128,62 @@ def test_two_weights_are_two_configurations_and_two_losses(sweep, work):
     digests = [{report["digest"] for report in reports} for reports in (light_reports, strong_reports)]
     assert digests == [{trial_of(sweep, config).digest()} for config in (light, strong)]
     assert digests[0] != digests[1]
-    assert mismatch(sweep, light, light_reports[-1]) is None
-    assert mismatch(sweep, light, strong_reports[-1])
+    assert record(sweep, light_reports[-1], light).state is TrialState.FINISHED
+    assert record(sweep, strong_reports[-1], light).state is TrialState.FAILED
+    shutil.rmtree(tmp_path / digests[0].pop())
     again, losses = work(light)
     assert losses == light_losses
     assert again[-1]["digest"] == light_reports[-1]["digest"]
 
 
 def test_a_trial_that_had_ended_before_its_driver_could_keep_that_says_it_again(sweep, work):
-    reports, _ = work(CONFIG)
-    again, losses = work(CONFIG, reports[-1]["checkpoint_folder"])
-    assert losses == []
+    reports, losses = work(CONFIG)
+    said = {path: path.read_bytes() for path in work.folder.rglob("epoch_000?.json*")}
+    assert len(said) == 4
+    again, _ = work(CONFIG, reports[-1]["checkpoint_folder"])
     assert again == reports[-1:]
-    assert status_of(sweep, CONFIG, again[-1]) == "finished"
-    (last,), losses = work(CONFIG, reports[0]["checkpoint_folder"])
-    assert len(losses) == 3  # one epoch of two
-    pace = {"train/images_per_second", "train/share_waiting_for_data"}
-    assert {key: last[key] for key in last.keys() - pace} == {key: again[0][key] for key in last.keys() - pace}
+    assert record(sweep, again[-1]).state is TrialState.FINISHED
+    (last,), again = work(CONFIG, reports[0]["checkpoint_folder"])  # one epoch of two is done again
+    assert again == losses
+    assert {path: path.read_bytes() for path in work.folder.rglob("epoch_000?.json*")} == said
+    assert {key: last[key] for key in last.keys() - {"train/images_per_second"}} == {
+        key: reports[-1][key] for key in last.keys() - {"train/images_per_second"}
+    }
+
+
+def test_what_goes_through_tune_is_small_and_the_rest_is_in_the_trials_folder(sweep, work):
+    reports, _ = work(CONFIG)
+    assert len(reports[-1]) <= 10
+    whole = read_report(str(work.folder), 2)
+    assert whole["metrics"].keys() > {"val/accuracy", "test/accuracy", "train/loss", "val/heatmap_ssim"}
+    assert whole["metrics"]["val/accuracy"] == reports[-1]["val/accuracy"]
+    assert (whole["epoch"], whole["step"], whole["digest"]) == (2, 6, reports[-1]["digest"])
+    Path(sweep.trials_folder).mkdir(parents=True)
+    work.folder.rename(Path(sweep.trials_folder, "id"))
+    row = record(sweep, reports[-1]).result()
+    measured = {name: value for name, value in whole["metrics"].items() if name.startswith(("val/", "test/"))}
+    assert row.metrics == {name: value if value == value else 0.0 for name, value in measured.items()}
 
 
 @pytest.mark.parametrize(
     ("change", "state", "status"),
     [({}, "finished", "FINISHED"), ({"epoch": 1.0}, "stopped", "KILLED"), ({"digest": "other"}, "failed", "FAILED")],
 )
-def test_mlflow_is_told_how_a_trial_ended_and_what_it_trained(sweep, tmp_path, change, state, status, capsys):
-    tracking = start_sweep(sweep.tracking_uri, sweep.name, {}, tmp_path)
-    Spool(tracking.folder, "id").begin("l2", {}, {})
-    last = result(sweep, checkpoint_path="where") | {"val/accuracy": 0.5} | change
-    callback = SweepCallback(sweep, tracking, make_scheduler(sweep), 1, UNITS, "")
-    cloudpickle.dumps(callback)
-    callback.on_trial_complete(0, [], SimpleNamespace(trial_id="id", config=CONFIG, last_result=last))
-    assert tracking.drain() == ""
-    told = MlflowClient(sweep.tracking_uri).get_run(tracking.run_of("id"))
-    assert told.info.status == status
+def test_mlflow_is_told_how_a_trial_ended_and_what_it_trained(sweep, change, state, status, capsys):
+    recording = start_sweep(sweep, {})
+    last = result(sweep, checkpoint_folder="where") | {"val/accuracy": 0.5} | change
+    callback = SweepCallback(sweep, recording, 1, UNITS, "tune")
+    callback = cloudpickle.loads(cloudpickle.dumps(callback))
+    trial = SimpleNamespace(trial_id="id", config=CONFIG | {"number": 7}, last_result=last)
+    callback.on_trial_start(0, [], trial)
+    callback.on_trial_result(0, [], trial, last)
+    callback.on_trial_complete(0, [], trial)
+    assert recording.drain() == ""
+    told = MlflowClient(sweep.tracking_uri).get_run(recording.run_of("id"))
+    assert (told.info.status, told.info.run_name) == (status, "l2 w=0.5 #07")
     assert told.data.tags["state"] == state
     assert told.data.tags["effective_digest"] == last["digest"]
+    assert told.data.tags["checkpoint"] == "where"
     out = capsys.readouterr().out
     assert state in out
     assert ("its worker trained configuration other" in out) == (state == "failed")
@@ -164,16 +192,17 @@ def test_mlflow_is_told_how_a_trial_ended_and_what_it_trained(sweep, tmp_path, c
 def test_a_trial_leaves_pictures_of_its_heatmaps_and_how_busy_its_machine_was(sweep, work, monkeypatch, capsys):
     monkeypatch.setattr(load, "FIRST", 0.01)
     reports, losses = work(CONFIG)
-    with Image.open(io.BytesIO(work.points.files["gallery.png"])) as picture:
+    with Image.open(work.folder / "gallery.png") as picture:
         assert picture.format == "PNG"
         assert picture.height > picture.width  # four images below each other
-    assert 0 < work.points.load[0]["system/system_memory_usage_percentage"] < 100
-    assert work.points.load[0]["system/system_memory_usage_megabytes"] > 10
+    busy = [point["metrics"] for point in work.points if "system/cpu_utilization_percentage" in point["metrics"]]
+    assert 0 < busy[0]["system/system_memory_usage_percentage"] < 100
+    assert busy[0]["system/system_memory_usage_megabytes"] > 10
 
     monkeypatch.setattr(gallery, "draw_gallery", lambda *rest: 1 / 0)
-    shutil.rmtree(Path(reports[-1]["checkpoint_folder"]).parent)
+    shutil.rmtree(work.folder)
     again, _ = work(CONFIG)
-    assert not work.points.files
+    assert not (work.folder / "gallery.png").exists()
     assert "no gallery: ZeroDivisionError" in capsys.readouterr().out
     assert again[-1]["epoch"] == reports[-1]["epoch"]
 

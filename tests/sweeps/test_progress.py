@@ -1,12 +1,12 @@
 """What the terminal shows while a sweep runs."""
 
 import io
-import pickle
 
 import pytest
 from rich.console import Console
 
 from sweeps import progress as module
+from sweeps.events import EpochReported, TrialEnded, TrialStarted
 from sweeps.progress import Progress
 
 
@@ -36,25 +36,45 @@ def shown(progress):
     return progress.console.file.getvalue()
 
 
+def started(progress, trial_id, name, regularizer="none", weight=0.0, strength=0.0):
+    asked = dict(part="tune", regularizer=regularizer, weight=weight, strength=strength, seed=0, epochs=2, digest="d")
+    event = TrialStarted(trial_id=trial_id, name=name, **asked)
+    progress.take(event)
+    return event
+
+
+def reported(progress, trial_id, epoch, robust):
+    event = EpochReported(trial_id=trial_id, metrics=result(epoch, robust))
+    progress.take(event)
+    return event
+
+
+def ended(progress, trial_id, epoch):
+    event = TrialEnded(trial_id=trial_id, epoch=epoch, digest="d")
+    progress.take(event)
+    return event
+
+
 def test_best_so_far_is_of_trials_that_are_done(progress):
-    progress.started("a", "l2 w=1", "l2", 1.0, 0.1)
-    progress.reported("a", result(1, 0.9))  # few images were attacked
-    progress.ended("a", "stopped", result(1, 0.9))
+    started(progress, "a", "l2 w=1", "l2", 1.0, 0.1)
+    reported(progress, "a", 1, 0.9)  # few images were attacked
+    ended(progress, "a", 1)
     assert "best" not in shown(progress)
-    progress.started("b", "tv w=1", "tv", 1.0, 0.1)
-    progress.reported("b", result(2, 0.4))
-    progress.ended("b", "finished", result(2, 0.4))
+    assert "[1/4] l2 w=1: stopped, accuracy 90.0 %, robust 90.0 %" in shown(progress)
+    started(progress, "b", "tv w=1", "tv", 1.0, 0.1)
+    reported(progress, "b", 2, 0.4)
+    ended(progress, "b", 2)
     assert "best robust so far 40.0 % (tv w=1)" in shown(progress)
 
 
 def test_the_live_table_says_who_trains_what_and_how_far(progress, clock):
-    progress.started("1a2b3c4d", "tv_abs_unscaled w=0.0012", "tv_abs_unscaled", 0.0012, 30.0)
-    progress.started("2b3c4d5e", "none", "none", 0.0, 0.0)
+    started(progress, "1a2b3c4d", "tv_abs_unscaled w=0.0012", "tv_abs_unscaled", 0.0012, 30.0)
+    started(progress, "2b3c4d5e", "none")
     lines = shown(progress).splitlines()
     assert "0 of 4 trials done | 2 of 2 slots in use" in lines[0]
     assert "left" not in lines[0]
     clock[0] += 60
-    progress.reported("1a2b3c4d", result(1, 0.25))
+    reported(progress, "1a2b3c4d", 1, 0.25)
     lines = shown(progress).splitlines()[-5:]
     rows = [line.split() for line in lines[-2:]]
     assert rows == [
@@ -66,15 +86,31 @@ def test_the_live_table_says_who_trains_what_and_how_far(progress, clock):
 
 
 def test_a_resumed_sweep_counts_its_own_pace(progress, clock):
+    log = []
     for trial in "ab":
-        progress.started(trial, "none", "none", 0.0, 0.0)
-        progress.reported(trial, result(2, 0.1))
-        progress.ended(trial, "finished", result(2, 0.1))
+        log += [started(progress, trial, "none"), reported(progress, trial, 2, 0.1), ended(progress, trial, 2)]
+    log.append(started(progress, "lost", "none"))  # Tune had not kept it when it was killed
+    log += [started(progress, "other", "none"), ended(progress, "other", 2)]
     clock[0] += 3600
-    again = pickle.loads(pickle.dumps(progress))
+    again = Progress(4, 2)
     again._console = Console(file=io.StringIO(), width=80)
+    again.replay(log, "tune")
+    again.only({"a", "b", "c", "d"})
     assert "left" not in shown(again)
-    again.started("c", "none", "none", 0.0, 0.0)
+    assert "2 of 4 trials done" in shown(again)
+    assert "best robust so far 10.0" in shown(again)
+    started(again, "c", "none")
     clock[0] += 120
-    again.ended("c", "finished", result(2, 0.1))
+    ended(again, "c", 2)
     assert "about 2 min left" in shown(again)
+
+
+def test_a_trial_that_is_tried_again_is_done_once(progress):
+    started(progress, "a", "none")
+    progress.take(TrialEnded(trial_id="a", error="broken"))
+    assert "[1/4] none: failed, broken" in shown(progress)
+    started(progress, "a", "none")
+    reported(progress, "a", 1, 0.1)
+    assert "0 of 4 trials done" in shown(progress)
+    ended(progress, "a", 2)
+    assert progress.done == 1

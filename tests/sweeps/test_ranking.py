@@ -24,7 +24,6 @@ def row(name, accuracy, robust, status="finished"):
         heatmap_ssim=0.0,
         heatmap_correlation=0.0,
         checkpoint="",
-        run="",
     )
 
 

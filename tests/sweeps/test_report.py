@@ -55,7 +55,7 @@ def row(name, strength, accuracy, robust, status="finished", checkpoint=""):
     return Row(
         trial_id=f"{name}_{strength:g}", regularizer=name, weight=7 * strength, strength=strength, seed=0,
         status=status, accuracy=accuracy, robust_accuracy=robust, heatmap_ssim=0.0, heatmap_correlation=0.0,
-        checkpoint=checkpoint, run="", metrics=dict(zip(FIGURES, (accuracy, robust) * 2, strict=True)),
+        checkpoint=checkpoint, metrics=dict(zip(FIGURES, (accuracy, robust) * 2, strict=True)),
     )  # fmt: skip
 
 

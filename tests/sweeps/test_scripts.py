@@ -9,11 +9,12 @@ import optuna
 import pytest
 import torch
 from mlflow import MlflowClient
+from mlflow_server import run_of
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from sweeps import all_regularizers
-from sweeps.tracking import SWEEP_TAG, TRIAL_TAG
+from sweeps.tracking.runs import SWEEP_TAG, TRIAL_TAG
 from trainer.config import UsageError
 
 ROOT = Path(__file__).parents[2]
@@ -126,13 +127,13 @@ def test_a_small_sweep_end_to_end_and_its_pick_resumed(start, script, tmp_path):
     assert space["l2"] == pytest.approx([row["weight"] for row in result["trials"] if row["weight"]])
     assert "No heatmaps" not in report
     for row in result["trials"]:
-        run = client.get_run(row["run"])
+        run = client.get_run(run_of(client, row["trial_id"]))
         assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
         assert run.data.params["regularizer"] == row["regularizer"]
         assert float(run.data.params["weight"]) == row["weight"]
         assert run.data.metrics["val/robust_accuracy"] == pytest.approx(row["robust_accuracy"])
         assert run.data.tags["checkpoint"] == row["checkpoint"]
-        steps = [point.step for point in client.get_metric_history(row["run"], "step/loss")]
+        steps = [point.step for point in client.get_metric_history(run_of(client, row["trial_id"]), "step/loss")]
         assert sorted(steps) == list(range(1, max(steps) + 1))
         state = torch.load(Path(row["checkpoint"]) / "state.pt", weights_only=True)
         assert state["step"] == max(steps)
@@ -144,7 +145,7 @@ def test_a_small_sweep_end_to_end_and_its_pick_resumed(start, script, tmp_path):
     picked = next(row for row in result["trials"] if row["trial_id"] == result["pick"])
     test = {name: value for name, value in picked["metrics"].items() if name.startswith("test/")}
     assert f"accuracy {100 * test['test/accuracy']:.1f} %, robust {100 * test['test/robust_accuracy']:.1f} %" in out
-    logged = client.get_run(picked["run"]).data.metrics
+    logged = client.get_run(run_of(client, picked["trial_id"])).data.metrics
     assert {name: logged[name] for name in test} == test
     # One process measures what the trial's two workers did, to the last digit.
     status, _, err = script(
@@ -164,7 +165,8 @@ def test_a_small_sweep_end_to_end_and_its_pick_resumed(start, script, tmp_path):
         "resume_best.py", "--name", "small", "--epochs", 1, "--storage", tmp_path, timeout=300
     )  # fmt: skip
     assert status == 0, (out, err)
-    resumed = [run for run in client.search_runs([experiment]) if run.data.tags.get("resumed_from") == picked["run"]]
+    origin = run_of(client, picked["trial_id"])
+    resumed = [run for run in client.search_runs([experiment]) if run.data.tags.get("resumed_from") == origin]
     assert len(resumed) == 1
     assert resumed[0].data.tags[TRIAL_TAG].startswith("resume-")
     assert resumed[0].info.status == "FINISHED"

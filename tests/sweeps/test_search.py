@@ -3,7 +3,6 @@
 import dataclasses
 import math
 from pathlib import Path
-from types import SimpleNamespace
 
 import optuna
 import pytest
@@ -11,7 +10,7 @@ from optuna.trial import TrialState
 from ray import cloudpickle
 
 from regularizers import REGULARIZERS
-from sweeps.search import METRIC, Space, keep_rungs, make_scheduler, make_search, tune_folder, weight_of
+from sweeps.search import METRIC, Space, make_search, weight_of
 from sweeps.settings import Sweep, extended, write_json
 from trainer.config import Trial, UsageError
 from trainer.ray_trial import Placement
@@ -83,19 +82,6 @@ def test_named_strengths_are_tried_by_every_regularizer(sweep):
 def test_settings_that_cannot_be_are_refused(sweep, change, words):
     with pytest.raises(UsageError, match=words):
         dataclasses.replace(sweep, **change)
-
-
-def test_without_a_scheduler_no_trial_is_stopped(sweep):
-    result = {METRIC: 0.0, "images_seen": 10**9, "training_iteration": 1}
-
-    def decisions(scheduler):
-        trials = [SimpleNamespace(trial_id=str(i), config={"regularizer": "l2"}) for i in range(8)]
-        for trial in trials:
-            scheduler.on_trial_add(None, trial)
-        return {scheduler.on_trial_result(None, t, result | {METRIC: -i}) for i, t in enumerate(trials)}
-
-    assert decisions(make_scheduler(dataclasses.replace(sweep, scheduler="none"))) == {"CONTINUE"}
-    assert "STOP" in decisions(make_scheduler(sweep))
 
 
 def test_the_same_seed_proposes_the_same_weights(sweep):
@@ -233,40 +219,6 @@ def test_the_low_budget_value_of_a_stopped_trial_is_not_a_result(sweep, objectiv
     assert search.study.best_trials[0].number == 0
     if objectives == "robust":  # Optuna knows where it stood
         assert search.study.trials[1].intermediate_values == {1: 0.9}
-
-
-def test_rungs_are_images_seen_and_the_same_for_all(sweep):
-    trial = dataclasses.replace(sweep.trial, epochs=4, images_per_epoch=1000)
-    scheduler = make_scheduler(dataclasses.replace(sweep, trial=trial))
-    (bracket,) = scheduler._brackets
-    assert sorted(rung[0] for rung in bracket._rungs) == [1000, 2000, 4000]
-
-    def decide(name, robust, images):
-        trial = SimpleNamespace(trial_id=f"{name}{robust}", config={"regularizer": name})
-        scheduler.on_trial_add(None, trial)
-        return scheduler.on_trial_result(None, trial, {METRIC: robust, "images_seen": images, "training_iteration": 99})
-
-    assert decide("l2", 0.5, 1000) == "CONTINUE"
-    assert decide("ssim", 0.4, 999) == "CONTINUE"  # before the rung, whatever the iteration
-    assert decide("ssim", 0.1, 1000) == "STOP"
-    assert decide("none", 0.0, 1000) == "CONTINUE"  # the baseline is what everything is measured against
-
-
-def test_an_extension_goes_on_with_the_rungs(sweep):
-    def decide(scheduler, name, robust):
-        trial = SimpleNamespace(trial_id=f"{name}{robust}", config={"regularizer": name})
-        scheduler.on_trial_add(None, trial)
-        return scheduler.on_trial_result(None, trial, {METRIC: robust, "images_seen": 1000, "training_iteration": 1})
-
-    trial = dataclasses.replace(sweep.trial, epochs=4, images_per_epoch=1000)
-    sweep = dataclasses.replace(sweep, trial=trial, extensions=(1, 1))
-    first = make_scheduler(sweep)
-    assert decide(first, "l2", 0.5) == "CONTINUE"
-    keep_rungs(first, f"{sweep.folder}/{tune_folder(0)}")
-    second = make_scheduler(sweep, 1)
-    assert decide(second, "ssim", 0.1) == "STOP", "the first of an extension met an empty rung"
-    keep_rungs(second, f"{sweep.folder}/{tune_folder(1)}")
-    assert second._brackets[0]._rungs == make_scheduler(sweep, 2)._brackets[0]._rungs
 
 
 def test_only_a_sweep_that_has_ended_is_extended(sweep):

@@ -4,10 +4,11 @@ import json
 
 import pytest
 from mlflow import MlflowClient
+from mlflow_server import run_of
 from test_tracking import empty_database, server  # noqa: F401  # fixtures
 
 from sweeps.settings import Sweep, driving
-from sweeps.tracking import PARENT_TAG, SWEEP_TAG, TRIAL_TAG
+from sweeps.tracking.runs import PARENT_TAG, SWEEP_TAG, TRIAL_TAG
 from trainer.config import Trial, UsageError
 
 
@@ -34,10 +35,10 @@ def test_two_sweeps_at_once_keep_apart(start, server, digits, tmp_path):  # noqa
         assert sorted(row["regularizer"] for row in rows) == ["l2", "none"]
         children = client.search_runs([experiment], f"tags.`{PARENT_TAG}` = '{parent.info.run_id}'")
         assert {run.info.run_id: run.data.tags[TRIAL_TAG] for run in children} == {
-            row["run"]: row["trial_id"] for row in rows
+            run_of(client, row["trial_id"]): row["trial_id"] for row in rows
         }
         for row in rows:
-            assert [p.step for p in client.get_metric_history(row["run"], "step/loss")] == [1, 2]
+            assert [p.step for p in client.get_metric_history(run_of(client, row["trial_id"]), "step/loss")] == [1, 2]
             assert f"/{name}/trials/{row['trial_id']}/" in row["checkpoint"]
     start.assert_gone()
 

@@ -9,13 +9,14 @@ import psutil
 import pytest
 import ray
 import torch
+from mlflow import MlflowClient
 from ray.tune.schedulers import TrialScheduler
 
 from sweeps.capacity import slots, wait_for_room
 from sweeps.cluster import ray_cluster
-from sweeps.search import FairASHA, make_scheduler
+from sweeps.early_stopping import FairASHA, make_scheduler
+from sweeps.recording import start_sweep
 from sweeps.settings import Sweep
-from sweeps.tracking import start_sweep
 from sweeps.tuning import run_sweep
 from trainer.config import Trial, UsageError
 from trainer.models import build_model
@@ -65,8 +66,8 @@ def processes(name):
 
 @pytest.mark.slow
 def test_trials_that_want_more_cpus_than_there_are_finish_and_free_them(sweep, tmp_path, monkeypatch):
-    def stopping(sweep, part):
-        scheduler = make_scheduler(sweep, part)
+    def stopping(sweep):
+        scheduler = make_scheduler(sweep)
         scheduler.__class__ = StopsL2
         return scheduler
 
@@ -77,8 +78,8 @@ def test_trials_that_want_more_cpus_than_there_are_finish_and_free_them(sweep, t
             slots(dataclasses.replace(sweep, placement=Placement(workers=5)))
         with pytest.raises(UsageError, match="no room for a trial after 0 minutes"):
             wait_for_room(Placement(workers=5), pytest.fail, limit=0)
-        tracking = start_sweep(sweep.tracking_uri, sweep.name, {}, tmp_path)
-        rows = run_sweep(sweep, tracking, UNITS)
+        recording = start_sweep(sweep, {})
+        rows = run_sweep(sweep, recording, UNITS)
         deadline = time.monotonic() + 60
         while ray.available_resources().get("CPU", 0) < 4 and time.monotonic() < deadline:
             time.sleep(0.5)
@@ -92,6 +93,6 @@ def test_trials_that_want_more_cpus_than_there_are_finish_and_free_them(sweep, t
     by_name = {row.regularizer: row for row in rows}
     assert by_name["none"].status == "finished"
     assert by_name["l2"].status == "stopped"
-    run = tracking.client.get_run(by_name["l2"].run)
+    run = MlflowClient(sweep.tracking_uri).get_run(recording.run_of(by_name["l2"].trial_id))
     assert (run.info.status, run.data.tags["state"]) == ("KILLED", "stopped")
     assert Path(by_name["l2"].checkpoint, "state.pt").exists()
