@@ -29,7 +29,7 @@ from sweeps.capacity import in_words, nodes, on_a_worker, per_trial, slots, wait
 from sweeps.checkpoints import check_space
 from sweeps.cluster import check_copy, how_to_run, ray_cluster, where
 from sweeps.finalists import Finalist
-from sweeps.options import parse, sweep_of
+from sweeps.options import parse, sweep_of, with_defaults
 from sweeps.provenance import dataset, provenance, source
 from sweeps.ranking import Row, pick, reason, rule, table
 from sweeps.report import PAGE, in_markdown
@@ -278,7 +278,6 @@ def main() -> int:
     try:
         check_copy(__file__)
         with ExitStack() as held:
-            wait_for_machines(stage)
             sweep, again = sweep_of(given), given.resume or given.extend is not None
             if again:
                 reach_tracking(sweep)
@@ -289,6 +288,9 @@ def main() -> int:
             say_how_many(sweep)
             stage(where())
             held.enter_context(ray_cluster(verbose=given.verbose))
+            wait_for_machines(stage)
+            if not again:
+                sweep = with_defaults(sweep, given)  # of the cluster, whose machines may be others than this one
             settle(sweep, sweep.trial if again else given_trial(sweep, given.data is None))
             if again:
                 units = read_json(f"{sweep.folder}/{CALIBRATION}")

@@ -128,9 +128,9 @@ def main() -> int:
         sweep = Sweep.load(absolute(given.storage), given.name)
         with driving(sweep):
             row = choose(sweep, given.trial)
-            wait_for_machines(print)
             print(where(), flush=True)
             with ray_cluster(verbose=given.verbose):
+                wait_for_machines(print)
                 slots(sweep)
                 wait_for_room(sweep.placement, print)
                 check_shared(sweep.storage, sweep.trial)
