@@ -19,6 +19,10 @@ from typing import Any
 sys.path.insert(0, str(Path.home() / "heatmap-sweeps"))  # `ray submit` brings the script alone, without its project
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the script runs without being installed
 
+from sweeps.environment import set_environment
+
+set_environment()  # before Ray is imported
+
 import optuna
 import torch
 from rich.console import Console

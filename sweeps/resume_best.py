@@ -17,6 +17,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path.home() / "heatmap-sweeps"))  # `ray submit` brings the script alone, without its project
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the script runs without being installed
 
+from sweeps.environment import set_environment
+
+set_environment()  # before Ray is imported
+
 from sweeps.capacity import slots, wait_for_machines, wait_for_room
 from sweeps.checkpoints import only_weights
 from sweeps.cluster import check_copy, ray_cluster, where

@@ -13,14 +13,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-# Before MLflow is imported: the spool tries again by itself, and nobody should wait for a server that hangs.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
-os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # an address for every run that ends
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # a bar for every file
-
 from mlflow import MlflowClient
 
+from sweeps.environment import set_environment
 from sweeps.spool import SWEEP, Files, Spool, spools
 from sweeps.tracking.delivery import Courier, Delivery, connect, reason
 from sweeps.tracking.lines import PARENT_TAG, SWEEP_TAG, TRIAL_TAG
@@ -58,6 +53,7 @@ class Tracking:
     @property
     def client(self) -> MlflowClient:
         """A client of its own for the calling process."""
+        set_environment()
         return MlflowClient(self.uri)
 
     def page(self) -> str:

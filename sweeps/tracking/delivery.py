@@ -14,6 +14,7 @@ from pathlib import Path
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
+from sweeps.environment import set_environment
 from sweeps.spool import SWEEP, Line, Sent, Spool, only_sender, spools
 from sweeps.tracking.lines import OPTIONAL, begin, tell
 
@@ -133,6 +134,7 @@ def connect(uri: str) -> MlflowClient:
     Raises:
         Exception: whatever MLflow's client raises.
     """
+    set_environment()
     with contextlib.ExitStack() as held:
         if uri.startswith("sqlite:///"):  # processes that make the same database together break each other
             path = Path(uri.removeprefix("sqlite:///") + ".lock")
