@@ -3,6 +3,7 @@
 import pickle
 from typing import Any
 
+import ray
 from ray import tune
 from ray.tune.schedulers import TrialScheduler
 
@@ -10,11 +11,15 @@ from sweeps import interrupt
 from sweeps.capacity import slots
 from sweeps.outcomes import mismatch, run_name, status_of, trial_of
 from sweeps.progress import Progress
+from sweeps.proposals import FIXED
 from sweeps.search import keep_rungs
 from sweeps.settings import Sweep
+from sweeps.spool import Spool
 from sweeps.tracking import Tracking
 
-KILLED = ("died unexpectedly", "has died", "OutOfMemory")  # Ray's words where a process was ended from outside
+# Ray's words where a process was ended from outside
+KILLED = ("died unexpectedly", "has died", "temporarily unavailable", "OutOfMemory")
+MOST_FAILURES = 30  # of a trial, whatever was lost
 
 
 class SweepCallback(tune.Callback):
@@ -31,6 +36,7 @@ class SweepCallback(tune.Callback):
     ) -> None:
         self.sweep, self.tracking, self.scheduler, self.units, self.folder = sweep, tracking, scheduler, units, folder
         self.progress = Progress(trials, sweep.trial.epochs)
+        self._nodes: dict[str, set[str]] = {}  # that were there when a trial was last started
 
     def get_state(self) -> dict[str, bytes]:
         """Tune restores the searcher, but not the scheduler's rungs nor what callbacks know."""
@@ -48,6 +54,12 @@ class SweepCallback(tune.Callback):
         asked = trial_of(self.sweep, trial.config)
         strength = asked.weight / self.units[asked.regularizer] if asked.weight else 0.0
         name = run_name(self.sweep, trial.config)
+        Spool(self.tracking.folder, trial.trial_id).begin(
+            name,
+            {"finalist": asked.regularizer} if FIXED in trial.config else {},
+            {"strength": strength, "workers": self.sweep.placement.workers},
+        )
+        self._make_up_for_lost_nodes(trial)
         self.progress.started(trial.trial_id, name, asked.regularizer, asked.weight, strength)
 
     def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
@@ -61,7 +73,7 @@ class SweepCallback(tune.Callback):
             self.progress.say(f"{trial.trial_id}: {wrong}")
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        self._ended(trial, "failed", failure_in_words(trial.get_error()))
+        self._ended(trial, "failed", failure_in_words(last_failure(trial)))
 
     def on_step_end(self, iteration: int, trials: list, **info: Any) -> None:
         self.progress.tick()
@@ -71,10 +83,25 @@ class SweepCallback(tune.Callback):
         self.progress.close()
         keep_rungs(self.scheduler, self.folder)
 
+    def _make_up_for_lost_nodes(self, trial: Any) -> None:
+        """A trial that went with its node has one try more: what is lost uses up none of those that errors have.
+
+        Looked at only when the trial starts again, for Ray may tell of the process before it knows of the node.
+        """
+        there = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        if self._nodes.get(trial.trial_id, there) - there and trial.max_failures < MOST_FAILURES:
+            trial.max_failures += 1
+        self._nodes[trial.trial_id] = there
+
     def _ended(self, trial: Any, status: str, reason: str = "") -> None:
         result = trial.last_result or {}
         tell_end(self.tracking, trial.trial_id, status, result)
         self.progress.ended(trial.trial_id, status, result, reason)
+
+
+def last_failure(trial: Any) -> str:
+    """The trace of a trial's last failure; Tune keeps all of them in one file."""
+    return str(trial.get_error() or "").rpartition("\nFailure # ")[2]
 
 
 def failure_in_words(error: Any) -> str:

@@ -16,7 +16,7 @@ from ray.util import placement_group, remove_placement_group
 from sweeps.cluster import address
 from sweeps.settings import Sweep
 from trainer.config import UsageError
-from trainer.ray_trial import Placement
+from trainer.ray_driver import Placement
 
 T = TypeVar("T")
 

@@ -1,5 +1,9 @@
-"""What the process of a Tune trial does; imports little, as each such process has to do that first."""
+"""What the process of a Tune trial does, beside the trial's first worker.
 
+There are as many such processes as trials at a time, so it imports no PyTorch, and nothing else that Tune has not.
+"""
+
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -7,10 +11,8 @@ from ray import tune
 from ray.train import UserCallback
 
 from sweeps.desk import Handed
-from sweeps.outcomes import FIXED, run_name, trial_of
-from sweeps.settings import Sweep
-from trainer.in_trial import InTrialTrainer
-from trainer.ray_trial import PARTIAL, run_trial
+from sweeps.proposals import proposal, weight_of
+from trainer.ray_driver import PARTIAL, Placement, run_trial
 
 
 class EpochReports(UserCallback):
@@ -21,25 +23,39 @@ class EpochReports(UserCallback):
             tune.report(metrics[0])
 
 
-def drive_trial(config: dict[str, Any], sweep: Sweep, spool: Path, units: dict[str, float], desk: Any) -> None:
-    """The Tune trial: begin its MLflow run or go on with it, then let Ray Train work."""
-    trial_id = tune.get_context().get_trial_id()
-    trial = trial_of(sweep, config)
-    strength = trial.weight / units[trial.regularizer] if trial.weight else 0.0
-    recorder = Handed(spool, trial_id, desk=desk)
-    recorder.begin(
-        run_name(sweep, config),
-        {"finalist": trial.regularizer} if FIXED in config else {},
-        {"strength": strength, "workers": sweep.placement.workers},
-    )
+@dataclass(frozen=True, kw_only=True)
+class Shared:
+    """What the trials of a sweep have in common, in plain values: a `Sweep` brings PyTorch with it.
+
+    Args:
+        trial: settings of each, but for regularizer, weight and seed.
+        placement: of its workers.
+        folder: where each trial has one.
+        units: calibrated unit of each regularizer's weight.
+        spool: of the sweep, on the driver's disk.
+        desk: handle of the `Desk`.
+    """
+
+    trial: dict[str, Any]
+    placement: Placement
+    folder: str
+    units: dict[str, float]
+    spool: Path
+    desk: Any
+
+
+def drive_trial(config: dict[str, Any], shared: Shared) -> None:
+    """The Tune trial: let Ray Train work."""
+    asked, trial_id = proposal(config), tune.get_context().get_trial_id()
+    regularizer, weight = asked["regularizer"], weight_of(asked)
     run_trial(
-        trial,
-        placement=sweep.placement,
-        storage=sweep.trials_folder,
+        shared.trial | {"regularizer": regularizer, "weight": weight, "seed": asked["seed"]},
+        placement=shared.placement,
+        storage=shared.folder,
         name=trial_id,
-        recorder=recorder,
+        recorder=Handed(shared.spool, trial_id, desk=shared.desk),
         callbacks=[EpochReports()],
-        extra={"strength": strength},
-        switch=desk,
-        trainer=InTrialTrainer,
+        extra={"strength": weight / shared.units[regularizer] if weight else 0.0},
+        switch=shared.desk,
+        in_tune=True,
     )

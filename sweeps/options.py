@@ -16,7 +16,7 @@ from trainer.head import STEPS
 from trainer.locations import absolute, is_url
 from trainer.model_input import parse_channels
 from trainer.published import PRETRAINED
-from trainer.ray_trial import Placement
+from trainer.ray_driver import Placement
 from trainer.shards import evaluation_splits, read_shards
 
 # Two grey levels of 255 are nothing to thick strokes on black; eight separate good heatmaps from bad ones.

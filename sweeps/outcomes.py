@@ -3,19 +3,14 @@
 import dataclasses
 from typing import Any
 
+from sweeps.proposals import FIXED, proposal, weight_of
 from sweeps.ranking import Row
-from sweeps.search import METRIC, weight_of
+from sweeps.search import METRIC
 from sweeps.settings import Sweep, write_json
 from trainer.config import Trial
 from trainer.locations import read_json
 
 ROWS = "rows.json"
-FIXED = "fixed"
-
-
-def proposal(config: dict[str, Any]) -> dict[str, Any]:
-    """Regularizer, weight and seed in what Tune gives a trial: a proposal of the search, or a fixed one."""
-    return config.get(FIXED, config)
 
 
 def trial_of(sweep: Sweep, config: dict[str, Any]) -> Trial:

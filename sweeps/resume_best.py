@@ -31,7 +31,7 @@ from sweeps.shared import check_shared
 from sweeps.tracking import start_sweep
 from trainer.config import UsageError
 from trainer.locations import absolute, read_json
-from trainer.ray_trial import failure_of, run_trial
+from trainer.ray_driver import failure_of, run_trial
 
 
 def parse() -> argparse.Namespace:
@@ -92,7 +92,7 @@ def train_on(sweep: Sweep, row: Row, epochs: int) -> int:
         recorder = Handed(tracking.folder, name, desk=open_desk(tracking.folder))
         recorder.begin(f"{label} resumed", {"resumed_from": origin, "start": row.checkpoint}, {})
         result = run_trial(
-            trial,
+            trial.to_dict(),
             placement=sweep.placement,
             storage=sweep.trials_folder,
             name=name,

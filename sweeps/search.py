@@ -50,11 +50,6 @@ class Space:
         return {"seed": self.seed + sum(counts), "number": trial.number}
 
 
-def weight_of(config: dict[str, Any]) -> float:
-    """The absolute weight in a trial's configuration."""
-    return float(config.get(f"weight_{config['regularizer']}", 0.0))
-
-
 class DurableOptunaSearch(OptunaSearch):
     """OptunaSearch whose study outlives the process.
 

@@ -16,7 +16,7 @@ from trainer.cache import ShardCache
 from trainer.config import Trial, UsageError
 from trainer.head import STEPS
 from trainer.locations import file_size, folders_in, read_json, remove_file, whole_file
-from trainer.ray_trial import Placement
+from trainer.ray_driver import Placement
 
 SCHEDULERS = ("asha", "none")
 ALLOCATIONS = ("equal", "adaptive")

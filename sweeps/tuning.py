@@ -1,7 +1,8 @@
 """Run the trials of a sweep on Ray Tune: each a thin driver around a Ray Train run of its own.
 
-Tune reserves one placement group per trial: a place on the head node that costs no CPU, for the process that drives the
-trial, and one for each of its workers. Process, group and workers go on to the next trial when one has ended.
+Tune reserves one placement group per trial, a bundle for each of its workers. The process that drives the trial takes
+nothing of its own and runs beside the first worker. Process, group and workers go on to the next trial when one has
+ended.
 """
 
 import dataclasses
@@ -18,14 +19,16 @@ from sweeps import finalists, interrupt
 from sweeps.callback import SweepCallback, tell_end
 from sweeps.capacity import slots
 from sweeps.desk import open_desk
-from sweeps.drive import drive_trial
-from sweeps.outcomes import FIXED, keep_rows, kept_rows, proposal, row_of
+from sweeps.drive import Shared, drive_trial
+from sweeps.outcomes import keep_rows, kept_rows, row_of
+from sweeps.proposals import FIXED, proposal
 from sweeps.ranking import Row
 from sweeps.search import make_scheduler, make_search, recover_journal, tune_folder
 from sweeps.settings import Sweep
 from sweeps.tracking import Tracking
 
-DRIVER = {"node:__internal_head__": 0.001}
+DRIVER: dict[str, float] = {}  # a first bundle that is empty: Tune puts the trial's process where the next one is
+ERRORS = 2  # of a trial, after each of which it is tried again; `SweepCallback` adds to them for every node lost
 
 
 def _folder_name(trial: Any) -> str:
@@ -83,7 +86,17 @@ def _run_trials(
     """One run of Tune, in a folder of its own; one that was begun there goes on."""
     path, desk = f"{sweep.folder}/{folder}", open_desk(tracking.folder)
     trainable = tune.with_resources(
-        tune.with_parameters(drive_trial, sweep=sweep, spool=tracking.folder, units=units, desk=desk),
+        tune.with_parameters(
+            drive_trial,
+            shared=Shared(
+                trial=sweep.trial.to_dict(),
+                placement=sweep.placement,
+                folder=sweep.trials_folder,
+                units=units,
+                spool=tracking.folder,
+                desk=desk,
+            ),
+        ),
         tune.PlacementGroupFactory([DRIVER] + [sweep.placement.bundle()] * sweep.placement.workers),
     )
     recover_journal(sweep)  # before anything that holds the study is unpickled
@@ -106,7 +119,7 @@ def _run_trials(
                 name=folder,
                 storage_path=sweep.folder,
                 verbose=0,
-                failure_config=tune.FailureConfig(max_failures=2),
+                failure_config=tune.FailureConfig(max_failures=ERRORS),
                 callbacks=[SweepCallback(sweep, tracking, scheduling, trials, units, path)],
             ),
         )

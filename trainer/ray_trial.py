@@ -1,8 +1,4 @@
-"""One trial on Ray Train: DDP workers around `fit`, checkpoints in the storage path.
-
-The storage path and the trial's name are its identity: run again with both the same, it continues from its
-newest checkpoint.
-"""
+"""One worker of a trial on Ray Train: DDP around `fit`, checkpoints in the storage path."""
 
 import contextlib
 import json
@@ -10,9 +6,8 @@ import math
 import os
 import time
 import traceback
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import ray
 import torch
@@ -25,64 +20,13 @@ from trainer.config import Trial, UsageError
 from trainer.distributed import rank, sum_over_workers
 from trainer.evaluate.gallery import gallery_of
 from trainer.fit import Metrics, State, fit
-from trainer.in_trial import LeanTrainer
 from trainer.load import watched
-from trainer.locations import read_json, whole_file
+from trainer.locations import whole_file
+from trainer.ray_driver import FAILURE_FILE, PARTIAL, Recorder, failure_of
 
 IN_PLACE = train.CheckpointUploadMode.NO_UPLOAD
-FAILURE_FILE = "failure.json"
 GALLERY = "gallery.png"
-PARTIAL = "partial"  # marks a report that brings a checkpoint within an epoch and no metrics
 WORST: dict[str, Any] = {"val/accuracy": 0.0, "val/robust_accuracy": 0.0, "val/heatmap_ssim": -1.0}
-
-
-@runtime_checkable
-class Recorder(Protocol):
-    """Where rank 0 puts its points, from any thread; must be picklable and neither raise nor wait for a server."""
-
-    def configured(self, params: dict[str, Any]) -> None:
-        """Take what the worker trains with."""
-        ...
-
-    def record(self, metrics: Metrics, step: int) -> None:
-        """Take the metrics of one step."""
-        ...
-
-    def attach(self, files: dict[str, str | bytes]) -> None:
-        """Take files to be kept under these names."""
-        ...
-
-    def flush(self) -> None:
-        """Bring what was taken to where a kill of this process cannot reach it."""
-        ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class Placement:
-    """Where the workers of one trial run.
-
-    Args:
-        workers: DDP processes.
-        gpus_per_worker: GPUs of each, 0 for CPU and gloo.
-        cpus_per_worker: CPUs of each.
-        cache: of remote shards, on every node.
-    """
-
-    workers: int = 1
-    gpus_per_worker: float = 0
-    cpus_per_worker: float = 1
-    cache: ShardCache = ShardCache()
-
-    def bundle(self) -> dict[str, float]:
-        """What one worker takes, in Ray's words."""
-        gpus = {"GPU": float(self.gpus_per_worker)} if self.gpus_per_worker else {}
-        return {"CPU": float(self.cpus_per_worker), **gpus}
-
-    def scaling(self) -> train.ScalingConfig:
-        """All of them, in Ray's words."""
-        return train.ScalingConfig(
-            num_workers=self.workers, use_gpu=self.gpus_per_worker > 0, resources_per_worker=self.bundle()
-        )
 
 
 def train_worker(config: dict[str, Any]) -> None:
@@ -178,16 +122,6 @@ def _gallery(trial: Trial, state: State, device: torch.device, cache: ShardCache
         return {}
 
 
-def failure_of(folder: str) -> str | None:
-    """Why a trial failed, if trying it again would be useless.
-
-    Args:
-        folder: of the trial's checkpoints.
-    """
-    failure = read_json(f"{folder}/{FAILURE_FILE}")
-    return failure["reason"] if failure else None
-
-
 class _Interruption:
     """Whether to save the state now, within an epoch: because this node goes away, or because the sweep stops.
 
@@ -231,55 +165,3 @@ def _reason(error: Exception) -> str:
 
 def _first_line(error: Exception, length: int = 200) -> str:
     return str(error).strip().partition("\n")[0][:length]
-
-
-def run_trial(
-    trial: Trial,
-    *,
-    placement: Placement,
-    storage: str,
-    name: str,
-    recorder: Recorder,
-    start: str | None = None,
-    callbacks: list[Any] | None = None,
-    extra: dict[str, Any] | None = None,
-    switch: Any = None,
-    trainer: type[LeanTrainer] = LeanTrainer,
-) -> train.Result:
-    """Train to the end, or continue a run of the same storage and name.
-
-    Args:
-        trial: what to compute.
-        placement: on which workers.
-        storage: folder for checkpoints, seen by every node.
-        name: of the run inside it.
-        recorder: takes the points of rank 0.
-        start: checkpoint folder whose state a new run begins with.
-        callbacks: of Ray Train.
-        extra: added to every report.
-        switch: handle of a `StopSwitch` to look at.
-        trainer: `InTrialTrainer` in a trial of Tune.
-    """
-    run = trainer(
-        train_worker,
-        train_loop_config={
-            "trial": trial.to_dict(),
-            "folder": f"{storage}/{name}",
-            "name": name,
-            "switch": switch,
-            "recorder": recorder,
-            "start": start,
-            "extra": extra or {},
-            "cache": placement.cache,
-        },
-        scaling_config=placement.scaling(),
-        run_config=train.RunConfig(  # type: ignore[call-arg]  # resolved to the class of Train V1
-            name=name,
-            storage_path=storage,
-            callbacks=callbacks or [],
-            failure_config=train.FailureConfig(max_failures=2),
-            checkpoint_config=train.CheckpointConfig(num_to_keep=2, checkpoint_score_attribute="val/robust_accuracy"),
-            logging_config=train.LoggingConfig(log_level="WARNING"),
-        ),
-    )
-    return run.fit()

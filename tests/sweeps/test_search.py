@@ -11,10 +11,11 @@ from optuna.trial import TrialState
 from ray import cloudpickle
 
 from regularizers import REGULARIZERS
-from sweeps.search import METRIC, Space, keep_rungs, make_scheduler, make_search, tune_folder, weight_of
+from sweeps.proposals import weight_of
+from sweeps.search import METRIC, Space, keep_rungs, make_scheduler, make_search, tune_folder
 from sweeps.settings import Sweep, extended, write_json
 from trainer.config import Trial, UsageError
-from trainer.ray_trial import Placement
+from trainer.ray_driver import Placement
 
 UNITS = {"l2": 2.0, "ssim": 0.5}
 
