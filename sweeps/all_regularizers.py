@@ -51,6 +51,7 @@ from trainer.fit import fit
 from trainer.locations import absolute, read_json, whole_file
 from trainer.models import build_model
 from trainer.preprocess import Transform
+from trainer.ray_driver import TESTED_RAY
 from trainer.shards import evaluation_splits, read_shards, skipped_samples
 
 console = Console()
@@ -202,6 +203,8 @@ def run(sweep: Sweep, units: dict[str, float]) -> tuple[list[Row], list[Finalist
 
 def settle(sweep: Sweep, trial: Trial | None) -> None:
     """See that the cluster has room for a trial, or will have, and that its nodes see what a trial needs."""
+    if sweep.placement.ray_train == "lean" and not sweep.placement.lean:
+        stage(f"this is not Ray {TESTED_RAY}: its own Ray Train runs, with more processes for each trial")
     at_once = slots(sweep)
     stage(f"{in_words(nodes())}: {at_once} trial{'s' if at_once > 1 else ''} of {per_trial(sweep.placement)} at a time")
     wait_for_room(sweep.placement, stage)
@@ -291,7 +294,7 @@ def main() -> int:
             stage(f"sweep {sweep.name} in {sweep.folder}")
             say_how_many(sweep)
             stage(where())
-            held.enter_context(ray_cluster(verbose=given.verbose))
+            held.enter_context(ray_cluster(verbose=given.verbose, stock=not sweep.placement.lean))
             wait_for_machines(stage)
             if not again:
                 sweep = with_defaults(sweep, given)  # of the cluster, whose machines may be others than this one

@@ -9,6 +9,7 @@ from typing import Any
 
 from ray import tune
 from ray.train import UserCallback
+from ray.tune.integration.ray_train import TuneReportCallback
 
 from sweeps.desk import Handed
 from sweeps.proposals import proposal, weight_of
@@ -21,6 +22,14 @@ class EpochReports(UserCallback):
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         if not metrics[0].get(PARTIAL):
             tune.report(metrics[0])
+
+
+class StockEpochReports(TuneReportCallback):
+    """The same from stock Ray Train, whose controller has a process of its own."""
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        if not metrics[0].get(PARTIAL):
+            super().after_report(run_context, metrics, checkpoint)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +63,7 @@ def drive_trial(config: dict[str, Any], shared: Shared) -> None:
         storage=shared.folder,
         name=trial_id,
         recorder=Handed(shared.spool, trial_id, desk=shared.desk),
-        callbacks=[EpochReports()],
+        callbacks=[EpochReports() if shared.placement.lean else StockEpochReports()],
         extra={"strength": weight / shared.units[regularizer] if weight else 0.0},
         switch=shared.desk,
         in_tune=True,

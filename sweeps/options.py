@@ -16,7 +16,7 @@ from trainer.head import STEPS
 from trainer.locations import absolute, is_url
 from trainer.model_input import parse_channels
 from trainer.published import PRETRAINED
-from trainer.ray_driver import Placement
+from trainer.ray_driver import RAY_TRAIN, Placement
 from trainer.shards import evaluation_splits, read_shards
 
 # Two grey levels of 255 are nothing to thick strokes on black; eight separate good heatmaps from bad ones.
@@ -192,6 +192,13 @@ def parse(description: str) -> argparse.Namespace:
     where.add_argument(
         "--cache-size", type=float, metavar="GB", default=ShardCache.size / 1e9, help="of that folder (default 50)"
     )
+    where.add_argument(
+        "--ray-train",
+        choices=RAY_TRAIN,
+        default=Placement.ray_train,
+        help="with few processes for each trial (lean, default), or as Ray has it (stock; so it always is with another "
+        "Ray than the tested one)",
+    )
     where.add_argument("--max-concurrent", type=int, metavar="N", help="trials at once (default: as many as fit)")
     kept = parser.add_argument_group("where it is kept")
     kept.add_argument(
@@ -305,6 +312,7 @@ def sweep_of(given: argparse.Namespace) -> Sweep:
         placement=Placement(
             workers=given.workers_per_trial,
             cache=ShardCache(str(Path(given.cache_dir).expanduser().resolve()), int(given.cache_size * 1e9)),
+            ray_train=given.ray_train,
         ),
         max_concurrent=given.max_concurrent,
         max_accuracy_drop=Sweep.max_accuracy_drop if given.max_accuracy_drop is None else given.max_accuracy_drop / 100,

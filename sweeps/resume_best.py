@@ -133,7 +133,7 @@ def main() -> int:
         with driving(sweep):
             row = choose(sweep, given.trial)
             print(where(), flush=True)
-            with ray_cluster(verbose=given.verbose):
+            with ray_cluster(verbose=given.verbose, stock=not sweep.placement.lean):
                 wait_for_machines(print)
                 slots(sweep)
                 wait_for_room(sweep.placement, print)

@@ -2,7 +2,7 @@
 
 Tune reserves one placement group per trial, a bundle for each of its workers. The process that drives the trial takes
 nothing of its own and runs beside the first worker. Process, group and workers go on to the next trial when one has
-ended.
+ended. Stock Ray Train makes a group of its own for each trial, and nothing goes on to the next one.
 """
 
 import dataclasses
@@ -28,7 +28,8 @@ from sweeps.settings import Sweep
 from sweeps.tracking import Tracking
 
 DRIVER: dict[str, float] = {}  # a first bundle that is empty: Tune puts the trial's process where the next one is
-ERRORS = 2  # of a trial, after each of which it is tried again; `SweepCallback` adds to them for every node lost
+STOCK_DRIVER = {"node:__internal_head__": 0.001}  # takes nothing that stock Ray Train, with a group of its own, needs
+ERRORS = 2  # of a trial, after each of which it is tried again; `SweepCallback` makes up for lost nodes
 
 
 def _folder_name(trial: Any) -> str:
@@ -85,6 +86,8 @@ def _run_trials(
 ) -> list[Row]:
     """One run of Tune, in a folder of its own; one that was begun there goes on."""
     path, desk = f"{sweep.folder}/{folder}", open_desk(tracking.folder)
+    lean, workers = sweep.placement.lean, [sweep.placement.bundle()] * sweep.placement.workers
+    bundles = [DRIVER, *workers] if lean else [STOCK_DRIVER]
     trainable = tune.with_resources(
         tune.with_parameters(
             drive_trial,
@@ -97,7 +100,7 @@ def _run_trials(
                 desk=desk,
             ),
         ),
-        tune.PlacementGroupFactory([DRIVER] + [sweep.placement.bundle()] * sweep.placement.workers),
+        tune.PlacementGroupFactory(bundles),
     )
     recover_journal(sweep)  # before anything that holds the study is unpickled
     if tune.Tuner.can_restore(path):
@@ -110,7 +113,7 @@ def _run_trials(
             tune_config=tune.TuneConfig(
                 num_samples=1 if param_space else trials,
                 max_concurrent_trials=slots(sweep, trials),
-                reuse_actors=True,
+                reuse_actors=lean,
                 search_alg=search(),
                 scheduler=scheduling,
                 trial_dirname_creator=_folder_name,

@@ -7,11 +7,14 @@ newest checkpoint.
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+import ray
 from ray import train
 
 from trainer.cache import ShardCache
 from trainer.locations import read_json
 
+RAY_TRAIN = ("lean", "stock")
+TESTED_RAY = "2.60.0"  # that of constraints.txt; `trainer.in_trial` rests on private parts of it
 FAILURE_FILE = "failure.json"
 PARTIAL = "partial"  # marks a report that brings a checkpoint within an epoch and no metrics
 
@@ -46,12 +49,19 @@ class Placement:
         gpus_per_worker: GPUs of each, 0 for CPU and gloo.
         cpus_per_worker: CPUs of each.
         cache: of remote shards, on every node.
+        ray_train: `lean` (fewer processes, which go on to the next trial; with the Ray that is tested) or `stock`.
     """
 
     workers: int = 1
     gpus_per_worker: float = 0
     cpus_per_worker: float = 1
     cache: ShardCache = ShardCache()
+    ray_train: str = "lean"
+
+    @property
+    def lean(self) -> bool:
+        """Whether Ray Train runs as `trainer.in_trial` changes it; with another Ray than the tested one never."""
+        return self.ray_train == "lean" and ray.__version__ == TESTED_RAY
 
     def bundle(self) -> dict[str, float]:
         """What one worker takes, in Ray's words."""
@@ -106,12 +116,10 @@ def run_trial(
         callbacks: of Ray Train.
         extra: added to every report.
         switch: handle of a `StopSwitch` to look at.
-        in_tune: whether this is the process of a Tune trial, with a bundle for each worker in its placement group.
+        in_tune: whether this is the process of a Tune trial; where Ray Train is lean, with a bundle for each worker in
+            its placement group.
     """
-    from trainer.in_trial import InTrialTrainer, LeanTrainer
-
-    trainer = InTrialTrainer if in_tune else LeanTrainer
-    run = trainer(
+    run = _trainer(placement, in_tune)(
         _work,
         train_loop_config={
             "trial": trial,
@@ -134,3 +142,14 @@ def run_trial(
         ),
     )
     return run.fit()
+
+
+def _trainer(placement: Placement, in_tune: bool) -> Any:
+    """The class that trains; imported here, as each has something in it that the others do without."""
+    if not placement.lean:
+        from ray.train.torch import TorchTrainer
+
+        return TorchTrainer
+    from trainer.in_trial import InTrialTrainer, LeanTrainer
+
+    return InTrialTrainer if in_tune else LeanTrainer
