@@ -19,6 +19,10 @@ from typing import Any
 sys.path.insert(0, str(Path.home() / "heatmap-sweeps"))  # `ray submit` brings the script alone, without its project
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the script runs without being installed
 
+from sweeps.environment import set_environment
+
+set_environment()  # before Ray is imported
+
 import optuna
 import torch
 from rich.console import Console
@@ -29,7 +33,7 @@ from sweeps.capacity import in_words, nodes, on_a_worker, per_trial, slots, wait
 from sweeps.checkpoints import check_space
 from sweeps.cluster import check_copy, how_to_run, ray_cluster, where
 from sweeps.finalists import Finalist
-from sweeps.options import parse, sweep_of
+from sweeps.options import parse, sweep_of, with_defaults
 from sweeps.provenance import dataset, provenance, source
 from sweeps.ranking import Row, pick, reason, rule, table
 from sweeps.recording import Recording, start_sweep
@@ -48,6 +52,7 @@ from trainer.fit import fit
 from trainer.locations import absolute, read_json, whole_file
 from trainer.models import build_model
 from trainer.preprocess import Transform
+from trainer.ray_driver import TESTED_RAY
 from trainer.shards import evaluation_splits, read_shards, skipped_samples
 
 console = Console()
@@ -201,6 +206,8 @@ def run(sweep: Sweep, units: dict[str, float]) -> tuple[list[Row], list[Finalist
 
 def settle(sweep: Sweep, trial: Trial | None) -> None:
     """See that the cluster has room for a trial, or will have, and that its nodes see what a trial needs."""
+    if sweep.placement.ray_train == "lean" and not sweep.placement.lean:
+        stage(f"this is not Ray {TESTED_RAY}: its own Ray Train runs, with more processes for each trial")
     at_once = slots(sweep)
     stage(f"{in_words(nodes())}: {at_once} trial{'s' if at_once > 1 else ''} of {per_trial(sweep.placement)} at a time")
     wait_for_room(sweep.placement, stage)
@@ -281,7 +288,6 @@ def main() -> int:
     try:
         check_copy(__file__)
         with ExitStack() as held:
-            wait_for_machines(stage)
             sweep, again = sweep_of(given), given.resume or given.extend is not None
             if again:
                 reach_tracking(sweep)
@@ -291,7 +297,10 @@ def main() -> int:
             stage(f"sweep {sweep.name} in {sweep.folder}")
             say_how_many(sweep)
             stage(where())
-            held.enter_context(ray_cluster(verbose=given.verbose))
+            held.enter_context(ray_cluster(verbose=given.verbose, stock=not sweep.placement.lean))
+            wait_for_machines(stage)
+            if not again:
+                sweep = with_defaults(sweep, given)  # of the cluster, whose machines may be others than this one
             settle(sweep, sweep.trial if again else given_trial(sweep, given.data is None))
             if again:
                 units = read_json(f"{sweep.folder}/{CALIBRATION}")

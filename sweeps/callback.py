@@ -3,6 +3,7 @@
 import contextlib
 from typing import Any
 
+import ray
 from ray import tune
 
 from sweeps import interrupt
@@ -12,10 +13,12 @@ from sweeps.outcomes import trial_started
 from sweeps.progress import Progress
 from sweeps.recording import Recording
 from sweeps.settings import Sweep
-from trainer.ray_trial import REPORTED
+from trainer.ray_driver import REPORTED
 from trainer.trial_log import read_report
 
-KILLED = ("died unexpectedly", "has died", "OutOfMemory")  # Ray's words where a process was ended from outside
+# Ray's words where a process was ended from outside
+KILLED = ("died unexpectedly", "has died", "temporarily unavailable", "OutOfMemory")
+MOST_FAILURES = 30  # of a trial, whatever was lost
 
 
 class SweepCallback(tune.Callback):
@@ -32,6 +35,7 @@ class SweepCallback(tune.Callback):
     def __init__(self, sweep: Sweep, recording: Recording, trials: int, units: dict[str, float], part: str) -> None:
         self.sweep, self.recording, self.units, self.part = sweep, recording, units, part
         self.progress, self._resumed = Progress(trials, sweep.trial.epochs), True
+        self._nodes: dict[str, set[str]] = {}  # that were there when a trial was last started
 
     def setup(self, *_: Any, **info: Any) -> None:
         """After an interruption, the log says what was before; the cluster may be another."""
@@ -50,6 +54,7 @@ class SweepCallback(tune.Callback):
             self.progress.only({trial.trial_id for trial in trials})
 
     def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        self._make_up_for_lost_nodes(trial)
         self._tell(trial_started(self.sweep, self.units, self.part, trial.trial_id, trial.config))
 
     def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
@@ -61,7 +66,7 @@ class SweepCallback(tune.Callback):
         self._tell(trial_ended(self.sweep, trial.trial_id, trial.last_result or {}))
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        error = failure_in_words(trial.get_error())
+        error = failure_in_words(last_failure(trial))
         self._tell(trial_ended(self.sweep, trial.trial_id, trial.last_result or {}, error))
 
     def on_step_end(self, iteration: int, trials: list, **info: Any) -> None:
@@ -74,6 +79,16 @@ class SweepCallback(tune.Callback):
     def _tell(self, event: Any) -> None:
         self.recording.append(event)
         self.progress.take(event)
+
+    def _make_up_for_lost_nodes(self, trial: Any) -> None:
+        """A trial that went with its node has one try more: what is lost uses up none of those that errors have.
+
+        Looked at only when the trial starts again, for Ray may tell of the process before it knows of the node.
+        """
+        there = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        if self._nodes.get(trial.trial_id, there) - there and trial.max_failures < MOST_FAILURES:
+            trial.max_failures += 1
+        self._nodes[trial.trial_id] = there
 
 
 def trial_ended(sweep: Sweep, trial_id: str, result: dict[str, Any], error: str = "") -> TrialEnded:
@@ -100,6 +115,11 @@ def trial_ended(sweep: Sweep, trial_id: str, result: dict[str, Any], error: str 
         checkpoint=str(result.get("checkpoint_folder", "")),
         metrics=finite if epoch else {},
     )
+
+
+def last_failure(trial: Any) -> str:
+    """The trace of a trial's last failure; Tune keeps all of them in one file."""
+    return str(trial.get_error() or "").rpartition("\nFailure # ")[2]
 
 
 def failure_in_words(error: Any) -> str:

@@ -11,14 +11,12 @@ from typing import Any, TypeVar
 import ray
 import torch
 import yaml
-from ray._raylet import GcsClient  # type: ignore[attr-defined]  # compiled, as the next one
-from ray.core.generated.gcs_pb2 import GcsNodeInfo  # type: ignore[attr-defined]
 from ray.util import placement_group, remove_placement_group
 
-from sweeps.cluster import address, check_answers
+from sweeps.cluster import address
 from sweeps.settings import Sweep
 from trainer.config import UsageError
-from trainer.ray_trial import Placement
+from trainer.ray_driver import Placement
 
 T = TypeVar("T")
 
@@ -51,25 +49,12 @@ class Node:
 
 
 def nodes() -> list[Node]:
-    """Those of the cluster that is joined or could be, with those its autoscaler may bring; else this machine."""
-    members = _members()
-    if members is None:
+    """Those of the cluster that is joined, with those its autoscaler may bring; before one is joined, this machine."""
+    if not ray.is_initialized():
         return [Node(os.cpu_count() or 1, torch.cuda.device_count())]
-    alive = [
-        Node(member.resources_total.get("CPU", 0), member.resources_total.get("GPU", 0))
-        for member in members
-        if member.state == GcsNodeInfo.GcsNodeState.ALIVE
-    ]
+    resources = [member["Resources"] for member in ray.nodes() if member["Alive"]]
+    alive = [Node(there.get("CPU", 0), there.get("GPU", 0)) for there in resources]
     return alive + _coming(alive)
-
-
-def _members() -> list[GcsNodeInfo] | None:
-    """What the cluster knows of its nodes, those it has lost among them; None if there is no cluster yet."""
-    there = ray.get_runtime_context().gcs_address if ray.is_initialized() else address()
-    if there is None:
-        return None
-    check_answers(there)
-    return list(GcsClient(address=there).get_all_node_info().values())
 
 
 def _coming(alive: list[Node]) -> list[Node]:
@@ -96,7 +81,7 @@ def _launched() -> dict[str, Any] | None:
 
 
 def wait_for_machines(say: Callable[[str], None]) -> None:
-    """Let machines of one's own, which `ray up` prepares after the head, join before they are counted.
+    """Let machines of one's own, which `ray up` prepares after the head, join the cluster before they are counted.
 
     Args:
         say: takes a line for the user, now and then.
@@ -104,19 +89,24 @@ def wait_for_machines(say: Callable[[str], None]) -> None:
     launched = _launched()
     if launched is None or launched["provider"]["type"] != "local":
         return
-    wanted, said_at = 1 + len(launched["provider"]["worker_ips"]), -math.inf
+    wanted, began, said_at = 1 + len(launched["provider"]["worker_ips"]), _head_started(), -math.inf
     while True:
-        members = _members() or []
-        joined, now = len({member.node_manager_address for member in members}), time.time()
+        joined, now = len({member["NodeManagerAddress"] for member in ray.nodes()}), time.time()
         if joined >= wanted:  # one that was lost since is not waited for
             return
-        if now - min(member.start_time_ms for member in members) / 1000 > PATIENCE:
+        if now - began > PATIENCE:
             say(f"going on without {wanted - joined} of {wanted} machines")
             return
         if now - said_at > 30:
             say(f"waiting for machines, {joined} of {wanted} have joined")
             said_at = now
         time.sleep(1)
+
+
+def _head_started() -> float:
+    """Seconds since the epoch, by the name of Ray's session: `session_`, the head's local time, and more."""
+    session = ray.get_runtime_context().get_session_name()
+    return time.mktime(time.strptime(session[: len("session_2026-01-31_23-59-59")], "session_%Y-%m-%d_%H-%M-%S"))
 
 
 def worker_defaults() -> tuple[float, int]:

@@ -73,13 +73,15 @@ def check_copy(script: str) -> None:
 
 
 @contextlib.contextmanager
-def ray_cluster(num_cpus: int | None = None, verbose: bool = False) -> Iterator[None]:
+def ray_cluster(num_cpus: int | None = None, verbose: bool = False, stock: bool = False) -> Iterator[None]:
     """The cluster there is, or one of this machine alone that ends with the block.
 
     Args:
         num_cpus: of a cluster of this machine alone, whatever else there is.
         verbose: whether what Ray and the workers say reaches the terminal; a cluster of this machine then has Ray's
             dashboard, which more than doubles its processes and their memory.
+        stock: whether stock Ray Train will run: what removes the placement group of a trial that was stopped asks the
+            dashboard, so that is there.
 
     Raises:
         UsageError: if the cluster there should be does not answer.
@@ -91,7 +93,9 @@ def ray_cluster(num_cpus: int | None = None, verbose: bool = False) -> Iterator[
     there = address() if num_cpus is None else None
     quiet: dict[str, Any] = {} if verbose else {"log_to_driver": False, "logging_level": logging.ERROR}
     if there is None:
-        ray.init(address="local", num_cpus=num_cpus, include_dashboard=verbose, runtime_env=_alone(), **quiet)
+        port = _free_port()
+        dashboard: dict[str, Any] = {"include_dashboard": verbose or stock, "dashboard_port": port}
+        ray.init(address="local", num_cpus=num_cpus, runtime_env=_alone(port), **dashboard, **quiet)
     else:
         check_answers(there)
         ray.init(address=there, runtime_env=_shipped(), **quiet)
@@ -117,10 +121,21 @@ def check_answers(there: str) -> None:
         ) from None
 
 
-def _alone() -> dict[str, Any]:
-    """What the processes of this machine's own Ray instance run with."""
+def _free_port() -> int:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        return unused.getsockname()[1]
+
+
+def _alone(port: int) -> dict[str, Any]:
+    """What the processes of this machine's own Ray instance run with.
+
+    Args:
+        port: of its dashboard, which is not to be mistaken for that of another instance on this machine.
+    """
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-    return {"env_vars": QUIET | ALONE | {"PYTHONPATH": path}}
+    own = {"PYTHONPATH": path, "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}"}
+    return {"env_vars": QUIET | ALONE | own}
 
 
 def _shipped() -> dict[str, Any]:

@@ -1,14 +1,17 @@
-"""What the process of a Tune trial does; imports little, as each such process has to do that first."""
+"""What the process of a Tune trial does, beside the trial's first worker.
 
+There are as many such processes as trials at a time, so it imports no PyTorch, and nothing else that Tune has not.
+"""
+
+from dataclasses import dataclass
 from typing import Any
 
 from ray import tune
 from ray.train import UserCallback
+from ray.tune.integration.ray_train import TuneReportCallback
 
-from sweeps.outcomes import trial_of
-from sweeps.settings import Sweep
-from trainer.in_trial import InTrialTrainer
-from trainer.ray_trial import PARTIAL, run_trial
+from sweeps.proposals import proposal, weight_of
+from trainer.ray_driver import PARTIAL, Placement, run_trial
 
 
 class EpochReports(UserCallback):
@@ -19,14 +22,40 @@ class EpochReports(UserCallback):
             tune.report(metrics[0])
 
 
-def drive_trial(config: dict[str, Any], sweep: Sweep, switch: Any) -> None:
+class StockEpochReports(TuneReportCallback):
+    """The same from stock Ray Train, whose controller has a process of its own."""
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        if not metrics[0].get(PARTIAL):
+            super().after_report(run_context, metrics, checkpoint)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shared:
+    """What the trials of a sweep have in common, in plain values: a `Sweep` brings PyTorch with it.
+
+    Args:
+        trial: settings of each, but for regularizer, weight and seed.
+        placement: of its workers.
+        folder: where each trial has one.
+        switch: handle of the `StopSwitch`.
+    """
+
+    trial: dict[str, Any]
+    placement: Placement
+    folder: str
+    switch: Any
+
+
+def drive_trial(config: dict[str, Any], shared: Shared) -> None:
     """The Tune trial: let Ray Train work."""
+    asked = proposal(config)
     run_trial(
-        trial_of(sweep, config),
-        placement=sweep.placement,
-        storage=sweep.trials_folder,
+        shared.trial | {"regularizer": asked["regularizer"], "weight": weight_of(asked), "seed": asked["seed"]},
+        placement=shared.placement,
+        storage=shared.folder,
         name=tune.get_context().get_trial_id(),
-        callbacks=[EpochReports()],
-        switch=switch,
-        trainer=InTrialTrainer,
+        callbacks=[EpochReports() if shared.placement.lean else StockEpochReports()],
+        switch=shared.switch,
+        in_tune=True,
     )

@@ -5,6 +5,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import ray
@@ -14,10 +15,44 @@ from trainer.stop import StopSwitch
 
 LIMIT = 60.0  # seconds that trials are given to save their state
 
-# A process has one keyboard.
-_asked_at: float | None = None
-_ended = False
-_switch: Any = None
+
+class Interruption:
+    """Whether the user has asked a run of Tune to end, and whether it has.
+
+    Args:
+        switch: the `StopSwitch` that running trials look at.
+    """
+
+    def __init__(self, switch: Any) -> None:
+        self.switch = switch
+        self.asked_at: float | None = None
+        self.ended = False
+
+    def ask(self, *_: Any) -> None:
+        """Handle the first Ctrl-C; the next one has its usual effect."""
+        self.asked_at = time.monotonic()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        self.switch.ask.remote()
+
+    def end_if_saved(self, running: set[str], say: Callable[[str], None]) -> None:
+        """End Tune if that was asked for, once all trials have saved their state or had their time to."""
+        if self.asked_at is None or self.ended:
+            return
+        waiting = running - ray.get(self.switch.saved.remote())
+        if waiting and time.monotonic() - self.asked_at <= LIMIT:
+            return
+        what = (
+            f"{len(waiting)} of {len(running)} trials did not save theirs in time and resume from their last epoch"
+            if waiting
+            else "every trial saved its state"
+        )
+        say(f"interrupted: {what}")
+        self.ended = True
+        os.kill(os.getpid(), signal.SIGUSR1)  # Tune's own way to an orderly end
+
+
+# A callback that Tune restores comes from a pickle, and nobody can hand it anything; so it looks here.
+_OF_THIS_RUN: ContextVar[Interruption | None] = ContextVar("interruption", default=None)
 
 
 def open_switch() -> Any:
@@ -38,21 +73,14 @@ def saving(switch: Any) -> Iterator[None]:
     Raises:
         KeyboardInterrupt: at the end of the block, if it was asked for and not everything had ended by then.
     """
-    global _asked_at, _ended, _switch
-    _asked_at, _ended, _switch = None, False, switch
-
-    def first(*_: Any) -> None:
-        global _asked_at
-        _asked_at = time.monotonic()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        switch.ask.remote()
-
-    before = signal.signal(signal.SIGINT, first)
+    interruption = Interruption(switch)
+    before, token = signal.signal(signal.SIGINT, interruption.ask), _OF_THIS_RUN.set(interruption)
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-    if _ended:
+        _OF_THIS_RUN.reset(token)
+    if interruption.ended:
         raise KeyboardInterrupt
 
 
@@ -63,18 +91,6 @@ def end_if_asked(running: set[str], say: Callable[[str], None]) -> None:
         running: ids of the trials that train.
         say: takes a line for the user.
     """
-    global _ended
-    if _asked_at is None or _ended:
-        return
-    saved = ray.get(_switch.saved.remote())
-    waiting, late = running - saved, time.monotonic() - _asked_at > LIMIT
-    if waiting and not late:
-        return
-    what = (
-        f"{len(waiting)} of {len(running)} trials did not save theirs in time and resume from their last epoch"
-        if waiting
-        else "every trial saved its state"
-    )
-    say(f"interrupted: {what}")
-    _ended = True
-    os.kill(os.getpid(), signal.SIGUSR1)  # Tune's own way to an orderly end
+    interruption = _OF_THIS_RUN.get()
+    if interruption is not None:
+        interruption.end_if_saved(running, say)

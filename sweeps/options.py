@@ -16,7 +16,7 @@ from trainer.head import STEPS
 from trainer.locations import absolute, is_url
 from trainer.model_input import parse_channels
 from trainer.published import PRETRAINED
-from trainer.ray_trial import Placement
+from trainer.ray_driver import RAY_TRAIN, Placement
 from trainer.shards import evaluation_splits, read_shards
 
 # Two grey levels of 255 are nothing to thick strokes on black; eight separate good heatmaps from bad ones.
@@ -192,6 +192,13 @@ def parse(description: str) -> argparse.Namespace:
     where.add_argument(
         "--cache-size", type=float, metavar="GB", default=ShardCache.size / 1e9, help="of that folder (default 50)"
     )
+    where.add_argument(
+        "--ray-train",
+        choices=RAY_TRAIN,
+        default=Placement.ray_train,
+        help="with few processes for each trial (lean, default), or as Ray has it (stock; so it always is with another "
+        "Ray than the tested one)",
+    )
     where.add_argument("--max-concurrent", type=int, metavar="N", help="trials at once (default: as many as fit)")
     kept = parser.add_argument_group("where it is kept")
     kept.add_argument(
@@ -246,13 +253,9 @@ def sweep_of(given: argparse.Namespace) -> Sweep:
             sweep = dataclasses.replace(sweep, max_accuracy_drop=given.max_accuracy_drop / 100)
         return sweep if given.resume else extended(sweep, given.extend, given.seeds)
     name = given.name or time.strftime("sweep-%Y%m%d-%H%M%S")
-    gpus, loaders = worker_defaults()
-    if given.gpus_per_worker is not None:
-        gpus, loaders = given.gpus_per_worker, loaders if given.gpus_per_worker else 0
     fields = {field.name for field in dataclasses.fields(Trial)} - {"data", "checkpoint", "pgd_eps", "seed", "weight"}
     asked = {key: value for key, value in vars(given).items() if key in fields and value is not None}
     asked |= {name: parse_channels(f"--{name}", asked[name]) for name in ("mean", "std") if name in asked}
-    asked["loader_workers"] = given.loader_workers if given.loader_workers is not None else loaders
     asked |= {"augment": False} if given.no_augment else {}
     asked |= {"flip": False} if given.no_flip else {}
     if given.pgd_eps is not None:
@@ -288,7 +291,7 @@ def sweep_of(given: argparse.Namespace) -> Sweep:
     if given.local_dir and not is_url(storage):
         raise UsageError(f"--local-dir is for a --storage that is a URL; all is kept in {storage}")
     local_dir = absolute(given.local_dir or "runs") if is_url(storage) else None
-    return Sweep(
+    sweep = Sweep(
         name=name,
         storage=storage,
         local_dir=local_dir,
@@ -308,11 +311,28 @@ def sweep_of(given: argparse.Namespace) -> Sweep:
         keep=given.keep,
         placement=Placement(
             workers=given.workers_per_trial,
-            gpus_per_worker=gpus,
-            cpus_per_worker=1.0 + asked["loader_workers"],
             cache=ShardCache(str(Path(given.cache_dir).expanduser().resolve()), int(given.cache_size * 1e9)),
+            ray_train=given.ray_train,
         ),
         max_concurrent=given.max_concurrent,
         max_accuracy_drop=Sweep.max_accuracy_drop if given.max_accuracy_drop is None else given.max_accuracy_drop / 100,
         seed=given.seed,
     )
+    return with_defaults(sweep, given)
+
+
+def with_defaults(sweep: Sweep, given: argparse.Namespace) -> Sweep:
+    """The sweep with what each worker takes: as given, else for the machines there are.
+
+    Args:
+        sweep: that is asked for; until a cluster is joined, this machine serves.
+        given: the command line.
+    """
+    gpus, loaders = worker_defaults()
+    if given.gpus_per_worker is not None:
+        gpus, loaders = given.gpus_per_worker, loaders if given.gpus_per_worker else 0
+    if given.loader_workers is not None:
+        loaders = given.loader_workers
+    placement = dataclasses.replace(sweep.placement, gpus_per_worker=gpus, cpus_per_worker=1.0 + loaders)
+    trial = dataclasses.replace(sweep.trial, loader_workers=loaders)
+    return dataclasses.replace(sweep, trial=trial, placement=placement)

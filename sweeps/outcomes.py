@@ -4,16 +4,9 @@ import dataclasses
 from typing import Any
 
 from sweeps.events import TrialStarted
-from sweeps.search import weight_of
+from sweeps.proposals import FIXED, proposal, weight_of
 from sweeps.settings import Sweep
 from trainer.config import Trial
-
-FIXED = "fixed"
-
-
-def proposal(config: dict[str, Any]) -> dict[str, Any]:
-    """Regularizer, weight and seed in what Tune gives a trial: a proposal of the search, or a fixed one."""
-    return config.get(FIXED, config)
 
 
 def trial_of(sweep: Sweep, config: dict[str, Any]) -> Trial:

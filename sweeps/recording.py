@@ -82,8 +82,8 @@ class Recording:
         storage = self.sweep.storage
         where = "" if storage == str(Path("runs").resolve()) else f" --storage {shlex.quote(storage)}"
         return (
-            f"MLflow at {self.sweep.tracking_uri} lacks {points} values and {events} events of this sweep; all are kept "
-            f"in {self.sweep.folder}. Once it answers, upload them:  "
+            f"MLflow at {self.sweep.tracking_uri} lacks {points} values and {events} events of this sweep; all are "
+            f"kept in {self.sweep.folder}. Once it answers, upload them:  "
             f"{python} -m sweeps.tracking flush --name {shlex.quote(self.sweep.name)}{where}"
         )
 

@@ -17,6 +17,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path.home() / "heatmap-sweeps"))  # `ray submit` brings the script alone, without its project
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the script runs without being installed
 
+from sweeps.environment import set_environment
+
+set_environment()  # before Ray is imported
+
 from sweeps.callback import trial_ended
 from sweeps.capacity import slots, wait_for_machines, wait_for_room
 from sweeps.checkpoints import only_weights
@@ -28,7 +32,7 @@ from sweeps.settings import Sweep, driving
 from sweeps.shared import check_shared
 from trainer.config import UsageError
 from trainer.locations import absolute, read_json
-from trainer.ray_trial import run_trial
+from trainer.ray_driver import run_trial
 
 
 def parse() -> argparse.Namespace:
@@ -101,7 +105,11 @@ def train_on(sweep: Sweep, row: Row, epochs: int) -> int:
     recording.open()
     try:
         result = run_trial(
-            trial, placement=sweep.placement, storage=sweep.trials_folder, name=name, start=row.checkpoint
+            trial.to_dict(),
+            placement=sweep.placement,
+            storage=sweep.trials_folder,
+            name=name,
+            start=row.checkpoint,
         )
         ended = trial_ended(sweep, name, result.metrics or {})
         recording.append(ended)
@@ -132,9 +140,9 @@ def main() -> int:
         sweep = Sweep.load(absolute(given.storage), given.name)
         with driving(sweep):
             row = choose(sweep, given.trial)
-            wait_for_machines(print)
             print(where(), flush=True)
-            with ray_cluster(verbose=given.verbose):
+            with ray_cluster(verbose=given.verbose, stock=not sweep.placement.lean):
+                wait_for_machines(print)
                 slots(sweep)
                 wait_for_room(sweep.placement, print)
                 check_shared(sweep.storage, sweep.trial)

@@ -43,11 +43,6 @@ class Space:
         return {"regularizer": name, f"weight_{name}": weight}
 
 
-def weight_of(config: dict[str, Any]) -> float:
-    """The absolute weight in a trial's configuration."""
-    return float(config.get(f"weight_{config['regularizer']}", 0.0))
-
-
 def _journal(sweep: Sweep) -> tuple[Path, str]:
     return sweep.local_folder / "study.journal", f"{sweep.folder}/study.journal"
 

@@ -16,7 +16,7 @@ from trainer.cache import ShardCache
 from trainer.config import Trial, UsageError
 from trainer.head import STEPS
 from trainer.locations import file_size, folders_in, read_json, remove_file, whole_file
-from trainer.ray_trial import Placement
+from trainer.ray_driver import RAY_TRAIN, Placement
 
 SCHEDULERS = ("asha", "none")
 ALLOCATIONS = ("equal", "adaptive")
@@ -94,6 +94,7 @@ class Sweep:
             ("scheduler", self.scheduler, SCHEDULERS),
             ("allocation", self.allocation, ALLOCATIONS),
             ("objectives", self.objectives, OBJECTIVES),
+            ("ray-train", self.placement.ray_train, RAY_TRAIN),
         ):
             if asked not in choices:
                 raise UsageError(f"--{option} {asked!r} is unknown; choose from {', '.join(choices)}")

@@ -1,7 +1,8 @@
 """Run the trials of a sweep on Ray Tune: each a thin driver around a Ray Train run of its own.
 
-Tune reserves one placement group per trial: a place on the head node that costs no CPU, for the process that drives the
-trial, and one for each of its workers. Process, group and workers go on to the next trial when one has ended.
+Tune reserves one placement group per trial, a bundle for each of its workers. The process that drives the trial takes
+nothing of its own and runs beside the first worker. Process, group and workers go on to the next trial when one has
+ended. Stock Ray Train makes a group of its own for each trial, and nothing goes on to the next one.
 """
 
 from collections.abc import Callable
@@ -16,18 +17,21 @@ from ray.tune.search import Searcher
 from sweeps import finalists, interrupt
 from sweeps.callback import SweepCallback, failure_in_words, trial_ended
 from sweeps.capacity import slots
-from sweeps.drive import drive_trial
+from sweeps.drive import Shared, drive_trial
 from sweeps.early_stopping import make_scheduler
 from sweeps.events import PartEnded
 from sweeps.interrupt import open_switch
-from sweeps.outcomes import FIXED, proposal, trial_started
+from sweeps.outcomes import trial_started
+from sweeps.proposals import FIXED, proposal
 from sweeps.ranking import Row
 from sweeps.recording import Recording
 from sweeps.search import make_search, recover_journal, tune_folder
 from sweeps.settings import Sweep
 from sweeps.trials import read_trials, results
 
-DRIVER = {"node:__internal_head__": 0.001}
+DRIVER: dict[str, float] = {}  # a first bundle that is empty: Tune puts the trial's process where the next one is
+STOCK_DRIVER = {"node:__internal_head__": 0.001}  # takes nothing that stock Ray Train, with a group of its own, needs
+ERRORS = 2  # of a trial, after each of which it is tried again; `SweepCallback` makes up for lost nodes
 
 
 def _folder_name(trial: Any) -> str:
@@ -84,9 +88,11 @@ def _run_trials(
 ) -> list[Row]:
     """One run of Tune, in a folder of its own; one that was begun there goes on."""
     path, switch = f"{sweep.folder}/{part}", open_switch()
+    lean, workers = sweep.placement.lean, [sweep.placement.bundle()] * sweep.placement.workers
+    shared = Shared(trial=sweep.trial.to_dict(), placement=sweep.placement, folder=sweep.trials_folder, switch=switch)
     trainable = tune.with_resources(
-        tune.with_parameters(drive_trial, sweep=sweep, switch=switch),
-        tune.PlacementGroupFactory([DRIVER] + [sweep.placement.bundle()] * sweep.placement.workers),
+        tune.with_parameters(drive_trial, shared=shared),
+        tune.PlacementGroupFactory([DRIVER, *workers] if lean else [STOCK_DRIVER]),
     )
     recover_journal(sweep)  # before anything that holds the study is unpickled
     if tune.Tuner.can_restore(path):
@@ -98,7 +104,7 @@ def _run_trials(
             tune_config=tune.TuneConfig(
                 num_samples=1 if param_space else trials,
                 max_concurrent_trials=slots(sweep, trials),
-                reuse_actors=True,
+                reuse_actors=lean,
                 search_alg=search(),
                 scheduler=scheduler(),
                 trial_dirname_creator=_folder_name,
@@ -107,7 +113,7 @@ def _run_trials(
                 name=part,
                 storage_path=sweep.folder,
                 verbose=0,
-                failure_config=tune.FailureConfig(max_failures=2),
+                failure_config=tune.FailureConfig(max_failures=ERRORS),
                 callbacks=[SweepCallback(sweep, recording, trials, units, part)],
             ),
         )

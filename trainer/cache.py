@@ -18,7 +18,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import IO
 
-from trainer.config import UsageError
+from trainer.errors import UsageError
 from trainer.locations import is_url, open_file
 
 TRIES = 5

@@ -8,6 +8,7 @@ from hashlib import sha256
 from typing import Any, cast
 
 from regularizers import REGULARIZERS, Regularizer
+from trainer.errors import UsageError as UsageError
 from trainer.normalization import IMAGENET, Channels, Normalization
 
 BATCH_NORM_MODES = ("frozen", "stop", "flow")
@@ -15,10 +16,6 @@ PRECISIONS = ("float32", "bfloat16")
 DOUBLE_BACKPROP = ("fast", "pytorch")
 EVALUATIONS = ("light", "full")
 SCHEDULES = ("constant", "imagenet")
-
-
-class UsageError(ValueError):
-    """A mistake the user can mend; entry scripts print it as one line and exit with status 2."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +90,7 @@ class Trial:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        from trainer.model_input import complete  # which needs UsageError
+        from trainer.model_input import complete
 
         own = complete(self.model, self.mean, self.std, self.image_size)
         for name in ("mean", "std", "image_size"):  # so that what is kept of a trial has the numbers

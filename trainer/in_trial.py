@@ -2,38 +2,45 @@
 
 Stock Ray Train starts five to seven processes for each trial besides its workers: a controller, a queue between it and
 the trial, a cleaner of its placement group, a manager of data sets that nobody gave it. In a trial of Tune the
-controller lives in the trial's process and reports to Tune by itself. Workers start in the placement group that Tune
-made for the trial and removes however the trial ends; those that have trained to the end train the next trial, too.
+controller lives in the trial's process, which never imports PyTorch, and reports to Tune by itself. Workers start in
+the placement group that Tune made for the trial and removes however the trial ends; those that have trained to the end
+train the next trial, too.
 """
 
 import asyncio
 import contextlib
+import os
+from collections.abc import Iterator
 from typing import Any
 
 import ray
-import torch.distributed as dist
 from ray import train
-from ray.exceptions import RayActorError
-from ray.train.torch import TorchTrainer
+from ray.exceptions import GetTimeoutError, RayActorError
+from ray.train.backend import Backend, BackendConfig
 from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.worker_group import Worker, WorkerGroup
 from ray.train.v2._internal.execution.worker_group.placement_group_handle import DefaultPlacementGroupHandle
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 NEEDLESS = (DatasetsCallback, PlacementGroupCleanerCallback)
+LEAVING = 30.0  # seconds that workers are given to leave their process group
 
 
-class LeanTrainer(TorchTrainer):
+class LeanTrainer(DataParallelTrainer):
     """TorchTrainer without helpers for what we do not have; its placement group ends with the script at the latest."""
 
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, backend_config=_TorchConfig(), **settings)
+
     def _create_default_callbacks(self) -> list[Any]:
-        callbacks = super()._create_default_callbacks()  # type: ignore[misc]  # resolved to the class of Train V1
+        callbacks = super()._create_default_callbacks()
         return [callback for callback in callbacks if not isinstance(callback, NEEDLESS)]
 
 
 class InTrialTrainer(LeanTrainer):
-    """For the process of a Tune trial; a bundle for each worker follows its own in the placement group."""
+    """For the process of a Tune trial, in whose placement group each worker has a bundle."""
 
     def _initialize_and_run_controller(self, **settings: Any) -> train.Result:
         controller = _Controller(**settings)
@@ -42,6 +49,63 @@ class InTrialTrainer(LeanTrainer):
         finally:  # a trial that Tune stops leaves by SystemExit, out of a report
             controller.end_workers()
         return controller.get_result()
+
+
+class _TorchConfig(BackendConfig):
+    """Ray's own for PyTorch, whose module imports PyTorch, as it acts on workers."""
+
+    @property
+    def backend_cls(self) -> type[Backend]:
+        return _TorchBackend
+
+    @property
+    def train_func_context(self) -> Any:
+        return _on_own_device
+
+
+class _TorchBackend(Backend):
+    share_cuda_visible_devices = True  # NCCL finds the other GPUs of its node
+
+    def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:
+        address, port = worker_group.execute_single(0, _address_and_port)
+        size = len(worker_group)
+        backend = "nccl" if worker_group.get_resources_per_worker().get("GPU", 0) > 0 else "gloo"
+        joining = [
+            worker_group.execute_single_async(rank, _join, backend, rank, size, address, port) for rank in range(size)
+        ]
+        ray.get(joining)
+
+    def on_shutdown(self, worker_group: Any, backend_config: BackendConfig) -> None:
+        with contextlib.suppress(GetTimeoutError):  # one waits for another that is gone; they end with their processes
+            ray.get(worker_group.execute_async(_leave), timeout=LEAVING)
+
+
+def _address_and_port() -> tuple[str, int]:
+    from ray.train._internal.utils import get_address_and_port
+
+    return get_address_and_port()
+
+
+def _join(backend: str, rank: int, size: int, address: str, port: int) -> None:
+    from ray.train.torch import config
+
+    os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = address, str(port)
+    config._set_torch_distributed_env_vars()
+    config._setup_torch_process_group(backend, rank, size, "env://")
+
+
+def _leave() -> None:
+    from ray.train.torch import config
+
+    config._shutdown_torch(destroy_process_group=True)  # also a group of one, which stock Ray Train leaves standing
+
+
+@contextlib.contextmanager
+def _on_own_device() -> Iterator[None]:
+    from ray.train.torch.config import TorchConfigContextManager
+
+    with TorchConfigContextManager():
+        yield
 
 
 class _TunesGroup(DefaultPlacementGroupHandle):
@@ -68,7 +132,6 @@ class _Workers(WorkerGroup):
         for callback in self._callbacks:
             callback.before_worker_group_shutdown(self)
         with contextlib.suppress(RayActorError):  # who has died since is noticed by the next trial
-            self.execute(_leave)
             ray.get([worker.actor.shutdown.remote() for worker in state.workers])
         ray.kill(state.sync_actor)
         _Workers._waiting = state.workers
@@ -81,7 +144,7 @@ class _Workers(WorkerGroup):
         assert group is not None
         return _TunesGroup(group)
 
-    def _create_workers(self, num_workers: int, *arguments: Any, **options: Any) -> list[Worker]:
+    def _create_workers(self, num_workers: int, placement_group: Any, *arguments: Any, **options: Any) -> list[Worker]:
         waiting, _Workers._waiting = _Workers._waiting, []
         try:
             if waiting:
@@ -90,14 +153,9 @@ class _Workers(WorkerGroup):
         except RayActorError:
             for worker in waiting:
                 ray.kill(worker.actor)
-        bundles = list(range(1, num_workers + 1))  # the trial's own process has the first
-        return super()._create_workers(num_workers, *arguments, **options | {"placement_group_bundle_indices": bundles})
-
-
-def _leave() -> None:
-    """Ray Train leaves a process group of one standing."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
+        bundles = len(placement_group.bundle_specs)
+        options["placement_group_bundle_indices"] = list(range(bundles - num_workers, bundles))  # the first may be ours
+        return super()._create_workers(num_workers, placement_group, *arguments, **options)
 
 
 class _Controller(TrainController):

@@ -21,7 +21,7 @@ from urllib.request import urlopen
 from pyarrow import ArrowInvalid, NativeFile
 from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
 
-from trainer.config import UsageError
+from trainer.errors import UsageError
 
 SCHEMES = ("file", "http", "https", "s3", "gs")
 TIMEOUT = 60  # seconds without a byte from a web server

@@ -1,8 +1,4 @@
-"""One trial on Ray Train: DDP workers around `fit`, checkpoints in the storage path.
-
-The storage path and the trial's name are its identity: run again with both the same, it continues from its
-newest checkpoint.
-"""
+"""One worker of a trial on Ray Train: DDP around `fit`, checkpoints in the storage path."""
 
 import contextlib
 import json
@@ -10,7 +6,6 @@ import math
 import os
 import time
 import traceback
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,47 +20,13 @@ from trainer.config import Trial, UsageError
 from trainer.distributed import rank, sum_over_workers
 from trainer.evaluate.gallery import gallery_of
 from trainer.fit import Metrics, State, fit
-from trainer.in_trial import LeanTrainer
 from trainer.load import watched
 from trainer.locations import whole_file
+from trainer.ray_driver import PARTIAL, REPORTED
 from trainer.trial_log import FAILURE, GALLERY, TrialLog, failure_of
 
 IN_PLACE = train.CheckpointUploadMode.NO_UPLOAD
-PARTIAL = "partial"  # marks a report that brings a checkpoint within an epoch and no metrics
-# What the search, early stopping and the terminal need of an epoch; the rest stays in the trial's log.
-REPORTED = (
-    "epoch", "step", "images_seen", "diverged", "val/accuracy", "val/robust_accuracy", "val/attacked_examples",
-    "train/images_per_second",
-)  # fmt: skip
 WORST: dict[str, Any] = {"val/accuracy": 0.0, "val/robust_accuracy": 0.0, "val/heatmap_ssim": -1.0}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Placement:
-    """Where the workers of one trial run.
-
-    Args:
-        workers: DDP processes.
-        gpus_per_worker: GPUs of each, 0 for CPU and gloo.
-        cpus_per_worker: CPUs of each.
-        cache: of remote shards, on every node.
-    """
-
-    workers: int = 1
-    gpus_per_worker: float = 0
-    cpus_per_worker: float = 1
-    cache: ShardCache = ShardCache()
-
-    def bundle(self) -> dict[str, float]:
-        """What one worker takes, in Ray's words."""
-        gpus = {"GPU": float(self.gpus_per_worker)} if self.gpus_per_worker else {}
-        return {"CPU": float(self.cpus_per_worker), **gpus}
-
-    def scaling(self) -> train.ScalingConfig:
-        """All of them, in Ray's words."""
-        return train.ScalingConfig(
-            num_workers=self.workers, use_gpu=self.gpus_per_worker > 0, resources_per_worker=self.bundle()
-        )
 
 
 def train_worker(config: dict[str, Any]) -> None:
@@ -220,49 +181,3 @@ def _reason(error: Exception) -> str:
 
 def _first_line(error: Exception, length: int = 200) -> str:
     return str(error).strip().partition("\n")[0][:length]
-
-
-def run_trial(
-    trial: Trial,
-    *,
-    placement: Placement,
-    storage: str,
-    name: str,
-    start: str | None = None,
-    callbacks: list[Any] | None = None,
-    switch: Any = None,
-    trainer: type[LeanTrainer] = LeanTrainer,
-) -> train.Result:
-    """Train to the end, or continue a run of the same storage and name.
-
-    Args:
-        trial: what to compute.
-        placement: on which workers.
-        storage: folder for checkpoints, seen by every node.
-        name: of the run inside it.
-        start: checkpoint folder whose state a new run begins with.
-        callbacks: of Ray Train.
-        switch: handle of a `StopSwitch` to look at.
-        trainer: `InTrialTrainer` in a trial of Tune.
-    """
-    run = trainer(
-        train_worker,
-        train_loop_config={
-            "trial": trial.to_dict(),
-            "folder": f"{storage}/{name}",
-            "name": name,
-            "switch": switch,
-            "start": start,
-            "cache": placement.cache,
-        },
-        scaling_config=placement.scaling(),
-        run_config=train.RunConfig(  # type: ignore[call-arg]  # resolved to the class of Train V1
-            name=name,
-            storage_path=storage,
-            callbacks=callbacks or [],
-            failure_config=train.FailureConfig(max_failures=2),
-            checkpoint_config=train.CheckpointConfig(num_to_keep=2, checkpoint_score_attribute="val/robust_accuracy"),
-            logging_config=train.LoggingConfig(log_level="WARNING"),
-        ),
-    )
-    return run.fit()

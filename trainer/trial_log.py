@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from trainer.config import UsageError
+from trainer.errors import UsageError
 from trainer.locations import open_file, read_json, whole_file
 
 TRIAL, GALLERY, FAILURE = "trial.json", "gallery.png", "failure.json"

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from sweeps.events import log_in
 from sweeps.settings import sweeps_in
-from sweeps.tracking.server import configure, reason
+from sweeps.tracking.server import reason
+from sweeps.tracking.upload import Uploader
 from trainer.config import UsageError
 from trainer.locations import absolute, is_url, read_json
 
@@ -56,8 +57,6 @@ def send(storage: str, name: str, uri: str | None, again: bool) -> bool:
     Raises:
         UsageError: if the server does not answer, another process is sending, or there is no event log.
     """
-    from sweeps.tracking.upload import Uploader
-
     settings = read_json(f"{storage}/{name}/settings.json")
     uri = uri or settings["tracking_uri"]
     local = Path(settings.get("local_dir") or ("runs" if is_url(storage) else storage), name)
@@ -89,7 +88,6 @@ def send(storage: str, name: str, uri: str | None, again: bool) -> bool:
 
 def main() -> int:
     """Send what is missing; the exit status."""
-    configure()
     for name in ("alembic", "mlflow"):
         logging.getLogger(name).setLevel(logging.WARNING)
     given = parse()

@@ -2,36 +2,24 @@
 
 import contextlib
 import fcntl
-import os
 import socket
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from sweeps.environment import set_environment
 from trainer.config import UsageError
 
-SETTINGS = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # the uploader tries again by itself
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",  # nobody should wait for a server that hangs
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # an address for every run that ends
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # a bar for every file
-}
 
-
-def configure() -> None:
-    """Set what MLflow reads from the environment, where the user has not."""
-    for name, value in SETTINGS.items():
-        os.environ.setdefault(name, value)
-
-
-def connect(uri: str):  # noqa: ANN201  # an MlflowClient; MLflow is imported here, once it is configured
+def connect(uri: str) -> MlflowClient:
     """A client of a server that answers, or of a database that is whole.
 
     Raises:
         Exception: whatever MLflow's client raises.
     """
-    configure()
-    from mlflow import MlflowClient
-
+    set_environment()
     with contextlib.ExitStack() as held:
         if uri.startswith("sqlite:///"):  # processes that make the same database together break each other
             path = Path(uri.removeprefix("sqlite:///") + ".lock")
@@ -45,8 +33,7 @@ def connect(uri: str):  # noqa: ANN201  # an MlflowClient; MLflow is imported he
 def reason(error: Exception) -> str:
     """The error in one line."""
     text = str(error).partition("\n")[0]
-    told = text if type(error).__module__.startswith("mlflow") and text else f"{type(error).__name__} {text}"
-    return told.strip()[:200]
+    return (text if isinstance(error, MlflowException) and text else f"{type(error).__name__} {text}".strip())[:200]
 
 
 def check_tracking(uri: str) -> None:

@@ -25,11 +25,12 @@ from sweeps.callback import failure_in_words
 from sweeps.cluster import ray_cluster
 from sweeps.recording import start_sweep
 from sweeps.settings import Sweep
-from sweeps.tuning import run_sweep
+from sweeps.tuning import ERRORS, run_sweep
 from trainer.checkpoints import load_newest, load_state, save_state
 from trainer.config import Trial, UsageError
 from trainer.fit import fit
-from trainer.ray_trial import Placement, _reason, _would_come_again, run_trial
+from trainer.ray_driver import Placement, run_trial
+from trainer.ray_trial import _reason, _would_come_again
 from trainer.shards import Sample, encode_jpeg, write_shards
 from trainer.trial_log import failure_of, read_points
 
@@ -51,7 +52,7 @@ def cluster():
 
 
 def train(trial, folder, name, **options):
-    return run_trial(trial, placement=Placement(workers=2), storage=str(folder), name=name, **options)
+    return run_trial(trial.to_dict(), placement=Placement(workers=2), storage=str(folder), name=name, **options)
 
 
 def when(condition, action):
@@ -117,7 +118,7 @@ class KillsItsWorker:
 @pytest.mark.slow
 def test_a_worker_that_is_killed_each_time_ends_its_trial_with_advice(cluster, trial, tmp_path):
     with pytest.raises(Exception) as raised:  # noqa: PT011  # whatever Ray calls it
-        run_trial(trial, placement=Placement(), storage=str(tmp_path), name="t", switch=KillsItsWorker())
+        run_trial(trial.to_dict(), placement=Placement(), storage=str(tmp_path), name="t", switch=KillsItsWorker())
     assert "lower --batch-size" in failure_in_words(raised.value)
 
 
@@ -280,3 +281,25 @@ def test_the_newest_good_checkpoint_is_found(tmp_path, damage, capsys):
     shutil.rmtree(tmp_path / "epoch_0001")
     with pytest.raises(UsageError, match="epoch_0002"):
         load_newest(str(tmp_path), "epoch_0002")
+
+
+@pytest.mark.slow
+def test_a_trial_whose_process_is_killed_each_time_is_given_up(cluster, trial, tmp_path):
+    sweep = Sweep(
+        name="s", storage=str(tmp_path), tracking_uri=f"sqlite:///{tmp_path}/mlflow.db", regularizers=(),
+        trial=dataclasses.replace(trial, regularizer="none", weight=0.0),
+    )  # fmt: skip
+    killed, over = set(), threading.Event()
+
+    def kill():
+        while not over.wait(0.05):
+            if train_workers():
+                for process in processes("ImplicitFunc"):
+                    killed.add(process.pid)
+                    process.kill()
+
+    threading.Thread(target=kill, daemon=True).start()
+    (row,) = run_sweep(sweep, start_sweep(sweep.tracking_uri, "s", {}, tmp_path), {})
+    over.set()
+    assert row.status == "failed"
+    assert len(killed) == 1 + ERRORS

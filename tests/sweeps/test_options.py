@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from sweeps.options import parse, sweep_of
+from sweeps import options
+from sweeps.options import parse, sweep_of, with_defaults
 from sweeps.search import make_search
 from trainer.config import UsageError
 
@@ -116,3 +117,16 @@ def test_pretrained_is_no_file(asked, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert asked("--checkpoint", "pretrained").trial.checkpoint == "pretrained"
     assert asked("--checkpoint", "./pretrained").trial.checkpoint == str(tmp_path / "pretrained")
+
+
+def test_a_worker_takes_what_the_machines_there_are_have_unless_told_otherwise(asked, monkeypatch):
+    def takes(*arguments):
+        sweep = with_defaults(asked(*arguments), parse(""))  # the head is asked first, then the cluster
+        return sweep.placement.gpus_per_worker, sweep.placement.cpus_per_worker, sweep.trial.loader_workers
+
+    there = iter([(0.0, 0), (1.0, 6)] * 4)
+    monkeypatch.setattr(options, "worker_defaults", lambda: next(there))
+    assert takes() == (1.0, 7.0, 6)
+    assert takes("--loader-workers", 2) == (1.0, 3.0, 2)
+    assert takes("--gpus-per-worker", 0) == (0.0, 1.0, 0)
+    assert takes("--gpus-per-worker", 0.5) == (0.5, 7.0, 6)

@@ -7,14 +7,16 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import ray
 import torch
 from mlflow import MlflowClient
 from PIL import Image
 from ray import cloudpickle
 
-from sweeps.callback import SweepCallback, trial_ended
+from sweeps.callback import MOST_FAILURES, SweepCallback, failure_in_words, last_failure, trial_ended
 from sweeps.events import PartEnded
-from sweeps.outcomes import FIXED, run_name, trial_of, trial_started
+from sweeps.outcomes import run_name, trial_of, trial_started
+from sweeps.proposals import FIXED
 from sweeps.recording import start_sweep
 from sweeps.search import METRIC
 from sweeps.settings import Sweep
@@ -187,6 +189,29 @@ def test_mlflow_is_told_how_a_trial_ended_and_what_it_trained(sweep, change, sta
     out = capsys.readouterr().out
     assert state in out
     assert ("its worker trained configuration other" in out) == (state == "failed")
+
+
+def test_a_lost_node_gives_a_try_more_but_other_ends_of_a_process_do_not(sweep, tmp_path, monkeypatch):
+    def start():
+        callback.on_trial_start(0, [], trial)
+        return trial.max_failures
+
+    there = {name: {"NodeID": name, "Alive": True} for name in "abc"}
+    monkeypatch.setattr(ray, "nodes", lambda: list(there.values()))
+    callback = SweepCallback(sweep, start_sweep(sweep, {}), 1, UNITS, "tune")
+    trial = SimpleNamespace(trial_id="id", config=CONFIG | {"number": 0}, max_failures=2)
+    assert [start(), start(), start()] == [2, 2, 2]
+    there["a"]["Alive"] = False
+    assert [start(), start()] == [3, 3]
+    trial.max_failures = MOST_FAILURES
+    del there["b"]
+    assert start() == MOST_FAILURES
+
+
+def test_the_last_failure_of_a_trial_is_the_one_that_is_told():
+    text = "Failure # 1 (occurred at x)\nthe actor has died\nFailure # 2 (occurred at y)\nValueError: no\n"
+    trial = SimpleNamespace(get_error=lambda: text)
+    assert failure_in_words(last_failure(trial)) == "ValueError: no"
 
 
 def test_a_trial_leaves_pictures_of_its_heatmaps_and_how_busy_its_machine_was(sweep, work, monkeypatch, capsys):

@@ -10,10 +10,11 @@ from optuna.trial import TrialState
 from ray import cloudpickle
 
 from regularizers import REGULARIZERS
-from sweeps.search import METRIC, Space, make_search, weight_of
+from sweeps.proposals import weight_of
+from sweeps.search import METRIC, Space, make_search
 from sweeps.settings import Sweep, extended, write_json
 from trainer.config import Trial, UsageError
-from trainer.ray_trial import Placement
+from trainer.ray_driver import Placement
 
 UNITS = {"l2": 2.0, "ssim": 0.5}
 

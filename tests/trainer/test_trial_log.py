@@ -181,6 +181,14 @@ def test_killed_and_continued_from_its_checkpoint_no_step_is_missing_or_doubled(
         assert read_report(str(tmp_path), epoch + 1)["metrics"] == {"val/accuracy": epoch / 10}
 
 
+def test_two_processes_that_train_the_same_trial_leave_each_step_once(tmp_path):
+    both = [train(tmp_path, 30), train(tmp_path, 30)]  # of a node that was given up and was not gone
+    for process in both:
+        process.communicate()
+    found = [point["step"] for epoch in range(1, 31) for point in read_points(str(tmp_path), epoch)]
+    assert found == list(range(1, 601))
+
+
 @pytest.mark.parametrize("kind", ["points", "reports"])
 def test_an_epoch_that_has_not_begun_has_nothing(tmp_path, kind):
     read = {"points": read_points, "reports": read_report}[kind]
