@@ -12,10 +12,10 @@ FORBIDDEN = {
 HOMES = {
     "webdataset": {"trainer/shards/tar.py", "trainer/shards/__init__.py"},
     "mlflow": {
-        "sweeps/tracking/__init__.py",
-        "sweeps/tracking/delivery.py",
-        "sweeps/tracking/lines.py",
         "sweeps/tracking/model.py",
+        "sweeps/tracking/runs.py",
+        "sweeps/tracking/server.py",
+        "sweeps/tracking/upload.py",
         "trainer/evaluate/checkpoints.py",
     },  # records; loads a registered model
 }

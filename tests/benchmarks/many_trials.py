@@ -2,7 +2,7 @@
 
     python tests/benchmarks/many_trials.py [--trials 1000]
 
-Search, scheduler, callback, spool and courier are the sweep's own, MLflow is a real database; only training is a
+Search, scheduler, callback, event log and uploader are the sweep's own, MLflow is a real database; only training is a
 formula. Prints, for each tenth of the trials, the mean milliseconds a trial cost the driver in each of them, trials per
 second and the driver's resident memory. A column that grows does not scale.
 """
@@ -21,18 +21,20 @@ from typing import Any
 import optuna
 import psutil
 from ray import cloudpickle, tune
-from sweeps.spool import Spool
-from sweeps.tracking.delivery import Delivery
+from ray.tune.execution.tune_controller import TuneController
 
 from sweeps import tuning
 from sweeps.callback import SweepCallback
 from sweeps.cluster import ray_cluster
-from sweeps.outcomes import trial_of
+from sweeps.drive import Shared
+from sweeps.proposals import proposal, weight_of
+from sweeps.recording import start_sweep
 from sweeps.search import METRIC
 from sweeps.searcher import StudySearcher
 from sweeps.settings import Sweep
-from sweeps.tracking import start_sweep
+from sweeps.tracking.upload import Uploader
 from trainer.config import Trial
+from trainer.trial_log import TrialLog
 
 EPOCHS, STEPS, METRICS = 2, 10, 10
 UNITS = {name: 1.0 for name in ("l2", "tv", "mse", "ssim", "cor", "datagrad", "spectreg", "psnr", "grad_diff")}
@@ -41,21 +43,23 @@ WATCHED = {
     "search told": (StudySearcher, ("on_trial_result", "on_trial_complete")),
     "search kept": (StudySearcher, ("save",)),
     "callback": (SweepCallback, ("on_trial_start", "on_trial_result", "on_trial_complete", "on_step_end", "get_state")),
-    "courier looks": (Delivery, ("waiting",)),
-    "courier": (Delivery, ("send",)),
+    "Tune's snapshot": (TuneController, ("checkpoint",)),
+    "uploader": (Uploader, ("send",)),
 }
 
 
-def pretend(config: dict[str, Any], sweep: Sweep, spool: Path, **rest: Any) -> None:
-    """What a trial tells driver and MLflow, without the training."""
-    trial = trial_of(sweep, config)
-    recorder = Spool(spool, tune.get_context().get_trial_id())
-    recorder.begin(trial.regularizer, {}, trial.to_dict())
+def pretend(config: dict[str, Any], shared: Shared) -> None:
+    """What a trial writes into its folder and reports to Tune, without the training."""
+    asked = proposal(config)
+    told = {"regularizer": asked["regularizer"], "weight": weight_of(asked), "seed": asked["seed"]}
+    trial = Trial.from_dict(shared.trial | told)
+    log = TrialLog(f"{shared.folder}/{tune.get_context().get_trial_id()}", trial.digest())
+    log.configured(trial.to_dict())
     robust = 0.5 * math.exp(-((math.log10(max(trial.weight, 1e-9)) - 1) ** 2)) if trial.weight else 0.1
     for epoch in range(1, EPOCHS + 1):
         for step in range((epoch - 1) * STEPS + 1, epoch * STEPS + 1):
-            recorder.record({f"step/{number}": robust for number in range(METRICS)}, step)
-        recorder.flush()
+            log.record({f"step/{number}": robust for number in range(METRICS)}, step)
+        log.report({METRIC: robust * epoch / EPOCHS, "val/accuracy": 0.9}, step)
         images = float(epoch * trial.images_per_epoch)
         told = {METRIC: robust * epoch / EPOCHS, "val/accuracy": 0.9, "epoch": float(epoch), "images_seen": images}
         tune.report(told | {"digest": trial.digest()})
@@ -112,9 +116,12 @@ def main() -> None:
             regularizers=tuple(UNITS), trials_per_regularizer=given.trials // (len(UNITS) + 1),
         )  # fmt: skip
         Path(sweep.folder).mkdir()
-        with start_sweep(sweep.tracking_uri, sweep.name, {}, Path(folder)) as tracking, ray_cluster(2):
+        with start_sweep(sweep, {}) as recording, ray_cluster(2):
             counted.since = time.perf_counter()
-            tuning.run_sweep(sweep, tracking, UNITS)
+            tuning.run_sweep(sweep, recording, UNITS)
+        kept = sum(path.stat().st_size for path in Path(sweep.folder, "tune").glob("*.json")) / given.trials
+        written = recording.log.size() / given.trials
+    print(f"Of each trial, Tune keeps {kept / 1e3:.1f} kB and the event log {written / 1e3:.1f} kB.")
     print("| trials to | " + " | ".join(WATCHED) + " | trials/s | memory |\n|" + "---|" * (len(WATCHED) + 3))
     for number, (costs, seconds, memory) in enumerate(rows, start=1):
         figures = " | ".join(f"{costs.get(name, 0) / tenth * 1e3:.1f}" for name in WATCHED)

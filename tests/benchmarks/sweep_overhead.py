@@ -33,21 +33,22 @@ from mlflow.entities import Metric
 from ray import train, tune
 from ray.train.torch import TorchTrainer
 from ray.tune.integration.ray_train import TuneReportCallback
-from sweeps.spool import Spool, spools
 
 from sweeps.cluster import ray_cluster
+from sweeps.recording import start_sweep
 from sweeps.settings import Sweep
-from sweeps.tracking import start_sweep
 from sweeps.tuning import run_sweep
 from trainer.config import Trial
 from trainer.data import train_loader
 from trainer.digits import write_digits
 from trainer.fit import make_loss, make_optimizer, prepare_model
+from trainer.locations import folders_in
 from trainer.preprocess import Transform
 from trainer.ray_driver import Placement
 from trainer.ray_trial import train_worker
 from trainer.shards import read_shards
 from trainer.step import set_mode, train_step
+from trainer.trial_log import TrialLog, read_points, read_report
 
 UNITS = {"l2": 1.0}
 
@@ -67,10 +68,9 @@ def make_sweep(folder: Path, trials: int, workers: int) -> Sweep:
 
 def ours(sweep: Sweep) -> tuple[float, float]:
     """Run the sweep as the script does, with everything that is recorded; when it began and the seconds it took."""
-    tracking = start_sweep(sweep.tracking_uri, sweep.name, {}, Path(sweep.storage))
-    with tracking, ray_cluster(sweep.placement.workers):
+    with start_sweep(sweep, {}) as recording, ray_cluster(sweep.placement.workers):
         started = time.time()
-        run_sweep(sweep, tracking, UNITS)
+        run_sweep(sweep, recording, UNITS)
         return started, time.time() - started
 
 
@@ -80,7 +80,7 @@ def bare(sweep: Sweep) -> tuple[float, float]:
     def drive(config: dict[str, Any]) -> None:
         trial = dataclasses.replace(sweep.trial, regularizer=config["regularizer"], weight=config["weight"])
         name = tune.get_context().get_trial_id()
-        storage = str(sweep.folder / "trials")
+        storage = sweep.trials_folder
         TorchTrainer(
             train_worker,
             train_loop_config={
@@ -88,9 +88,7 @@ def bare(sweep: Sweep) -> tuple[float, float]:
                 "folder": f"{storage}/{name}",
                 "name": name,
                 "switch": None,
-                "recorder": Spool(sweep.folder / "spool", name),
                 "start": None,
-                "extra": {},
                 "cache": sweep.placement.cache,
             },
             scaling_config=train.ScalingConfig(num_workers=sweep.placement.workers),
@@ -122,11 +120,12 @@ def bare(sweep: Sweep) -> tuple[float, float]:
 def gaps(sweep: Sweep, started: float, seconds: float) -> tuple[float, list[float]]:
     """Use of the slot, and the seconds before each trial's first step."""
     spans = []
-    for spool in spools(sweep.folder / "spool"):
-        points = [line for line, _ in spool.lines() if "metrics" in line]
-        first = next(line for line in points if "train/images_per_second" in line["metrics"])
+    for trial in folders_in(sweep.trials_folder):
+        folder = f"{sweep.trials_folder}/{trial}"
+        first, last = (read_report(folder, epoch) for epoch in (1, sweep.trial.epochs))
         epoch = sweep.trial.images_per_epoch / first["metrics"]["train/images_per_second"]
-        spans.append((points[0]["time"] / 1000 - epoch, points[-1]["time"] / 1000))
+        trained = max(point["time"] for point in read_points(folder, 1) if "step/loss" in point["metrics"])
+        spans.append((trained / 1000 - epoch, last["time"] / 1000))
     spans.sort()
     ends = [started, *(end for _, end in spans)]
     return sum(end - begin for begin, end in spans) / seconds, [
@@ -155,7 +154,7 @@ def recording() -> tuple[float, float, float]:
         model = prepare_model(sweep.trial, 10)
         set_mode(model, sweep.trial.batch_norm)
         loss, optimizer = make_loss(model, sweep.trial), make_optimizer(model, sweep.trial)
-        recorder = Spool(Path(folder), "t")
+        log = TrialLog(f"{folder}/t", "d")
         client = MlflowClient(sweep.tracking_uri)
         run = client.create_run("0").info.run_id
         steps, times = sweep.trial.steps_per_epoch(1), []
@@ -166,8 +165,8 @@ def recording() -> tuple[float, float, float]:
                 train_step(loss, batch, optimizer)
             parts.append(time.perf_counter())
             for step, values in enumerate(points):
-                recorder.record(values, epoch * steps + step)
-            recorder.flush()
+                log.record(values, epoch * steps + step)
+            log.report({}, steps)
             parts.append(time.perf_counter())
             for step, values in enumerate(points):
                 metrics = [Metric(name, value, 0, epoch * steps + step) for name, value in values.items()]

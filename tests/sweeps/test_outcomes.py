@@ -140,14 +140,16 @@ def test_two_weights_are_two_configurations_and_two_losses(sweep, work, tmp_path
 
 def test_a_trial_that_had_ended_before_its_driver_could_keep_that_says_it_again(sweep, work):
     reports, losses = work(CONFIG)
-    said = {path: path.read_bytes() for path in work.folder.rglob("epoch_000?.json*")}
-    assert len(said) == 4
+    said = {path: path.read_bytes() for path in work.folder.glob("reports/*")}
+    points = [point for point in work.points if "step/loss" in point["metrics"]]
+    assert (len(said), len(points)) == (2, 6)
     again, _ = work(CONFIG, reports[-1]["checkpoint_folder"])
     assert again == reports[-1:]
     assert record(sweep, again[-1]).state is TrialState.FINISHED
     (last,), again = work(CONFIG, reports[0]["checkpoint_folder"])  # one epoch of two is done again
     assert again == losses
-    assert {path: path.read_bytes() for path in work.folder.rglob("epoch_000?.json*")} == said
+    assert {path: path.read_bytes() for path in work.folder.glob("reports/*")} == said
+    assert [point for point in work.points if "step/loss" in point["metrics"]] == points  # with their times
     assert {key: last[key] for key in last.keys() - {"train/images_per_second"}} == {
         key: reports[-1][key] for key in last.keys() - {"train/images_per_second"}
     }
@@ -171,7 +173,8 @@ def test_what_goes_through_tune_is_small_and_the_rest_is_in_the_trials_folder(sw
     ("change", "state", "status"),
     [({}, "finished", "FINISHED"), ({"epoch": 1.0}, "stopped", "KILLED"), ({"digest": "other"}, "failed", "FAILED")],
 )
-def test_mlflow_is_told_how_a_trial_ended_and_what_it_trained(sweep, change, state, status, capsys):
+def test_mlflow_is_told_how_a_trial_ended_and_what_it_trained(sweep, change, state, status, capsys, monkeypatch):
+    monkeypatch.setattr(ray, "nodes", list)
     recording = start_sweep(sweep, {})
     last = result(sweep, checkpoint_folder="where") | {"val/accuracy": 0.5} | change
     callback = SweepCallback(sweep, recording, 1, UNITS, "tune")

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 import ray
+from mlflow import MlflowClient
 from test_faults import when
 from test_tuning import StopsL2, processes, sweep  # noqa: F401  # the last is a fixture
 
 from sweeps.cluster import ray_cluster
-from sweeps.search import make_scheduler
-from sweeps.tracking import start_sweep
+from sweeps.early_stopping import make_scheduler
+from sweeps.recording import start_sweep
 from sweeps.tuning import run_sweep
 from trainer.ray_driver import TESTED_RAY, Placement
 
@@ -42,8 +43,8 @@ def test_what_is_changed_of_ray_train_is_not_imported_for_stock():
 
 @pytest.mark.slow
 def test_a_sweep_on_stock_ray_train_ends_and_frees_what_it_took(sweep, tmp_path, monkeypatch):  # noqa: F811
-    def stopping(sweep, part):
-        scheduler = make_scheduler(sweep, part)
+    def stopping(sweep):
+        scheduler = make_scheduler(sweep)
         scheduler.__class__ = StopsL2
         return scheduler
 
@@ -52,8 +53,8 @@ def test_a_sweep_on_stock_ray_train_ends_and_frees_what_it_took(sweep, tmp_path,
     sweep = dataclasses.replace(sweep, regularizers=("l2",), trials_per_regularizer=2, placement=placement)  # noqa: F811
     with ray_cluster(num_cpus=2, stock=True):  # one trial at a time: what one does not free, the next waits for
         controlled = when(lambda: processes("TrainController"), lambda: None)
-        tracking = start_sweep(sweep.tracking_uri, sweep.name, {}, tmp_path)
-        rows = run_sweep(sweep, tracking, {"l2": 1.0})
+        recording = start_sweep(sweep, {})
+        rows = run_sweep(sweep, recording, {"l2": 1.0})
         deadline = time.monotonic() + 60
         while ray.available_resources().get("CPU", 0) < 2 and time.monotonic() < deadline:
             time.sleep(0.5)
@@ -65,6 +66,11 @@ def test_a_sweep_on_stock_ray_train_ends_and_frees_what_it_took(sweep, tmp_path,
         ("l2", "stopped"), ("l2", "stopped"), ("none", "finished"), ("none", "finished")
     ]  # fmt: skip
     for row in rows:
-        steps = [point.step for point in tracking.client.get_metric_history(row.run, "step/loss")]
+        steps = [
+            point.step
+            for point in MlflowClient(sweep.tracking_uri).get_metric_history(
+                recording.run_of(row.trial_id), "step/loss"
+            )
+        ]
         assert len(steps) == len(set(steps)) > 0
         assert Path(row.checkpoint, "state.pt").exists()
