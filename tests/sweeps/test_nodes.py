@@ -99,7 +99,7 @@ def lose_nodes(_, settings, storage):
             nodes.remove_node(node, allow_graceful=False)
 
     lost = when(lambda: True, lose)
-    (row,) = run_sweep(sweep, start_sweep(sweep.tracking_uri, "s", {}, Path(storage)), {})
+    (row,) = run_sweep(sweep, start_sweep(sweep, {}), {})
     assert row.status == "finished"
     assert lost
     assert len(set(drivers)) == sweep.trial.epochs - 1 > ERRORS, "the trial's process did not go with its node"
