@@ -364,7 +364,7 @@ BROKEN = {
     "no range": (FILE.replace("tunable(0.5, 0.1, 1000.0)", "0.5"), "class Mine gives `weight` no range; write weight"),
     "range": (FILE.replace("0.1, 1000.0", "0.0, 1000.0"), "the range 0 to 1000; give tunable(default, low, high)"),
     "range of words": (
-        FILE.replace("tunable(0.5, 0.1, 1000.0)", "__import__('dataclasses').field(metadata={'low': 'a', 'high': 1.0})"),
+        FILE.replace("tunable(0.5, 0.1, 1000.0)", "__import__('dataclasses').field(metadata={'low': 'a', 'high': 1})"),
         "gives `weight` a range that ends in 'a'; give tunable",
     ),
     "no heatmap": (FILE.replace("    def", "    needs_heatmap = False\n\n    def", 1), "needs_heatmap = False, but no"),

@@ -203,9 +203,11 @@ def only_looks(y, z, x):
     torch.autograd.graph.register_multi_grad_hook((y,), lambda gradients: None)
 
 
-def late_edge(y, z, x):
+def gradient_by_edge(x, conv, norm):
+    y = conv(x)
+    z = norm(y)
     edge = torch.autograd.graph.get_gradient_edge(y)
-    del y
+    del y  # from here on the node alone is held
     (inside,) = torch.autograd.grad(z.tanh().sum(), [edge], create_graph=True)
     return z + inside
 
@@ -343,7 +345,7 @@ STEPS = {
     "late hook of norm on node": hooked("norm.register_forward_hook", hook_on_inputs_node),
     "gradient by output": late(gradient_by_output),
     "gradient by output and input": late(gradient_by_both),
-    "gradient by edge": late(late_edge),
+    "gradient by edge": lambda: Step(gradient_by_edge, conv=conv(), norm=norm()),
     "gradient by scale": lambda: Step(gradient_by_scale, conv=conv(), norm=norm()),
     "numbers of numpy": lambda: Step(numbers_of_numpy, conv=conv()),
     "numbers in tensors": lambda: Step(numbers_in_tensors, conv=conv()),
