@@ -219,6 +219,27 @@ class _Held(torch.autograd.Function):
         return tangent.view_as(tangent)
 
 
+def _nodes(result: Tensor) -> Iterator[Any]:
+    """All nodes of a result's graph."""
+    found, nodes = set(), [result.grad_fn]
+    while nodes:
+        node = nodes.pop()
+        if node is not None and node not in found:
+            found.add(node)
+            nodes += [following for following, _ in node.next_functions]
+            yield node
+
+
+def refuse_once_differentiable(penalties: Tensor) -> None:
+    """Raise what PyTorch would, which is silent where a backward pass is told whose gradients it shall take.
+
+    Raises:
+        RuntimeError: if a function that is marked once_differentiable would have to be differentiated again.
+    """
+    if any(node.name() == "torch::autograd::Error" for node in _nodes(penalties)):
+        raise RuntimeError("trying to differentiate twice a function that was marked with @once_differentiable")
+
+
 def refuse_unseen_batch_norm(result: Tensor, batch_norm: str) -> None:
     """Walk a result's graph for batch norms whose mode is not what was asked for.
 
@@ -226,19 +247,12 @@ def refuse_unseen_batch_norm(result: Tensor, batch_norm: str) -> None:
         UsageError: under `stop`, if one normalizes by its batch as no call that was replaced; under `frozen`, if one
             with running statistics normalizes by its batch.
     """
-    found, nodes = set(), [result.grad_fn]
-    while nodes:
-        node = nodes.pop()
-        if node is None or node in found:
-            continue
-        found.add(node)
-        nodes += [following for following, _ in node.next_functions]
+    for node in _nodes(result):
         if "BatchNorm" not in node.name() or not getattr(node, "_saved_training", False):
             continue
-        values: Tensor = node._saved_input  # type: ignore[attr-defined]
-        if len(values) <= 1:  # of an empty batch, or instance norm, which holds its examples as channels
+        if len(node._saved_input) <= 1:  # of an empty batch, or instance norm, which holds its examples as channels
             continue
-        if batch_norm == "stop" or node._saved_running_mean is not None:  # type: ignore[attr-defined]
+        if batch_norm == "stop" or node._saved_running_mean is not None:
             advice = "give frozen or flow" if batch_norm == "stop" else "trace it in evaluation mode, or give flow"
             raise UsageError(
                 f"the model has a batch norm in code of torch.jit, or by another function than F.batch_norm, that "

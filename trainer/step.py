@@ -13,7 +13,7 @@ from regularizers import Forward, Regularizer, RegularizerError
 from regularizers.base import checked, finite_examples
 from trainer.config import UsageError
 from trainer.data import Batch
-from trainer.double_backprop import DoubleBackprop, refuse_unseen_batch_norm
+from trainer.double_backprop import DoubleBackprop, refuse_once_differentiable, refuse_unseen_batch_norm
 
 
 @dataclass(frozen=True)
@@ -165,11 +165,15 @@ def penalty_of(regularizer: Regularizer, forward: Forward) -> Float[Tensor, " b"
 
     Raises:
         UsageError: if the regularizer breaks its contract, naming it.
+        RuntimeError: if the model cannot be differentiated twice.
     """
     try:
-        return checked(regularizer, forward)
+        penalties = checked(regularizer, forward)
     except RegularizerError as error:
         raise UsageError(str(error)) from error
+    if regularizer.needs_heatmap:
+        refuse_once_differentiable(penalties)
+    return penalties
 
 
 def set_mode(model: nn.Module, batch_norm: str) -> None:
