@@ -191,7 +191,7 @@ def test_finalists_are_repeated_and_a_sweep_extended(start, script, tmp_path, di
     assert "--name s --resume continues it" in capsys.readouterr().err
     (tmp_path / "kept.json").rename(path)
     driver = start("all_regularizers.py", *extend, "--max-concurrent", 1)
-    assert any("epoch" in line or line.startswith("[1/2]") for line in driver.stdout), driver.stderr.read()
+    assert any(": epoch " in line or line.startswith("[1/2]") for line in driver.stdout), driver.stderr.read()
     start.kill()  # in the middle of the extension, with all its trials
     resume = ("--resume", "--storage", tmp_path, "--name", "s")
     status, out, err = script("all_regularizers.py", *resume, timeout=400)
