@@ -122,7 +122,7 @@ def pretrain(sweep: Sweep) -> str:
     fit(trial, lambda metrics, state: states.append(state | {"accuracy": metrics["val/accuracy"]}))
     with whole_file(path) as stream:
         torch.save({"model": states[-1]["model"]}, stream)
-    console.print(f"  accuracy {states[-1]['accuracy']:.3f} on val", highlight=False)
+    console.print(f"  accuracy {100 * states[-1]['accuracy']:.1f} % on val", highlight=False)
     return path
 
 
