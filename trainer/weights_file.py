@@ -96,9 +96,12 @@ def checkpoint_in(location: str) -> str:
         UsageError: if it is the folder of a sweep; which of its checkpoints are meant is the user's to say.
     """
     folder = location.rstrip("/") if is_url(location) else str(Path(location).expanduser())
-    if folder.startswith(("http://", "https://")) or file_size(weights_file(folder)) is not None:
+    try:
+        if folder.startswith(("http://", "https://")) or file_size(weights_file(folder)) is not None:
+            return location
+        inside = folders_in(folder)
+    except OSError:  # whoever reads it says why
         return location
-    inside = folders_in(folder)
     for name in sorted(inside, reverse=True):
         if name.startswith("epoch_") and file_size(f"{folder}/{name}/{STATE_FILE}") is not None:
             return f"{folder}/{name}"
