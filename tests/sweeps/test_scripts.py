@@ -1,5 +1,6 @@
 """The shipped scripts as a user runs them: bad input, and a whole small sweep with its resumption."""
 
+import itertools
 import json
 import re
 import sys
@@ -202,7 +203,9 @@ def test_finalists_are_repeated_and_a_sweep_extended(start, script, tmp_path, di
     assert "--name s --resume continues it" in capsys.readouterr().err
     (tmp_path / "kept.json").rename(path)
     driver = start("all_regularizers.py", *extend, "--max-concurrent", 1)
-    assert any("epoch" in line or line.startswith("[1/2]") for line in driver.stdout), driver.stderr.read()
+    # What the sweep starts from is told, in steps an epoch, before the extension is kept.
+    after = itertools.dropwhile(lambda line: "searching" not in line, driver.stdout)
+    assert any("epoch" in line or line.startswith("[1/2]") for line in after), driver.stderr.read()
     start.kill()  # in the middle of the extension, with all its trials
     resume = ("--resume", "--storage", tmp_path, "--name", "s")
     status, out, err = script("all_regularizers.py", *resume, timeout=400)
