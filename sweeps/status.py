@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sweeps.spool import SWEEP, Spool, spools
+from trainer.arguments import Parser
 from trainer.config import UsageError
 from trainer.locations import absolute, folders_in, read_json
 
@@ -191,7 +192,7 @@ def table(trials: Iterable[Standing], epochs: int) -> Table:
 
 def parse() -> argparse.Namespace:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m sweeps.status", description=(__doc__ or "").partition("\n\n")[0])
+    parser = Parser(prog="python -m sweeps.status", description=(__doc__ or "").partition("\n\n")[0])
     parser.add_argument("--name", required=True, metavar="SWEEP", help="of the sweep")
     parser.add_argument("--storage", metavar="WHERE", default="runs", help="of the sweep (default ./runs)")
     return parser.parse_args()

@@ -148,7 +148,7 @@ def fit(
                 )
                 step += 1
                 if len(points) < steps and interrupted():
-                    return _state(model, optimizer, epoch, step, points, trial)
+                    return _state(model, optimizer, epoch, step, points, trial, train.classes)
             epoch += 1
             # One transfer an epoch: reading every step's loss would make the device wait for the host.
             table = torch.stack(points).double().cpu()
@@ -183,7 +183,7 @@ def fit(
                 "images_seen": float(step * trial.batch_size * world_size()),
                 "diverged": float(diverged),
             }
-            report(metrics, _state(model, optimizer, epoch, step, points, trial) | {"metrics": metrics})
+            report(metrics, _state(model, optimizer, epoch, step, points, trial, train.classes) | {"metrics": metrics})
             if diverged:
                 return None
     return None
@@ -206,7 +206,13 @@ class _Timed:
 
 
 def _state(
-    model: nn.Module, optimizer: torch.optim.Optimizer, epoch: int, step: int, points: list[Tensor], trial: Trial
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    epoch: int,
+    step: int,
+    points: list[Tensor],
+    trial: Trial,
+    classes: tuple[str, ...],
 ) -> State:
     return {
         "model": model.state_dict(),
@@ -215,4 +221,5 @@ def _state(
         "step": step,
         "points": points,
         "trial": trial.to_dict(),
+        "classes": list(classes),  # of the outputs, in order: other data may have them in another
     }

@@ -14,13 +14,14 @@ from pathlib import Path
 
 from sweeps.settings import sweeps_in
 from sweeps.tracking import Delivery, reason
+from trainer.arguments import Parser
 from trainer.config import UsageError
 from trainer.locations import absolute, read_json
 
 
 def parse() -> argparse.Namespace:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m sweeps.tracking", description=(__doc__ or "").partition("\n\n")[0])
+    parser = Parser(prog="python -m sweeps.tracking", description=(__doc__ or "").partition("\n\n")[0])
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     flush = commands.add_parser("flush", help="send what still waits", description=parser.description)
     flush.add_argument("--storage", metavar="WHERE", default="runs", help="of the sweeps (default ./runs)")
