@@ -32,6 +32,7 @@ def main(arguments: Sequence[str] = ()) -> int:
     check_parser = parser.add_subparsers(dest="command").add_parser(
         "check",
         help="check one regularizer",
+        allow_abbrev=False,
         description="Check shape, precision, NaN, gradient, independence, image size and cost of a regularizer, and "
         "draw what it pulls a heatmap towards.",
     )

@@ -215,7 +215,7 @@ def run(regularizer: Regularizer) -> Iterator[tuple[str, str, str]]:
             ended, found = "-", str(reason)
         except (Failed, RegularizerError) as error:
             ended, found = "FAILED", str(error)
-        except Exception as error:  # of the backward pass
+        except (Exception, SystemExit) as error:  # of the backward pass
             ended, found = "FAILED", f"{type(error).__name__}: {error}".partition("\n")[0]
         yield name, ended, found
         if check is per_example and ended == "FAILED":

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-# Between these, fourth powers neither vanish nor overflow in float32, so a NaN is the formula's own.
+# Between these, fourth powers neither vanish nor overflow in float32: a NaN or infinity is the formula's own.
 MODERATE = (1e-9, 1e6)
 
 
@@ -23,7 +23,7 @@ def held(
     method: str,
     arguments: tuple[Any, ...],
     like: Tensor,
-    looked_at: tuple[Tensor, ...] = (),
+    looked_at: tuple[Tensor, ...],
 ) -> Float[Tensor, " b"]:
     """What a method of the regularizer returns, if it may.
 
@@ -32,7 +32,7 @@ def held(
         method: its name.
         arguments: of the method.
         like: has as many examples, on the same device, with a graph where the values need one.
-        looked_at: what values may be NaN for, if not ordinary; without it they may be NaN.
+        looked_at: what values may be NaN or infinite for, if not ordinary.
     """
     if torch.compiler.is_compiling():
         return getattr(regularizer, method)(*arguments)
@@ -41,11 +41,12 @@ def held(
         values = getattr(regularizer, method)(*arguments)
     except (RegularizerError, MemoryError, torch.OutOfMemoryError, torch.AcceleratorError):
         raise  # the last may come from anything that ran before
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise RegularizerError(f"{subject}: {_told(error, regularizer, method)}") from error
     problem = _problem(values, like, graph=trains(regularizer))
-    if problem is None and looked_at and _all_nan(regularizer, values, looked_at):
-        problem = "NaN for every example of finite images and heatmaps: guard divisions, roots and logarithms"
+    if problem is None and _none_finite(regularizer, method, values, looked_at):
+        found = "NaN" if values.isnan().any() else "infinity"
+        problem = f"{found} for every example of finite images and heatmaps: guard divisions, roots and logarithms"
     if problem is not None:
         raise RegularizerError(f"{subject}: {method} returned {problem}")
     return values
@@ -70,25 +71,26 @@ def _problem(values: Any, like: Tensor, graph: bool) -> str | None:
     return None
 
 
-def _all_nan(regularizer: Any, values: Tensor, looked_at: tuple[Tensor, ...]) -> bool:
-    """Whether every example of ordinary size is NaN, and there is one; False where that would take too long."""
+def _none_finite(regularizer: Any, method: str, values: Tensor, looked_at: tuple[Tensor, ...]) -> bool:
+    """Whether no example of ordinary size is finite, and there is one; False where that would take too long."""
     if values.device.type != "cpu":
-        if "_looked" in vars(regularizer):
+        looked = f"_looked_at_{method}"
+        if looked in vars(regularizer):
             return False
-        object.__setattr__(regularizer, "_looked", True)
-    nan = values.detach().isnan()
+        object.__setattr__(regularizer, looked, True)
+    wrong = ~values.detach().isfinite()
     try:
-        if not nan.any():
+        if not wrong.any():
             return False
     except RuntimeError:  # within vmap no value can be looked at
         return False
     low, high = MODERATE
     sizes = [inputs.detach().flatten(1).abs().amax(dim=1) for inputs in looked_at]
     moderate = torch.stack([(size >= low) & (size <= high) for size in sizes]).all(dim=0)
-    return bool(moderate.any() and nan[moderate].all())
+    return bool(moderate.any() and wrong[moderate].all())
 
 
-def _told(error: Exception, regularizer: Any, method: str) -> str:
+def _told(error: BaseException, regularizer: Any, method: str) -> str:
     """An exception of the regularizer's code in one line, with the line of its file."""
     message = str(error).strip().partition("\n")[0]
     if isinstance(error, ValueError):  # says itself what is wrong, such as too small an image

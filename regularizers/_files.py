@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import importlib.util
 import math
+import numbers
 import pkgutil
 import sys
 import traceback
@@ -11,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType, TracebackType
 
-from regularizers.base import Regularizer
+from regularizers.base import UNNEEDED, Regularizer
 
 FOLDER = Path(__file__).parent
 
@@ -83,7 +84,7 @@ def _imported(file: str, name: str, path: Path | None = None) -> ModuleType:
         sys.modules[full] = module  # dataclasses look for it there
         spec.loader.exec_module(module)
         return module
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         sys.modules.pop(full, None)
         lines = [
             f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).name == Path(file).name
@@ -129,12 +130,19 @@ def _problem(regularizer: type[Regularizer], name: str) -> str | None:
     (weight,) = (field for field in dataclasses.fields(regularizer) if field.name == "weight")
     if not {"low", "high"} <= set(weight.metadata):
         return "gives `weight` no range; write weight: float = tunable(0.5, 0.1, 1000.0)"
+    for field in dataclasses.fields(regularizer):
+        for end in ("low", "high"):
+            given = field.metadata.get(end, 0.0)
+            if not isinstance(given, numbers.Real):
+                return f"gives `{field.name}` a range that ends in {given!r}; give tunable(default, low, high) numbers"
+    if not regularizer.needs_heatmap and regularizer.penalty is Regularizer.penalty:
+        return UNNEEDED
     low, high = weight.metadata["low"], weight.metadata["high"]
     if not 0 < low < high < math.inf and name != "none":
         return f"gives `weight` the range {low:g} to {high:g}; give tunable(default, low, high) with 0 < low < high"
     try:
         regularizer()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         return f"cannot be made from its defaults: {error}; give every field a default"
     return None
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from regularizers._contract import held
+from regularizers._contract import RegularizerError, held, name_of
 
 
 def tunable(default: float, low: float, high: float) -> Any:
@@ -24,6 +24,13 @@ def tunable(default: float, low: float, high: float) -> Any:
         high: upper end, likewise.
     """
     return dataclasses.field(default=default, metadata={"low": low, "high": high})
+
+
+UNNEEDED = "has needs_heatmap = False, but no penalty() that does without; leave needs_heatmap out"
+
+
+class NoHeatmap(ValueError):
+    """A score that has no gradient by the images; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -69,12 +76,17 @@ class Forward:
         """d(Σ score)/d images, itself differentiable with respect to the weights.
 
         Raises:
-            ValueError: if the images did not require grad when the model was applied.
+            NoHeatmap: a ValueError; if the images did not require grad when the model was applied, or the score does
+                not depend on them.
         """
         if not self.images.requires_grad:
-            raise ValueError("images do not require grad; call images.requires_grad_() before the model")
-        with self.while_heatmap():
-            (gradient,) = torch.autograd.grad(score.sum(), self.images, create_graph=True)
+            raise NoHeatmap("images do not require grad; call images.requires_grad_() before the model")
+        gradient = None
+        if score.requires_grad:
+            with self.while_heatmap():
+                (gradient,) = torch.autograd.grad(score.sum(), self.images, create_graph=True, allow_unused=True)
+        if gradient is None:
+            raise NoHeatmap("the score does not depend on the images; compute it from forward.logits, without detach()")
         return _at_least_float32(gradient)
 
 
@@ -98,10 +110,15 @@ class Regularizer:
         """Penalty of each example; the training step takes the mean and multiplies by `weight`.
 
         Raises:
-            RegularizerError: as `distance` does, and likewise for `score`.
+            RegularizerError: as `distance` does, and likewise for `score`; if that gives no heatmap.
         """
-        score = held(self, "score", (forward,), forward.logits)
-        heatmap, images = forward.heatmap(score), forward.images.detach()
+        if not self.needs_heatmap:
+            raise RegularizerError(f"regularizer {name_of(self)!r}: {UNNEEDED}")
+        score = held(self, "score", (forward,), forward.logits, looked_at=(forward.logits, forward.images))
+        try:
+            heatmap, images = forward.heatmap(score), forward.images.detach()
+        except NoHeatmap as error:
+            raise RegularizerError(f"regularizer {name_of(self)!r}: {error}") from error
         return held(self, "distance", (heatmap, images), heatmap, looked_at=(heatmap, images))
 
     def score(self, forward: Forward) -> Float[Tensor, " b"]:
@@ -112,9 +129,9 @@ class Regularizer:
         """The penalty as a pure function of heatmap and image, computed in float32 or better.
 
         An example with a NaN or an infinity in either, or whose value the data type cannot hold, counts 0 and has no
-        gradient; the others do not see it. NaN for every example of ordinary size is an error. To see it the host
-        waits for the values: on a CPU always, on an accelerator at this object's first call only. torch.compile
-        leaves all these checks out.
+        gradient; the others do not see it. NaN or infinity for every example of ordinary size is an error. To see it
+        the host waits for the values: on a CPU always, on an accelerator at this object's first call only.
+        torch.compile leaves all these checks out.
 
         Raises:
             RegularizerError: a ValueError; if `formula` raises, or returns anything but real numbers `(b,)` that carry

@@ -49,7 +49,7 @@ from trainer.config import Trial, UsageError
 from trainer.data import train_loader
 from trainer.digits import write_digits
 from trainer.fit import fit
-from trainer.locations import absolute, read_json, whole_file
+from trainer.locations import absolute, file_size, read_json, whole_file
 from trainer.models import build_model
 from trainer.preprocess import Transform
 from trainer.ray_driver import TESTED_RAY
@@ -128,7 +128,7 @@ def pretrain(sweep: Sweep) -> str:
     fit(trial, lambda metrics, state: states.append(state | {"accuracy": metrics["val/accuracy"]}))
     with whole_file(path) as stream:
         torch.save({"model": states[-1]["model"]}, stream)
-    console.print(f"  accuracy {states[-1]['accuracy']:.3f} on val", highlight=False)
+    console.print(f"  accuracy {100 * states[-1]['accuracy']:.1f} % on val", highlight=False)
     return path
 
 
@@ -318,7 +318,10 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        name = shlex.quote(sweep.name if sweep else "SWEEP")
+        if sweep is None or file_size(f"{sweep.folder}/settings.json") is None:
+            print("interrupted before the search began; the same command begins again", file=sys.stderr)
+            return 130
+        name = shlex.quote(sweep.name)
         print(f"interrupted; what is done is kept, --name {name} --resume continues it", file=sys.stderr)
         return 130
 

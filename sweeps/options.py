@@ -10,6 +10,7 @@ from typing import Any
 from regularizers import REGULARIZERS
 from sweeps.capacity import worker_defaults
 from sweeps.settings import ALLOCATIONS, OBJECTIVES, SCHEDULERS, Sweep, extended
+from trainer.arguments import Parser
 from trainer.cache import ShardCache
 from trainer.config import BATCH_NORM_MODES, DOUBLE_BACKPROP, EVALUATIONS, PRECISIONS, Trial, UsageError
 from trainer.head import STEPS
@@ -18,6 +19,7 @@ from trainer.model_input import parse_channels
 from trainer.published import PRETRAINED
 from trainer.ray_driver import RAY_TRAIN, Placement
 from trainer.shards import evaluation_splits, read_shards
+from trainer.weights_file import checkpoint_in
 
 # Two grey levels of 255 are nothing to thick strokes on black; eight separate good heatmaps from bad ones.
 DIGITS: dict[str, Any] = {
@@ -53,6 +55,8 @@ TRAINING: dict[str, Any] = {
     "epochs": 13,  # 32,000 steps are 12.8 of ImageNet
 }
 PRESETS = ("original",)
+# Of an earlier sweep that goes on, what may be changed.
+HEEDED = {"resume": ("max_accuracy_drop",), "extend": ("seeds", "max_accuracy_drop", "max_concurrent")}
 
 
 def original(workers: int, finetune: bool) -> dict[str, Any]:
@@ -70,8 +74,8 @@ def original(workers: int, finetune: bool) -> dict[str, Any]:
 
 
 def parse(description: str) -> argparse.Namespace:
-    """Read the command line; --help shows every default."""
-    parser = argparse.ArgumentParser(
+    """Read the command line; --help shows every default. Its `flags` are those that were given."""
+    parser = Parser(
         description=description,
         usage="%(prog)s [options]",
         epilog="Without --data the embedded default runs: handwritten digits and a small network pretrained on them.",
@@ -232,7 +236,27 @@ def parse(description: str) -> argparse.Namespace:
     kept.add_argument(
         "--extend", type=int, metavar="N", help="run N trials more per regularizer of the sweep --name, which has ended"
     )
-    return parser.parse_args()
+    given, unset = parser.parse_args(), object()
+    again = parser.parse_args(namespace=argparse.Namespace(**dict.fromkeys(vars(given), unset)))
+    given.flags = [name for name, value in vars(again).items() if value is not unset]
+    return given
+
+
+def check_flags(given: argparse.Namespace) -> None:
+    """Refuse flags that a sweep that goes on would not heed: it has its own settings.
+
+    Raises:
+        UsageError: naming them, and those it heeds.
+    """
+    goes_on = "resume" if given.resume else "extend"
+    heeded = [goes_on, "name", "storage", "verbose", *HEEDED[goes_on]]
+    ignored = [f"--{name.replace('_', '-')}" for name in given.flags if name not in heeded]
+    if ignored:
+        takes = ", ".join(f"--{name.replace('_', '-')}" for name in heeded[1:])
+        raise UsageError(
+            f"{', '.join(ignored)}: with --{goes_on} a sweep keeps the settings it began with; beside it only {takes} "
+            "are heeded; leave out the others, or begin another sweep"
+        )
 
 
 def sweep_of(given: argparse.Namespace) -> Sweep:
@@ -246,11 +270,14 @@ def sweep_of(given: argparse.Namespace) -> Sweep:
         if not given.name:
             flag = "--resume" if given.resume else "--extend"
             raise UsageError(f"{flag} needs --name: which sweep shall go on?")
-        sweep = Sweep.load(storage, given.name)
         if given.resume and given.extend is not None:
             raise UsageError("--resume ends what was begun, --extend begins more: give one of them")
+        check_flags(given)
+        sweep = Sweep.load(storage, given.name)
         if given.max_accuracy_drop is not None:
             sweep = dataclasses.replace(sweep, max_accuracy_drop=given.max_accuracy_drop / 100)
+        if given.max_concurrent is not None:
+            sweep = dataclasses.replace(sweep, max_concurrent=given.max_concurrent)
         return sweep if given.resume else extended(sweep, given.extend, given.seeds)
     name = given.name or time.strftime("sweep-%Y%m%d-%H%M%S")
     fields = {field.name for field in dataclasses.fields(Trial)} - {"data", "checkpoint", "pgd_eps", "seed", "weight"}
@@ -271,11 +298,23 @@ def sweep_of(given: argparse.Namespace) -> Sweep:
         if given.model is None:
             raise UsageError("--data needs --model: which architecture is to be finetuned?")
         data = absolute(given.data)
-        defaults: dict[str, Any] = {"epochs": 2, "batch_size": 64, "images_per_epoch": read_shards(data, "train").total}
+        images = read_shards(data, "train").total
+        defaults: dict[str, Any] = {"epochs": 2, "batch_size": 64, "images_per_epoch": images}
         evaluation_splits(data)
         file = given.checkpoint not in (None, PRETRAINED)
         checkpoint = absolute(given.checkpoint) if file else given.checkpoint
+        if file and (inside := checkpoint_in(checkpoint)) != checkpoint:
+            raise UsageError(
+                f"--checkpoint {checkpoint}: is the folder of a trial; its last epoch is {inside}, give that"
+            )
         settings = defaults | preset | asked | {"data": data, "checkpoint": checkpoint}
+        batch = settings["batch_size"] * given.workers_per_trial
+        if given.images_per_epoch is None and images < batch:
+            workers = "" if given.workers_per_trial == 1 else f" over {given.workers_per_trial} workers"
+            raise UsageError(
+                f"--data {data}: the train split has only {images} images, fewer than one batch of {batch}{workers}; "
+                "lower --batch-size or put more images into it"
+            )
     try:
         strengths = tuple(map(float, given.strengths.split(","))) if given.strengths else None
     except ValueError:

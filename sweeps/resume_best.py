@@ -11,6 +11,7 @@ import argparse
 import dataclasses
 import math
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from sweeps.ranking import Row
 from sweeps.recording import start_sweep
 from sweeps.settings import Sweep, driving
 from sweeps.shared import check_shared
+from trainer.arguments import Parser
 from trainer.config import UsageError
 from trainer.locations import absolute, read_json
 from trainer.ray_driver import run_trial
@@ -37,9 +39,11 @@ from trainer.ray_driver import run_trial
 
 def parse() -> argparse.Namespace:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
+    parser = Parser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("--name", required=True, help="of the sweep")
-    parser.add_argument("--trial", metavar="ID", help="another trial of it than the pick")
+    parser.add_argument(
+        "--trial", metavar="ID", help="another trial of it than the pick; the beginning of its id will do"
+    )
     parser.add_argument("-v", "--verbose", action="store_true", help="print what Ray and the workers say, too")
     parser.add_argument("--epochs", type=int, default=2, help="how many more (default 2)")
     parser.add_argument(
@@ -64,16 +68,20 @@ def choose(sweep: Sweep, trial_id: str | None) -> Row:
     if wanted is None:
         raise UsageError(f"sweep {sweep.name} has no pick; name a trial with --trial")
     rows = {row["trial_id"]: Row(**row) for row in result["trials"]}
+    longer = [trial for trial in rows if trial.startswith(wanted)]
+    if wanted not in rows and len(longer) == 1:
+        wanted = longer[0]
     if wanted not in rows:
         raise UsageError(f"--trial {wanted}: sweep {sweep.name} has {', '.join(rows)}")
     row = rows[wanted]
     if not row.checkpoint:
         raise UsageError(f"--trial {wanted}: it {row.status} and left no checkpoint")
     if only_weights(sweep, wanted):
+        start = ["--data", sweep.trial.data, "--model", sweep.trial.model, "--checkpoint", row.checkpoint]
         raise UsageError(
-            f"--trial {wanted}: of it only the weights were kept (--keep), "
-            "and training on needs the optimizer's state; "
-            f"start a sweep from them with --checkpoint {row.checkpoint}"
+            f"--trial {wanted}: of it only the weights were kept, as --keep {sweep.keep} says, and training on needs "
+            f"the optimizer's state; start a sweep from them with {shlex.join(start)}, or keep more of the next with "
+            "--keep all"
         )
     return row
 

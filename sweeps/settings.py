@@ -15,12 +15,13 @@ from regularizers import REGULARIZERS
 from trainer.cache import ShardCache
 from trainer.config import Trial, UsageError
 from trainer.head import STEPS
-from trainer.locations import file_size, folders_in, read_json, remove_file, whole_file
+from trainer.locations import file_size, folders_in, list_folder, read_json, remove_file, whole_file
 from trainer.ray_driver import RAY_TRAIN, Placement
 
 SCHEDULERS = ("asha", "none")
 ALLOCATIONS = ("equal", "adaptive")
 OBJECTIVES = ("robust", "both")
+DRIVER = ".driver"  # locked by the process that drives the sweep
 FIRST_NEW_SEED = 1_000_000  # behind every seed a search will ever reach
 
 
@@ -188,9 +189,14 @@ class Sweep:
         """Read the settings of an earlier sweep.
 
         Raises:
-            UsageError: if there is none of that name; the names there are listed.
+            UsageError: if there is none of that name, and the names there are listed; or if its search has not begun.
         """
         given: dict[str, Any] | None = read_json(f"{storage}/{name}/settings.json")
+        if given is None and _was_prepared(f"{storage}/{name}"):
+            raise UsageError(
+                f"sweep {name!r} ended before its search began, or is still being prepared; if it ended, give its "
+                "command again"
+            )
         if given is None:
             raise UsageError(f"no sweep {name!r} under {storage}; there is {', '.join(sweeps_in(storage)) or 'none'}")
         given["trial"] = Trial.from_dict(given["trial"])
@@ -205,6 +211,14 @@ class Sweep:
 def sweeps_in(storage: str) -> list[str]:
     """Names of the sweeps in a storage folder or URL."""
     return [name for name in sorted(folders_in(storage)) if file_size(f"{storage}/{name}/settings.json") is not None]
+
+
+def _was_prepared(folder: str) -> bool:
+    """Whether a sweep began to be prepared in a folder, which then has its lock or what it starts from."""
+    try:
+        return bool({DRIVER, "start.json", "start.pt"} & (list_folder(folder) or set()))
+    except OSError:
+        return False
 
 
 def write_json(location: str, content: Any) -> None:
@@ -257,7 +271,7 @@ def driving(sweep: Sweep, new: bool = False) -> Iterator[None]:
         UsageError: if one does, or if the sweep should be new and its name is taken.
     """
     sweep.local_folder.mkdir(parents=True, exist_ok=True)
-    with (sweep.local_folder / ".driver").open("w") as lock:
+    with (sweep.local_folder / DRIVER).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # freed by the system even if this process is killed
         except BlockingIOError:

@@ -15,7 +15,8 @@ from trainer.evaluate import evaluate
 from trainer.evaluate.plan import Plan
 from trainer.fit import count_classes, prepare_model
 from trainer.locations import read_json
-from trainer.shards import evaluation_splits
+from trainer.shards import evaluation_splits, read_shards
+from trainer.shards.find import few
 
 FILE = "start.json"
 LEVEL = 0.95
@@ -40,6 +41,7 @@ class StartCheck:
         attacked: of those, on which its robust accuracy is.
         steps_per_epoch: of each trial.
         epochs: of each trial.
+        empty: classes without a train image, where the shards were counted here.
     """
 
     accuracy: float
@@ -51,6 +53,7 @@ class StartCheck:
     attacked: int
     steps_per_epoch: int
     epochs: int
+    empty: tuple[str, ...] = ()
 
     @property
     def total_steps(self) -> int:
@@ -117,6 +120,12 @@ class StartCheck:
                 f"{_percent(self.accuracy)} % right ({self._interval}), always answering the most frequent class "
                 f"{_percent(self.chance)} %; see that it was trained on these classes in this order, or give it a new "
                 "head with --new-head."
+            )
+        if self.empty:
+            found.append(
+                f"{len(self.empty)} of {_count(self.classes, 'class')} have no train image ({few(self.empty)}); see "
+                "that the list of class names is in the order of the labels, which count from 0, and names no more "
+                "than there are."
             )
         if self.steps_per_epoch < FEWEST_STEPS:
             found.append(
@@ -244,6 +253,7 @@ def measure(
         attacked=min(trial.robust_images, val.total),
         steps_per_epoch=trial.steps_per_epoch(workers),
         epochs=trial.epochs,
+        empty=read_shards(trial.data, "train").empty,
     )
 
 
@@ -255,7 +265,7 @@ def keep(folder: str, start: StartCheck) -> None:
 def kept(folder: str) -> StartCheck | None:
     """What the sweep's folder has, None if it was never measured."""
     found = read_json(f"{folder}/{FILE}")
-    return None if found is None else StartCheck(**found)
+    return None if found is None else StartCheck(**found | {"empty": tuple(found.get("empty", ()))})
 
 
 def _percent(value: float) -> str:

@@ -84,7 +84,9 @@ def make_start(sweep: Sweep, say: Callable[[str], None], console: Console) -> Sw
                 bar = bars.add_task("last layer", total=sweep.head_steps)
                 head = train_head(*what, lambda: bars.update(bar, advance=1))
         state = head.state
-        console.print(f"  accuracy {head.before:.3f} before, {head.after:.3f} after, on val", highlight=False)
+        console.print(
+            f"  accuracy {100 * head.before:.1f} % before, {100 * head.after:.1f} % after, on val", highlight=False
+        )
     if loaded is None:
         return dataclasses.replace(sweep, trial=trial)
     path = f"{sweep.folder}/{START}"

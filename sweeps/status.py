@@ -21,6 +21,7 @@ from rich.table import Table
 
 from sweeps.events import SweepEnded, SweepStarted, log_in
 from sweeps.trials import TrialRecord, read_trials
+from trainer.arguments import Parser
 from trainer.config import UsageError
 from trainer.locations import absolute, folders_in, read_json
 
@@ -136,7 +137,7 @@ def table(trials: Iterable[TrialRecord], epochs: int) -> Table:
 
 def parse() -> argparse.Namespace:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m sweeps.status", description=(__doc__ or "").partition("\n\n")[0])
+    parser = Parser(prog="python -m sweeps.status", description=(__doc__ or "").partition("\n\n")[0])
     parser.add_argument("--name", required=True, metavar="SWEEP", help="of the sweep")
     parser.add_argument("--storage", metavar="WHERE", default="runs", help="of the sweep (default ./runs)")
     return parser.parse_args()

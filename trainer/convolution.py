@@ -5,44 +5,159 @@ takes the latter as a convolution whose kernel is as large as the image, on a CP
 for it, which is used here.
 """
 
+import sys
+import weakref
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction
+
+from trainer.config import UsageError
 
 Geometry = tuple[list[int], list[int], list[int], int]  # stride, padding, dilation (each vertical, horizontal), groups
 _convolution_backward = torch.ops.aten.convolution_backward.default
 
 
 class Convolution(torch.autograd.Function):
-    """conv2d whose input gradient has a cheap derivative of its own.
+    """conv2d whose input gradient has a cheap derivative of its own."""
 
-    `known` holds the result where it has been computed already. It comes in a list, as autograd would take a tensor
-    that is both argument and result for a view, which nobody may change in place.
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+        ctx.save_for_backward(input, weight)
+        ctx.set_materialize_grads(False)  # below a `FoldedConvolution` there is none
+        ctx.geometry, ctx.has_bias, ctx.hooked = geometry, bias is not None, False
+        return F.conv2d(input, weight, bias, *geometry)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        if gradient is None:
+            return None, None, None, None
+        asked = [*_asked(ctx, 3 if ctx.has_bias else 2), False][:3]
+        input, weight = ctx.saved_tensors
+        return *_first_derivative(gradient, input, weight, ctx.geometry, asked), None
+
+
+class FoldedConvolution(torch.autograd.Function):
+    """The multiply-add `output * scale + shift` of a convolution's output, passed back through scaled weights.
+
+    The output need not be kept then, nor multiplied again in every pass back. But who holds the output or its node may
+    ask for its gradient, and hooks may change that: in these cases the gradient takes the way through the output.
+
+    Args of `apply`: input, scaled weight and bias that give the same result; output, scale, shift; the convolution's
+    own weight and bias; its geometry; the result, in a list, as autograd would take a tensor that is both argument and
+    result for a view, which nobody may change in place.
     """
+
+    OUTPUT = 3  # position among the arguments
 
     @staticmethod
     def forward(
-        ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry,
-        known: list[Tensor] | None = None,
+        ctx: Any, input: Tensor, folded: Tensor, folded_bias: Tensor, output: Tensor, scale: Tensor, shift: Tensor,
+        weight: Tensor, bias: Tensor | None, geometry: Geometry, result: list[Tensor],
     ) -> Tensor:  # fmt: skip
-        ctx.save_for_backward(input, weight)
-        ctx.geometry, ctx.has_bias = geometry, bias is not None
-        return F.conv2d(input, weight, bias, *geometry) if known is None else known[0]
+        ctx.save_for_backward(input, folded, scale, weight, bias)
+        ctx.set_materialize_grads(False)
+        ctx.geometry, ctx.output, ctx.version = geometry, weakref.ref(output), output._version
+        return result[0]
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        input, weight = ctx.saved_tensors
-        images, *others = _asked(ctx, 3 if ctx.has_bias else 2)
-        others = [*others, False][:2]
-        if not torch.is_grad_enabled():
-            return *_gradients(gradient, input, weight, ctx.geometry, [images, *others]), None, None
-        # To be differentiated again: PyTorch's own derivative where the weights' gradient is part of the input
-        # gradient, because they depend on the image.
-        first = _InputGradient.apply(gradient, input, weight, ctx.geometry) if images else None
-        rest = _gradients(gradient, input, weight, ctx.geometry, [False, *others])[1:] if any(others) else (None, None)
-        return first, *rest, None, None
+    def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        rest = (None,) * 4
+        if gradient is None:
+            return (None,) * 6 + rest
+        input, folded, scale, _, _ = ctx.saved_tensors
+        asked = _asked(ctx, 6)
+        if not FoldedConvolution._output_matters(ctx):
+            return *_first_derivative(gradient, input, folded, ctx.geometry, asked[:3]), None, None, None, *rest
+        wide, channels = gradient.to(scale.dtype), (0, 2, 3)
+        to_output = (wide * scale.reshape(-1, 1, 1)).to(input.dtype) if asked[3] else None
+        to_scale = (wide * FoldedConvolution._output(ctx).to(wide.dtype)).sum(channels) if asked[4] else None
+        to_shift = wide.sum(channels) if asked[5] else None
+        return None, None, None, to_output, to_scale, to_shift, *rest
+
+    @staticmethod
+    def _output_matters(ctx: Any) -> bool:
+        """Whether anybody may see or change the gradient of the convolution's output."""
+        held = _references(ctx, FoldedConvolution.OUTPUT) > _UNHELD
+        return ctx.output() is not None or held or ctx.next_functions[FoldedConvolution.OUTPUT][0].hooked
+
+    @staticmethod
+    def _output(ctx: Any) -> Tensor:
+        """The convolution's output, computed again where it is gone."""
+        output = ctx.output()
+        if output is not None and output._version == ctx.version:
+            return output
+        if torch.is_grad_enabled():
+            raise UsageError(
+                "the model has a hook on a convolution's output and a gradient by the batch norm's weight that is "
+                "differentiated again; give --double-backprop pytorch"
+            )
+        input, _, _, weight, bias = ctx.saved_tensors
+        return F.conv2d(input, weight.to(input.dtype), bias if bias is None else bias.to(input.dtype), *ctx.geometry)
+
+
+def _noting_hooks(name: str) -> Any:
+    """A method of a convolution's node that hangs a hook on it, or on the tensor that it made."""
+    method = getattr(BackwardCFunction, name)
+
+    def noting(node: Any, *args: Any) -> Any:
+        node.hooked = True
+        return method(node, *args)
+
+    return noting
+
+
+for _name in ("register_hook", "register_prehook", "_register_hook_dict"):
+    setattr(Convolution._backward_cls, _name, _noting_hooks(_name))
+
+
+def _references(node: Any, position: int) -> int:
+    """How often Python refers to the node that made an argument of this one, these lines included."""
+    return sys.getrefcount(node.next_functions[position][0])
+
+
+class _Probe(torch.autograd.Function):
+    """The identity."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        return value.clone()
+
+
+def _unheld() -> int:
+    """`_references` to a node that the graph alone holds."""
+    with torch.enable_grad():
+        result = _Probe.apply(_Probe.apply(torch.zeros(1, device="cpu", requires_grad=True)))
+    return _references(result.grad_fn, 0)
+
+
+_UNHELD = _unheld()
+
+
+def transformed() -> bool:
+    """Whether torch.func, a batched backward pass or forward-mode derivatives are at work: for PyTorch's functions."""
+    return (
+        torch._C._functorch.peek_interpreter_stack() is not None
+        or torch._C._dispatch_tls_is_dispatch_key_included("VmapMode")  # of `is_grads_batched`
+        or torch.autograd.forward_ad._current_level >= 0
+    )
+
+
+def _first_derivative(
+    gradient: Tensor, input: Tensor, weight: Tensor, geometry: Geometry, asked: list[bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of conv2d with respect to input, weight and bias, those asked for."""
+    if not torch.is_grad_enabled() or transformed():
+        return _gradients(gradient, input, weight, geometry, asked)
+    # To be differentiated again: PyTorch's own derivative where the weights' gradient is part of the input gradient,
+    # because they depend on the image.
+    images, *others = asked
+    first = _InputGradient.apply(gradient, input, weight, geometry) if images else None
+    if not any(others):
+        return first, None, None
+    return first, *_gradients(gradient, input, weight, geometry, [False, *others])[1:]
 
 
 class _InputGradient(torch.autograd.Function):

@@ -18,7 +18,6 @@ model without this block, whatever it does (`tests/trainer/test_any_model.py`).
 """
 
 import re
-import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,13 +29,12 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from trainer.config import UsageError
-from trainer.convolution import Convolution, Geometry
+from trainer.convolution import Convolution, FoldedConvolution, Geometry, transformed
 
 # Functions that only look at a tensor: batch norm layers call them before they call `batch_norm`.
 _QUERIES = {torch._assert, Tensor.dim, Tensor.size, Tensor.numel, Tensor.is_contiguous} | {
     getattr(Tensor, name).__get__ for name in ("ndim", "shape", "dtype", "device", "requires_grad", "is_cuda")
 }
-_HOOKS = {Tensor.register_hook, Tensor.retain_grad}
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,8 @@ class _Applied:
 
     def gave(self, tensor: Tensor) -> bool:
         """Whether this is its output, and it, the input and the weights are as they were."""
-        return tensor is self.output and self.versions == _versions(tensor, self.input, self.weight, self.bias)
+        made = isinstance(tensor.grad_fn, Convolution._backward_cls)
+        return made and tensor is self.output and self.versions == _versions(tensor, self.input, self.weight, self.bias)
 
 
 class DoubleBackprop(TorchFunctionMode):
@@ -68,7 +67,6 @@ class DoubleBackprop(TorchFunctionMode):
         super().__init__()
         self._stop, self._fast = batch_norm == "stop", fast
         self._last: _Applied | None = None  # the convolution that batch norm may follow
-        self._folded: list[weakref.ref[Tensor]] = []  # outputs of convolutions that the graph has no more
         self.in_heatmap = False
 
     @contextmanager
@@ -91,40 +89,46 @@ class DoubleBackprop(TorchFunctionMode):
             return func(*args, **kwargs)
         # Whatever comes between a convolution and its batch norm may change the output or hang a hook on it.
         last, self._last = self._last, None
+        result = None
         if func is F.conv2d and self._fast:
-            return self._conv2d(*args, **kwargs)
-        if func is F.hardsigmoid and self._fast:
-            return _hardsigmoid(*args, **kwargs)
-        if func is F.batch_norm:
-            return self._batch_norm(last, *args, **kwargs)
-        if func in _HOOKS and any(known() is args[0] for known in self._folded):
-            raise UsageError(
-                "the model puts a hook on the output of a convolution after batch norm has been applied to it; give "
-                "--double-backprop pytorch"
-            )
-        return func(*args, **kwargs)
+            result = self._conv2d(*args, **kwargs)
+        elif func is F.hardsigmoid and self._fast:
+            result = _hardsigmoid(*args, **kwargs)
+        elif func is F.batch_norm:
+            result = self._batch_norm(last, *args, **kwargs)
+        elif func is torch.batch_norm:
+            result = self._torch_batch_norm(last, *args, **kwargs)
+        return func(*args, **kwargs) if result is None else result
 
     def _conv2d(
         self, input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0,
         dilation: Any = 1, groups: int = 1,
-    ) -> Tensor:  # fmt: skip
-        if isinstance(padding, str) or input.ndim != 4 or not _ordinary(input, weight, bias):
-            return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
-        geometry = _pair(stride), _pair(padding), _pair(dilation), groups
+    ) -> Tensor | None:  # fmt: skip
+        """None where PyTorch's own shall serve, here and below."""
+        geometry = _geometry(stride, padding, dilation, groups)
+        if geometry is None or input.ndim != 4 or not _ordinary(input, weight, bias):
+            return None
         input = _cast(input)
         output = Convolution.apply(input, _cast(weight), _cast(bias), geometry)
         self._last = _Applied(output, input, weight, bias, geometry, _versions(output, input, weight, bias))
         return output
 
+    def _torch_batch_norm(
+        self, last: _Applied | None, input: Tensor, weight: Tensor | None, bias: Tensor | None,
+        running_mean: Tensor | None, running_var: Tensor | None, training: bool, momentum: float, eps: float,
+        cudnn_enabled: bool,
+    ) -> Tensor | None:  # fmt: skip
+        return self._batch_norm(last, input, running_mean, running_var, weight, bias, training, momentum, eps)
+
     def _batch_norm(
         self, last: _Applied | None, input: Tensor, running_mean: Tensor | None, running_var: Tensor | None,
         weight: Tensor | None = None, bias: Tensor | None = None, training: bool = False, momentum: float = 0.1,
         eps: float = 1e-5,
-    ) -> Tensor:  # fmt: skip
-        single = input.numel() == input.shape[1]  # of one value there is no variance; PyTorch says so
-        held = training and self._stop and not single
+    ) -> Tensor | None:  # fmt: skip
+        # Of no value there are no statistics to hold; of one there is no variance, and PyTorch says so.
+        held = training and self._stop and input.numel() > input.shape[1]
         if not held and (training or not self._fast or not _ordinary(input, weight, bias)):
-            return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+            return None
         values = input.float() if input.dtype.itemsize < 4 else input
         if training:
             mean, variance = self._held_statistics(values, running_mean, running_var, momentum)
@@ -137,15 +141,16 @@ class DoubleBackprop(TorchFunctionMode):
         shape = [1, -1] + [1] * (input.ndim - 2)
         if training or last is None or not last.gave(input) or last.weight.numel() > input.numel():
             return torch.addcmul(shift.reshape(shape), values, scale.reshape(shape)).to(input.dtype)
-        # A layer with fewer weights than activations passes its derivatives through weights that hold the scale: the
-        # convolution's output need not be kept, nor multiplied again in every pass back.
+        # A layer with fewer weights than activations passes its derivatives through weights that hold the scale.
         with torch.no_grad():
             output = torch.addcmul(shift.reshape(shape), values, scale.reshape(shape)).to(input.dtype)
-        self._folded.append(weakref.ref(input))
         folded = last.weight * scale.reshape(-1, 1, 1, 1)
-        shift = shift if last.bias is None else shift + last.bias * scale
+        folded_bias = shift if last.bias is None else shift + last.bias * scale
         dtype = last.input.dtype
-        return Convolution.apply(last.input, folded.to(dtype), shift.to(dtype), last.geometry, [output])
+        return FoldedConvolution.apply(
+            last.input, folded.to(dtype), folded_bias.to(dtype), input, scale, shift, last.weight, last.bias,
+            last.geometry, [output],
+        )  # fmt: skip
 
     def _held_statistics(
         self, values: Tensor, running_mean: Tensor | None, running_var: Tensor | None, momentum: float
@@ -171,11 +176,17 @@ def name_missing_derivative(model: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, NotImplementedError) as error:
-        found = re.search(r"derivative for '?(?:aten::)?(\w+)'? is not implemented|(once_differentiable)", str(error))
+        found = re.search(
+            r"derivative for '?(?:aten::)?(\w+)'? is not implemented|(once_differentiable)|"
+            r"(torch\.compile) with aot_autograd does not currently support double backward",
+            str(error),
+        )
         if found is None:
             raise
-        operation = (found[1] or "a function marked once_differentiable").removesuffix("_backward")
+        operation = (found[1] or found[3] or "a function marked once_differentiable").removesuffix("_backward")
         advice = "use another model or replace that layer"
+        if found[3]:
+            advice = "give the modules as they were before torch.compile; --compile translates the whole step"
         if "attention" in operation:
             advice = "switch its fused attention off (timm: TIMM_FUSED_ATTN=0; others: SDPBackend.MATH)"
         elif "rnn" in operation:
@@ -189,14 +200,64 @@ def name_missing_derivative(model: str) -> Iterator[None]:
 class _Held(torch.autograd.Function):
     """The identity; its gradient is cut while the heatmap is taken."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, value: Tensor, functions: DoubleBackprop) -> Tensor:
-        ctx.functions = functions
+    def forward(value: Tensor, functions: DoubleBackprop) -> Tensor:
         return value.view_as(value)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, DoubleBackprop], output: Tensor) -> None:
+        ctx.functions = inputs[1]
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None]:  # type: ignore[override]
         return (None if ctx.functions.in_heatmap else gradient), None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, functions: None) -> Tensor:
+        return tangent.view_as(tangent)
+
+
+def _nodes(result: Tensor) -> Iterator[Any]:
+    """All nodes of a result's graph."""
+    found, nodes = set(), [result.grad_fn]
+    while nodes:
+        node = nodes.pop()
+        if node is not None and node not in found:
+            found.add(node)
+            nodes += [following for following, _ in node.next_functions]
+            yield node
+
+
+def refuse_once_differentiable(penalties: Tensor) -> None:
+    """Raise what PyTorch would, which is silent where a backward pass is told whose gradients it shall take.
+
+    Raises:
+        RuntimeError: if a function that is marked once_differentiable would have to be differentiated again.
+    """
+    if any(node.name() == "torch::autograd::Error" for node in _nodes(penalties)):
+        raise RuntimeError("trying to differentiate twice a function that was marked with @once_differentiable")
+
+
+def refuse_unseen_batch_norm(result: Tensor, batch_norm: str) -> None:
+    """Walk a result's graph for batch norms whose mode is not what was asked for.
+
+    Raises:
+        UsageError: under `stop`, if one normalizes by its batch as no call that was replaced; under `frozen`, if one
+            with running statistics normalizes by its batch.
+    """
+    for node in _nodes(result):
+        if "BatchNorm" not in node.name() or not getattr(node, "_saved_training", False):
+            continue
+        if len(node._saved_input) <= 1:  # of an empty batch, or instance norm, which holds its examples as channels
+            continue
+        if batch_norm == "stop" or node._saved_running_mean is not None:
+            advice = "give frozen or flow" if batch_norm == "stop" else "trace it in evaluation mode, or give flow"
+            raise UsageError(
+                f"the model has a batch norm in code of torch.jit, or by another function than F.batch_norm, that "
+                f"--batch-norm {batch_norm} does not reach; {advice}"
+            )
 
 
 def _hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
@@ -212,7 +273,7 @@ def _ordinary(*tensors: Tensor | None) -> bool:
     """
     return (
         torch.is_grad_enabled()
-        and torch._C._functorch.peek_interpreter_stack() is None
+        and not transformed()
         and torch._C._autograd._top_saved_tensors_default_hooks(True) is None
         and all(t is None or (type(t) in (Tensor, nn.Parameter) and t.is_floating_point()) for t in tensors)
     )
@@ -230,6 +291,14 @@ def _cast(value: Any) -> Any:
     return value.to(torch.get_autocast_dtype(value.device.type))
 
 
-def _pair(value: Any) -> list[int]:
-    values = [value] if isinstance(value, int) else list(value)
-    return values * 2 if len(values) == 1 else values
+def _geometry(stride: Any, padding: Any, dilation: Any, groups: Any) -> Geometry | None:
+    """None for what is not written in plain whole numbers."""
+    pairs = []
+    for value in (stride, padding, dilation):
+        numbers = [value] if isinstance(value, int) else value
+        if not isinstance(numbers, (list, tuple)) or len(numbers) not in (1, 2):
+            return None
+        pairs.append(list(numbers) * (3 - len(numbers)))
+    if any(type(number) is not int for number in [*sum(pairs, []), groups]):
+        return None
+    return *pairs, groups

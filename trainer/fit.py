@@ -155,7 +155,7 @@ def fit(
                     _record(record, points[recorded:], step)
                     recorded, recorded_at = len(points), time.monotonic()
                 if len(points) < steps and interrupted():
-                    return _state(model, optimizer, epoch, step, points, trial)
+                    return _state(model, optimizer, epoch, step, points, trial, train.classes)
             epoch += 1
             table = torch.stack(points).double().cpu()
             seconds = time.monotonic() - started
@@ -187,7 +187,7 @@ def fit(
                 "images_seen": float(step * trial.batch_size * world_size()),
                 "diverged": float(diverged),
             }
-            report(metrics, _state(model, optimizer, epoch, step, points, trial) | {"metrics": metrics})
+            report(metrics, _state(model, optimizer, epoch, step, points, trial, train.classes) | {"metrics": metrics})
             if diverged:
                 return None
     return None
@@ -220,7 +220,13 @@ class _Timed:
 
 
 def _state(
-    model: nn.Module, optimizer: torch.optim.Optimizer, epoch: int, step: int, points: list[Tensor], trial: Trial
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    epoch: int,
+    step: int,
+    points: list[Tensor],
+    trial: Trial,
+    classes: tuple[str, ...],
 ) -> State:
     return {
         "model": model.state_dict(),
@@ -229,4 +235,5 @@ def _state(
         "step": step,
         "points": points,
         "trial": trial.to_dict(),
+        "classes": list(classes),  # of the outputs, in order: other data may have them in another
     }

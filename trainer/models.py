@@ -7,7 +7,7 @@ from torch import nn
 from trainer.config import UsageError
 from trainer.published import build_timm
 from trainer.resnet import ACTIVATIONS, BasicBlock, Bottleneck, CifarResNet, ImageNetResNet
-from trainer.timm_names import TIMM
+from trainer.timm_names import TIMM, is_timm
 
 MODELS: dict[str, Callable[[int, str], nn.Module]] = {
     "resnet8": lambda k, a: CifarResNet(8, k, a),
@@ -39,6 +39,8 @@ def build_model(name: str, classes: int, activation: str = "relu") -> nn.Module:
         raise UsageError(f"activation {activation!r} is unknown; choose from {', '.join(ACTIVATIONS)}")
     if name.startswith(TIMM):
         return build_timm(name, classes)
+    if name not in MODELS and is_timm(name):
+        raise UsageError(f"model {name!r} is unknown; did you mean {TIMM}{name}?")
     if name not in MODELS:
         raise UsageError(f"model {name!r} is unknown; choose from {', '.join(MODELS)}, or timm:NAME")
     return MODELS[name](classes, activation)

@@ -13,7 +13,7 @@ from regularizers import Forward, Regularizer, RegularizerError
 from regularizers.base import checked, finite_examples
 from trainer.config import UsageError
 from trainer.data import Batch
-from trainer.double_backprop import DoubleBackprop
+from trainer.double_backprop import DoubleBackprop, refuse_once_differentiable, refuse_unseen_batch_norm
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,8 @@ class RegularizedLoss(nn.Module):
         self.model, self.regularizer = model, regularizer
         self.label_smoothing, self.batch_norm, self.precision = label_smoothing, batch_norm, precision
         self.double_backprop = double_backprop
+        scripted = any(isinstance(module, torch.jit.ScriptModule) for module in model.modules())
+        self._looks_for_batch_norm = batch_norm == "stop" or (batch_norm == "frozen" and scripted)
 
     def forward(
         self, images: Float[Tensor, "b c h w"], labels: Int[Tensor, " b"], generator: torch.Generator | None = None
@@ -91,6 +93,8 @@ class RegularizedLoss(nn.Module):
         # Fused attention has no second derivative.
         with functions, sdpa_kernel(SDPBackend.MATH):
             logits = self._logits(images.clone())  # a model whose first operation is in place may not change a leaf
+        if self._looks_for_batch_norm:
+            refuse_unseen_batch_norm(logits, self.batch_norm)
         return Forward(images, labels, logits, generator, while_heatmap=functions.taking_heatmap)
 
     def _logits(self, images: Tensor) -> Tensor:
@@ -161,19 +165,29 @@ def penalty_of(regularizer: Regularizer, forward: Forward) -> Float[Tensor, " b"
 
     Raises:
         UsageError: if the regularizer breaks its contract, naming it.
+        RuntimeError: if the model cannot be differentiated twice.
     """
     try:
-        return checked(regularizer, forward)
+        penalties = checked(regularizer, forward)
     except RegularizerError as error:
         raise UsageError(str(error)) from error
+    if regularizer.needs_heatmap:
+        refuse_once_differentiable(penalties)
+    return penalties
 
 
 def set_mode(model: nn.Module, batch_norm: str) -> None:
     """Training mode; under `frozen` batch norm uses and keeps its running statistics."""
     model.train()
     for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) or _scripted_batch_norm(module):
             module.train(batch_norm != "frozen")
+
+
+def _scripted_batch_norm(module: nn.Module) -> bool:
+    """Whether torch.jit.script made it of a batch norm: its class is gone, its statistics are there."""
+    scripted = isinstance(module, torch.jit.ScriptModule) and hasattr(module, "running_mean")
+    return scripted and not str(module.original_name).startswith("InstanceNorm")
 
 
 def train_step(

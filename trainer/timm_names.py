@@ -27,6 +27,14 @@ def import_timm(name: str) -> ModuleType:
     return timm
 
 
+def is_timm(name: str) -> bool:
+    """Whether an installed timm has a model of this name, given without `timm:`."""
+    try:
+        return import_timm(name).is_model(name.partition(".")[0])
+    except UsageError:
+        return False
+
+
 def check_name(timm: ModuleType, name: str) -> None:
     """Refuse a name that timm does not know, with those that are near.
 

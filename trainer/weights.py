@@ -13,7 +13,6 @@ from functools import lru_cache
 from importlib.resources import files
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from trainer.config import UsageError
@@ -80,14 +79,15 @@ def load_weights(
         checkpoint: a file or a trial's folder, path or URL; or `pretrained`.
         name: of the model, for `pretrained`.
         classes: names of the data's classes, in order.
-        head: `own`: the last layer must fit, too; `rows`: or be of classes that are known by name (ImageNet's 1,000 if
-            the data's are WordNet ids), of which those of the data are taken; `new`: those, or the last layer stays
-            as it is in the model.
+        head: `own`: the last layer must fit, too, and be of the data's classes in their order where the file names its
+            own; `rows`: or be of classes that are known by name (those the file names; ImageNet's 1,000 if the data's
+            are WordNet ids), of which those of the data are taken; `new`: those, or the last layer stays as it is in
+            the model.
         ema: whether to take the moving average that the file has beside the weights.
 
     Raises:
         UsageError: if a parameter or buffer is missing, of another shape or not finite, or a layer is there that the
-            model has not; the model is unchanged then.
+            model has not, or the file names other classes; the model is unchanged then.
     """
     content = published(name) if checkpoint == PRETRAINED else read_content(weights_file(checkpoint))
     return fit_weights(model, content, checkpoint, classes=classes, head=head, ema=ema)
@@ -115,27 +115,59 @@ def fit_weights(
     if body:
         raise _misfit(checkpoint, body)
     state = dict(copy.tensors)
-    rows = _rows(content, state, layers, classes) if head != "own" else None
-    if rows is not None:
-        count = len(state[f"{layers[0]}.weight"])
+    count = len(state.get(f"{layers[0]}.weight", ())) if layers else 0
+    names = _names(content, count)
+    # A trial's checkpoint that names none is older than they are there, and in the order of its own data.
+    known = names or (() if isinstance(content, dict) and "trial" in content else imagenet_wnids())
+    rows = _rows(known, classes, count)
+    remedy = _remedy(head, names, rows)
+    if rows is None and names and classes and head == "rows":
+        raise _other_classes(checkpoint, names, classes, remedy)
+    if names and classes and head == "own" and not problems and list(names) != list(classes):
+        raise _other_classes(checkpoint, names, classes, remedy)
+    if rows is not None and head != "own":
         mine = {name: value for name, value in state.items() if _of(layers, name)}
         state |= {name: value[rows] for name, value in mine.items() if value.ndim and len(value) == count}
         problems = _problems(dataclasses.replace(copy, tensors=state), own)
-        if rows.tolist() != list(range(count)):
-            notes.append(f"of the {count} classes of its last layer those of the data are taken, by their names")
+        if rows != list(range(count)):
+            notes.append(taken(checkpoint, count, rows))
     elif head == "new":
         if not layers:
             raise UsageError("--new-head: which layer of this model is its last is not known; leave it out")
         state, problems = {name: value for name, value in state.items() if not _of(layers, name)}, {}
     if problems:
-        raise _misfit_of_head(checkpoint, layers, state, own, list(problems.values()))
+        raise _misfit_of_head(checkpoint, layers, state, own, list(problems.values()), remedy)
     for name, value in state.items():
         if value.is_floating_point() and not bool(value.float().isfinite().all()):
             what = "NaN" if bool(value.float().isnan().any()) else "infinity"
             raise UsageError(f"--checkpoint {checkpoint}: {name} holds {what}; the training that wrote it had diverged")
     model.load_state_dict(state, strict=False)
-    kind = "rows" if rows is not None else "new" if head == "new" else "own"
+    kind = "own" if head == "own" else "rows" if rows is not None else "new" if head == "new" else "own"
     return Loaded(kind, tuple(notes))
+
+
+def match_classes(names: Sequence[str], classes: Sequence[str], checkpoint: str) -> list[int]:
+    """Which of a model's outputs stand for the data's classes, in their order.
+
+    Args:
+        names: classes of the model's outputs, in order.
+        classes: of the data, in order.
+        checkpoint: for the message.
+
+    Raises:
+        UsageError: if the model has not all of them; it names those that differ.
+    """
+    rows = _rows(names, classes, len(names))
+    if rows is None:
+        raise _other_classes(checkpoint, names, classes, _remedy("rows", names, None))
+    return rows
+
+
+def taken(checkpoint: str, count: int, rows: Sequence[int]) -> str:
+    """The line for the user where outputs are taken by the names of their classes."""
+    if len(rows) == count:
+        return f"{checkpoint} has the data's {count} classes in another order: its outputs are taken by their names"
+    return f"of the {count} classes of its last layer those of the data are taken, by their names"
 
 
 def _copies(content: Any, own: dict[str, Tensor], layers: Sequence[str], buffers: set[str]) -> list[_Copy]:
@@ -251,7 +283,12 @@ def _misfit(checkpoint: str, problems: list[str]) -> UsageError:
 
 
 def _misfit_of_head(
-    checkpoint: str, layers: Sequence[str], state: dict[str, Tensor], own: dict[str, Tensor], problems: list[str]
+    checkpoint: str,
+    layers: Sequence[str],
+    state: dict[str, Tensor],
+    own: dict[str, Tensor],
+    problems: list[str],
+    remedy: str,
 ) -> UsageError:
     given = state.get(f"{layers[0]}.weight") if layers else None
     wanted = own.get(f"{layers[0]}.weight") if layers else None
@@ -262,25 +299,55 @@ def _misfit_of_head(
     else:
         what = "its last layer is another one"
     return UsageError(
-        f"--checkpoint {checkpoint} does not fit the model: {what} ({'; '.join(problems[:SHOWN])}); "
-        "sweeps/all_regularizers.py --new-head puts a fresh one in its place"
+        f"--checkpoint {checkpoint} does not fit the model: {what} ({'; '.join(problems[:SHOWN])}); {remedy}"
     )
 
 
-def _rows(content: Any, state: dict[str, Tensor], layers: Sequence[str], classes: Sequence[str]) -> Tensor | None:
-    """Which rows of the file's last layer are the data's classes; None where it is not known."""
-    weight = state.get(f"{layers[0]}.weight") if layers else None
-    if weight is None or not classes:
+def _remedy(head: str, names: Sequence[str] | None, rows: Sequence[int] | None) -> str:
+    """What to do about a last layer of other classes: `rows` are there if it has those of the data by name."""
+    script = "sweeps/all_regularizers.py --new-head"
+    if head == "rows":
+        return f"evaluate it on data of its own classes, or finetune it on these first ({script})"
+    if rows is None:
+        return f"{script} puts a fresh one in its place"
+    whose = "its" if names else "ImageNet's"
+    return f"{script} takes {whose} own rows of the data's classes, by their names"
+
+
+def _other_classes(checkpoint: str, names: Sequence[str], classes: Sequence[str], remedy: str) -> UsageError:
+    new, gone = (
+        [name for name in some if name not in set(others)] for some, others in ((classes, names), (names, classes))
+    )
+    if not new:
+        differ = "in another order" if not gone else f"and others ({_few(gone)}) in an order of its own"
+        return UsageError(f"--checkpoint {checkpoint}: it has the data's classes {differ}; {remedy}")
+    of_its_own = f", where it has {_few(gone)}" if gone else ""
+    return UsageError(
+        f"--checkpoint {checkpoint}: its classes are not the data's: {_few(new)} it has not{of_its_own}; {remedy}"
+    )
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+
+
+def _names(content: Any, count: int) -> tuple[str, ...] | None:
+    """The classes of the last layer in their order, where the file names them."""
+    said = content.get("classes") if isinstance(content, dict) else None
+    if not isinstance(said, list | tuple) or len(said) != count or not all(isinstance(name, str) for name in said):
         return None
-    about = content if isinstance(content, dict) else {}
-    if "trial" in about:  # the order is that of its own data
+    return tuple(said)
+
+
+def _rows(names: Sequence[str], classes: Sequence[str], count: int) -> list[int] | None:
+    """Which rows of a last layer of so many are the data's classes; None where it has not all of them by name."""
+    if len(names) != count or not classes:
         return None
-    said = about.get("classes")
-    names = said if isinstance(said, list | tuple) else imagenet_wnids()
-    rows = {name: row for row, name in enumerate(names)}
-    if len(names) != len(weight) or not rows.keys() >= set(classes):
-        return None
-    return torch.tensor([rows[name] for name in classes])
+    if list(names) == list(classes):  # whatever stands twice there
+        return list(range(count))
+    often = Counter(names)
+    rows = {name: row for row, name in enumerate(names) if often[name] == 1}
+    return [rows[name] for name in classes] if rows.keys() >= set(classes) else None
 
 
 @lru_cache

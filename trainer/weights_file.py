@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from trainer.config import UsageError
-from trainer.locations import is_url, open_file
+from trainer.locations import file_size, folders_in, is_url, open_file, read_json
 
 STATE_FILE = "state.pt"  # in the checkpoint folder of a trial
 REMEDY = "where its code is at hand, write the weights alone: torch.save(model.state_dict(), FILE)"
@@ -87,6 +87,33 @@ def weights_file(location: str) -> str:
         return whole if "." in whole.rpartition("/")[2] else f"{whole}/{STATE_FILE}"
     path = Path(location).expanduser()
     return str(path / STATE_FILE if path.is_dir() else path)
+
+
+def checkpoint_in(location: str) -> str:
+    """A location of weights as it is or, of a trial's folder, its last checkpoint.
+
+    Raises:
+        UsageError: if it is the folder of a sweep; which of its checkpoints are meant is the user's to say.
+    """
+    folder = location.rstrip("/") if is_url(location) else str(Path(location).expanduser())
+    try:
+        if folder.startswith(("http://", "https://")) or file_size(weights_file(folder)) is not None:
+            return location
+        inside = folders_in(folder)
+    except OSError:  # whoever reads it says why
+        return location
+    for name in sorted(inside, reverse=True):
+        if name.startswith("epoch_") and file_size(f"{folder}/{name}/{STATE_FILE}") is not None:
+            return f"{folder}/{name}"
+    if "trials" not in inside:
+        return location
+    result = read_json(f"{folder}/result.json") or {}
+    picked = [row["checkpoint"] for row in result.get("trials", ()) if row["trial_id"] == result.get("pick")]
+    trials = sorted(folders_in(f"{folder}/trials"))
+    if not picked and not trials:
+        raise UsageError(f"--checkpoint {location}: is the folder of a sweep of which no trial has begun")
+    remedy = f"its pick is {picked[0]}" if picked else f"its trials are in {folder}/trials: {', '.join(trials[:5])}"
+    raise UsageError(f"--checkpoint {location}: is the folder of a sweep; {remedy}; give one checkpoint")
 
 
 def read_content(file: str) -> Any:

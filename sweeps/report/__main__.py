@@ -11,13 +11,14 @@ import sys
 
 from sweeps.report import PAGE, write_report
 from sweeps.results import load_result
+from trainer.arguments import Parser
 from trainer.config import UsageError
 from trainer.locations import absolute
 
 
 def parse() -> argparse.Namespace:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m sweeps.report", description=(__doc__ or "").partition("\n\n")[0])
+    parser = Parser(prog="python -m sweeps.report", description=(__doc__ or "").partition("\n\n")[0])
     parser.add_argument("--name", required=True, metavar="SWEEP", help="of the sweep, which has ended")
     parser.add_argument("--storage", metavar="WHERE", default="runs", help="of the sweep (default ./runs)")
     parser.add_argument("--out", metavar="FILE", help="default: report.html in the sweep's folder")

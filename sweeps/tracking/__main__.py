@@ -17,21 +17,22 @@ from sweeps.events import log_in
 from sweeps.settings import sweeps_in
 from sweeps.tracking.server import reason
 from sweeps.tracking.upload import Uploader
+from trainer.arguments import Parser
 from trainer.config import UsageError
 from trainer.locations import absolute, is_url, read_json
 
 
 def parse() -> argparse.Namespace:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m sweeps.tracking", description=(__doc__ or "").partition("\n\n")[0])
+    parser = Parser(prog="python -m sweeps.tracking", description=(__doc__ or "").partition("\n\n")[0])
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, help_, names in (
-        ("flush", "send what MLflow does not have yet", "all of them"),
-        ("rebuild", "send everything again, to a new or an emptied MLflow", "all of them"),
+    for name, help_ in (
+        ("flush", "send what MLflow does not have yet"),
+        ("rebuild", "send everything again, to a new or an emptied MLflow"),
     ):
         command = commands.add_parser(name, help=help_, description=help_)
         command.add_argument("--storage", metavar="WHERE", default="runs", help="of the sweeps (default ./runs)")
-        command.add_argument("--name", metavar="SWEEP", help=f"of one sweep (default: {names})")
+        command.add_argument("--name", metavar="SWEEP", help="of one sweep (default: all of them)")
         command.add_argument("--tracking-uri", metavar="URI", help="of MLflow (default: the sweep's own)")
     return parser.parse_args()
 

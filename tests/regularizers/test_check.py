@@ -53,6 +53,8 @@ WRONG = {
     "complex": (lambda self, h, i: torch.fft.fft2(h).mean((1, 2, 3)), "returned torch.complex64 values"),
     "detached": (lambda self, h, i: h.detach().mean((1, 2, 3)), "without a graph, .*: leave out .detach()"),
     "NaN": (lambda self, h, i: (h - h).sum((1, 2, 3)) / 0, "returned NaN for every example"),
+    "infinity": (lambda self, h, i: h.square().sum((1, 2, 3)) / 0, "returned infinity for every example"),
+    "exit": (lambda self, h, i: sys.exit(3), r"raised SystemExit: 3 (test_check.py, line \d+)"),
     "error": (lambda self, h, i: h + i[:, :2], r"raised RuntimeError: The size of .*(test_check.py, line \d+)"),
     "key": (lambda self, h, i: {}["scale"], "raised KeyError: 'scale'"),
     "nothing": (lambda self, h, i: None, "returned a NoneType"),
@@ -73,6 +75,30 @@ def test_a_wrong_formula_is_refused_by_name(kind):
     heatmap = torch.randn(4, 3, 8, 8, requires_grad=True)
     with pytest.raises(ValueError, match="regularizer 'mine'"):
         of(formula).distance(heatmap, torch.randn(4, 3, 8, 8))
+
+
+WRONG_SCORES = {
+    "NaN": (lambda self, f: f.class_logits * NAN, "score returned NaN for every example"),
+    "infinity": (lambda self, f: f.class_logits.abs() / 0, "score returned infinity for every example"),
+    "constant": (lambda self, f: torch.zeros(len(f.labels), requires_grad=True), "does not depend on the images"),
+    "exit": (lambda self, f: sys.exit("enough"), r"score raised SystemExit: enough (test_check.py, line \d+)"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG_SCORES)
+def test_so_is_a_wrong_score(kind):
+    score, message = WRONG_SCORES[kind]
+    with pytest.raises(RegularizerError, match=f"^regularizer 'mine': .*{pattern(message)}") as caught:
+        checked(of(squares, score=score), forward())
+    assert "\n" not in str(caught.value)
+
+
+def test_so_is_a_distance_without_the_heatmap_that_it_needs():
+    given = forward()
+    for images in (given.images, given.images.detach()):  # the training step lets them carry no gradient
+        given = Forward(images, given.labels, given.logits)
+        with pytest.raises(RegularizerError, match="^regularizer 'mine': has needs_heatmap = False, but no penalty"):
+            checked(of(squares, needs_heatmap=False), given)
 
 
 @pytest.mark.parametrize("kind", WRONG)
@@ -136,7 +162,18 @@ def test_what_the_data_type_cannot_hold_counts_nothing(scale):
     heatmaps, images = torch.randn(2, 3, 3, 8, 8)
     quotient = of(lambda self, h, i: squares(self, h, i) / squares(self, h, i))
     assert not quotient.distance(scale * heatmaps, images).any(), "0/0 or ∞/∞"
-    assert not of(lambda self, h, i: 1e38 * squares(self, 9 * h, i)).distance(9 * heatmaps, images).any(), "∞"
+    assert not of(lambda self, h, i: 1 / squares(self, h, i)).distance(1e-30 * heatmaps, images).any(), "∞"
+
+
+def test_infinity_of_one_ordinary_example_counts_nothing_and_of_all_is_refused():
+    heatmaps, images = torch.randn(2, 3, 3, 8, 8)
+    large = of(lambda self, h, i: 1e38 * squares(self, 9 * h, i))
+    with pytest.raises(RegularizerError, match="infinity for every example"):
+        large.distance(9 * heatmaps, images)
+    heatmaps[1:] *= 1e-6
+    values = large.distance(9 * heatmaps, images)
+    assert values[0] == 0
+    assert (values[1:] > 0).all()
 
 
 class Looks(TorchFunctionMode):
@@ -326,6 +363,12 @@ BROKEN = {
     "not frozen": (FILE.replace("frozen=True, ", ""), "cannot be imported: TypeError: cannot inherit non-frozen"),
     "no range": (FILE.replace("tunable(0.5, 0.1, 1000.0)", "0.5"), "class Mine gives `weight` no range; write weight"),
     "range": (FILE.replace("0.1, 1000.0", "0.0, 1000.0"), "the range 0 to 1000; give tunable(default, low, high)"),
+    "range of words": (
+        FILE.replace("tunable(0.5, 0.1, 1000.0)", "__import__('dataclasses').field(metadata={'low': 'a', 'high': 1})"),
+        "gives `weight` a range that ends in 'a'; give tunable",
+    ),
+    "no heatmap": (FILE.replace("    def", "    needs_heatmap = False\n\n    def", 1), "needs_heatmap = False, but no"),
+    "exit": (FILE + "raise SystemExit(3)\n", "cannot be imported: SystemExit: 3 (line"),
     "default": (FILE.replace("    def", "    scale: float\n\n    def", 1), "from its defaults: .*'scale'; give every"),
     "name": (FILE.replace("    weight", "    name: str = 'x'\n    weight", 1), "defines `name`, but the file name"),
     "no formula": (FILE.replace("def formula", "def formulae"), "has no formula; define formula(self"),

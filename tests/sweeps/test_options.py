@@ -71,6 +71,55 @@ def test_what_cannot_be_is_refused(asked):
             asked(*arguments)
 
 
+def test_flags_that_an_earlier_sweep_does_not_heed_are_refused(asked, tmp_path):
+    asked().save()
+
+    def again(monkeypatch, *arguments):
+        monkeypatch.setattr(sys, "argv", ["sweep", "--storage", str(tmp_path), "--name", "s", *map(str, arguments)])
+        return sweep_of(parse(""))
+
+    with pytest.MonkeyPatch.context() as patch:
+        for arguments, words in (
+            (("--resume", "--epochs", 3, "--seed", 0), "^--epochs, --seed: with --resume a sweep keeps the settings"),
+            (("--resume", "--no-flip"), "^--no-flip: .* only --name, --storage, --verbose, --max-accuracy-drop are"),
+            (("--resume", "--seeds", 3), "^--seeds: with --resume"),
+            (("--extend", 1, "--keep", "all"), "^--keep: with --extend .* --seeds, --max-accuracy-drop, --max-concurr"),
+        ):
+            with pytest.raises(UsageError, match=words):
+                again(patch, *arguments)
+        assert again(patch, "--resume", "--max-accuracy-drop", 5, "-v").max_accuracy_drop == 0.05
+        result = {"trials_per_regularizer": [1]}
+        (tmp_path / "s/result.json").write_text(json.dumps(result))
+        more = again(patch, "--extend", 2, "--seeds", 3, "--max-concurrent", 1)
+        assert (more.extensions, more.seeds, more.max_concurrent) == ((2,), 3, 1)
+
+
+def test_a_sweep_whose_search_never_began_is_not_called_unknown(tmp_path, monkeypatch):
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s/.driver").touch()
+    (tmp_path / "evaluation").mkdir()
+    for name, words in (("s", "ended before its search began.*give its command again"), ("evaluation", "no sweep")):
+        monkeypatch.setattr(sys, "argv", ["sweep", "--storage", str(tmp_path), "--name", name, "--resume"])
+        with pytest.raises(UsageError, match=words):
+            sweep_of(parse(""))
+
+
+def test_too_few_images_are_told_in_terms_of_what_was_given(asked):
+    with pytest.raises(UsageError, match="the train split has only 1258 images, fewer than one batch of 2000;"):
+        asked("--batch-size", 2000)
+    with pytest.raises(UsageError, match="fewer than one batch of 2000 over 2 workers"):
+        asked("--batch-size", 1000, "--workers-per-trial", 2)
+    with pytest.raises(UsageError, match="images_per_epoch=6 is less than one step"):
+        asked("--images-per-epoch", 6)
+
+
+def test_a_trials_folder_is_no_checkpoint_to_start_from(asked, tmp_path):
+    (tmp_path / "t1/epoch_0002").mkdir(parents=True)
+    (tmp_path / "t1/epoch_0002/state.pt").touch()
+    with pytest.raises(UsageError, match=f"is the folder of a trial; its last epoch is {tmp_path}/t1/epoch_0002"):
+        asked("--checkpoint", tmp_path / "t1")
+
+
 def test_one_weight_is_that_of_every_penalty(asked):
     sweep = asked("--weight", 0.5, "--regularizers", "l2,tv", "--trials-per-regularizer", 2)
     sweep.save()

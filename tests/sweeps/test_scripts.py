@@ -86,6 +86,17 @@ def test_a_sweep_that_cannot_be_calibrated_leaves_its_name_free(tmp_path, digits
         assert capsys.readouterr().err == "error: cannot be calibrated\n"
 
 
+def test_ctrl_c_before_the_search_promises_no_resumption(tmp_path, digits, monkeypatch, capsys):
+    def interrupted(*given):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(all_regularizers, "prepare", interrupted)
+    arguments = ["--data", digits, "--model", "resnet8", "--storage", tmp_path, "--name", "mine"]
+    monkeypatch.setattr(sys, "argv", ["all_regularizers.py", *map(str, arguments)])
+    assert all_regularizers.main() == 130
+    assert capsys.readouterr().err == "interrupted before the search began; the same command begins again\n"
+
+
 def test_help_names_every_flag(script):
     status, out, _ = script("all_regularizers.py", "--help")
     assert status == 0

@@ -1,6 +1,8 @@
 """What a sweep starts from: its numbers against other computations of them, and when it warns."""
 
 import dataclasses
+import json
+import shutil
 import tarfile
 from collections import Counter
 
@@ -76,6 +78,7 @@ def test_a_good_start_is_one_line_without_a_warning(capsys, monkeypatch):
         ({"steps_per_epoch": 1}, "An epoch has 1 step, ", "--batch-size"),
         ({"steps_per_epoch": 9}, "An epoch has 9 steps, ", "--images-per-epoch"),
         ({"val_images": 19, "measured": 19, "accuracy": 17 / 19}, "only 19 images", "put more images"),
+        ({"empty": ("f", "g")}, "2 of 10 classes have no train image (f, g)", "names no more than there are"),
         ({"attacked": 19}, "Only 19 images will be attacked", "--robust-images"),
     ],
 )
@@ -158,6 +161,17 @@ def test_always_answering_the_most_frequent_class_is_chance(digits, labels, tmp_
     assert below.attacked == len(labels), "no more than there are"
 
 
+@pytest.mark.parametrize(("names", "absent"), [(list("abcdefghijkl"), ("k", "l")), (list("abcdefghij"), ())])
+def test_classes_that_no_image_is_of_are_named(digits, tmp_path, names, absent):
+    folder = tmp_path / "foreign"
+    shutil.copytree(digits, folder)
+    (folder / "meta.json").unlink()
+    (folder / "classes.json").write_text(json.dumps(names))
+    start = measured(folder, None)
+    assert start.empty == absent
+    assert any("have no train image" in warning for warning in start.warnings) == bool(absent)
+
+
 def test_the_cost_is_bounded(digits, monkeypatch):
     monkeypatch.setattr(start_check, "MOST_MEASURED", 40)
     start = measured(digits, None)
@@ -169,5 +183,11 @@ def test_the_cost_is_bounded(digits, monkeypatch):
 
 def test_it_is_read_again_as_it_was_written(tmp_path):
     assert kept(str(tmp_path)) is None
-    keep(str(tmp_path), GOOD)
+    for start in (GOOD, dataclasses.replace(GOOD, empty=("a", "b"))):
+        keep(str(tmp_path), start)
+        assert kept(str(tmp_path)) == start
+    path = tmp_path / start_check.FILE
+    written = json.loads(path.read_text())
+    del written["empty"]  # as it was once
+    path.write_text(json.dumps(written))
     assert kept(str(tmp_path)) == GOOD

@@ -2,8 +2,10 @@
 
 import copy
 
+import numpy
 import pytest
 import torch
+import torch.autograd.forward_ad as forward_ad
 import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -11,8 +13,11 @@ from reference import MODES, assert_equal, ours, plain
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from regularizers import REGULARIZERS
 from trainer.config import UsageError
+from trainer.convolution import FoldedConvolution
 from trainer.double_backprop import DoubleBackprop, name_missing_derivative
+from trainer.step import RegularizedLoss, set_mode
 
 WIDTH = 4
 
@@ -179,6 +184,90 @@ def weight_gradient_inside(x, conv):
     return F.conv2d(x, conv.weight - 0.01 * inside, padding=1)
 
 
+def late(observe):
+    """Someone looks at the convolution's output once batch norm has been applied to it."""
+
+    def step(x, conv, norm):
+        y = conv(x)
+        z = norm(y)
+        return z if (changed := observe(y, z, x)) is None else changed
+
+    return lambda: Step(step, conv=conv(), norm=norm())
+
+
+def tripled(gradients):
+    return tuple(None if gradient is None else 3 * gradient for gradient in gradients)
+
+
+def only_looks(y, z, x):
+    torch.autograd.graph.register_multi_grad_hook((y,), lambda gradients: None)
+
+
+def gradient_by_edge(x, conv, norm):
+    y = conv(x)
+    z = norm(y)
+    edge = torch.autograd.graph.get_gradient_edge(y)
+    del y  # from here on the node alone is held
+    (inside,) = torch.autograd.grad(z.tanh().sum(), [edge], create_graph=True)
+    return z + inside
+
+
+def late_edge_of_the_result(y, z, x):
+    """Found on the way back from the result: the node of the convolution is the one that knows no other."""
+    nodes, conv = [z.grad_fn], None
+    while nodes:
+        node = nodes.pop()
+        conv = node if "Convolution" in node.name() and "Folded" not in node.name() else conv
+        nodes += [following for following, _ in node.next_functions if following is not None and conv is None]
+    conv.register_prehook(tripled)
+
+
+def gradient_by_output(y, z, x):
+    (inside,) = torch.autograd.grad(z.tanh().sum(), y, create_graph=True)
+    return z + inside
+
+
+def gradient_by_both(y, z, x):
+    inside, before = torch.autograd.grad(z.tanh().sum(), [y, x], create_graph=True)
+    return z + inside + before
+
+
+def gradient_by_scale(x, conv, norm):
+    y = conv(x)
+    z = norm(y)
+    (inside,) = torch.autograd.grad(z.tanh().sum(), norm.weight, create_graph=True)
+    return z * (1 + 0.01 * inside.reshape(-1, 1, 1))
+
+
+def hook_on_inputs_node(module, inputs, z):
+    inputs[0].grad_fn.register_prehook(tripled)
+
+
+def numbers_of_numpy(x, conv):
+    two, one = numpy.int64(2), numpy.int64(1)
+    return F.conv2d(x, conv.weight, conv.bias, (two, two), (one, one), (one, one))
+
+
+def numbers_in_tensors(x, conv):
+    return F.conv2d(x, conv.weight, conv.bias, torch.tensor(2), torch.tensor(1))
+
+
+def forward_mode(x, conv, norm):
+    with forward_ad.dual_level():
+        moved = norm(conv(forward_ad.make_dual(x, x.cos())))
+        value, tangent = forward_ad.unpack_dual(moved)
+        return value + tangent
+
+
+def empty_batch(x, conv, norm):
+    return conv(x) + norm(conv(x[:0])).sum()
+
+
+def batch_norm_of_torch(x, conv, norm):
+    statistics = norm.running_mean, norm.running_var
+    return torch.batch_norm(conv(x), norm.weight, norm.bias, *statistics, norm.training, 0.1, norm.eps, False)
+
+
 def single_numbers(x, conv):
     return F.conv2d(x, conv.weight, conv.bias, stride=(1,), padding=(1,), dilation=(1,))
 
@@ -248,6 +337,20 @@ STEPS = {
     "conditional bias": lambda: Step(conditional_bias, conv=conv(), route=nn.Linear(WIDTH, WIDTH)),
     "conditional norm": lambda: Step(conditional_norm, conv=conv(), route=nn.Linear(WIDTH, 2 * WIDTH)),
     "image as weight": lambda: Step(image_as_weight),
+    "late hook": late(lambda y, z, x: scaled_gradient(y, x)[:0].sum() + z),
+    "late hook that only looks": late(only_looks),
+    "late hook on node": late(lambda y, z, x: y.grad_fn.register_prehook(tripled) and None),
+    "late hook behind node": late(lambda y, z, x: y.grad_fn.register_hook(lambda into, _: tripled(into)) and None),
+    "late hook on edge": late(late_edge_of_the_result),
+    "late hook of norm on node": hooked("norm.register_forward_hook", hook_on_inputs_node),
+    "gradient by output": late(gradient_by_output),
+    "gradient by output and input": late(gradient_by_both),
+    "gradient by edge": lambda: Step(gradient_by_edge, conv=conv(), norm=norm()),
+    "gradient by scale": lambda: Step(gradient_by_scale, conv=conv(), norm=norm()),
+    "numbers of numpy": lambda: Step(numbers_of_numpy, conv=conv()),
+    "numbers in tensors": lambda: Step(numbers_in_tensors, conv=conv()),
+    "forward mode": lambda: Step(forward_mode, conv=conv(), norm=norm()),
+    "empty batch": lambda: Step(empty_batch, conv=conv(), norm=norm()),
     "vectorized": lambda: Step(vectorized, conv=conv()),
     "gradient inside": lambda: Step(gradient_inside, conv=conv(), norm=norm()),
     "weight gradient inside": lambda: Step(weight_gradient_inside, conv=conv()),
@@ -276,9 +379,12 @@ def drawn(names, seed=0, **options):
     return model, torch.randn(4, 3, 13, 12, dtype=torch.float64), torch.tensor([0, 1, 2, 1])
 
 
-# What a gradient taken within the model, or a hook that rewrites batch norm's, should see of the statistics under
+# What a derivative taken within the model, or a hook that rewrites batch norm's, should see of the statistics under
 # `stop` is for no one to say: the reference, in two passes, answers otherwise.
-NOT_UNDER_STOP = {"gradient inside", "hook backward of norm"}
+NOT_UNDER_STOP = {
+    "gradient inside", "hook backward of norm", "gradient by output", "gradient by output and input",
+    "gradient by edge", "late hook on edge", "forward mode",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -322,27 +428,114 @@ def test_any_mixture_equals_plain_autograd(names, mode, seed):
     assert_equal(ours(*case, mode), truth, 1e-8)
 
 
-def test_a_hook_on_what_is_folded_away_is_refused():
-    def late(x, conv, norm):
-        y = conv(x)
-        z = norm(y)
-        y.register_hook(lambda gradient: 3 * gradient)
-        return z
+def test_a_hook_and_a_second_derivative_by_the_batch_norms_weight_are_refused():
+    def step(x, conv, norm):
+        z = norm(conv(x))
+        z.grad_fn.next_functions[3][0].register_prehook(tripled)
+        (inside,) = torch.autograd.grad(z.tanh().sum(), norm.weight, create_graph=True)
+        return z * (1 + inside.reshape(-1, 1, 1))
 
     model, images, labels = drawn([])
-    model.steps.append(Step(late, conv=conv(), norm=norm()).double())
+    model.steps.append(Step(step, conv=conv(), norm=norm()).double())
     with pytest.raises(UsageError, match="--double-backprop pytorch"):
         ours(model, images, labels, "frozen")
-    assert_equal(ours(model, images, labels, "frozen", "pytorch"), plain(model, images, labels, "frozen"))
 
 
-def test_folding_takes_place_where_nothing_speaks_against_it():
+def folded(result):
+    return type(result.grad_fn).__name__ == "FoldedConvolutionBackward"
+
+
+def test_folding_takes_place_where_nothing_speaks_against_it(monkeypatch):
     """Else the tests above would compare PyTorch with itself."""
     torch.manual_seed(0)
-    layers = nn.Sequential(conv(), norm(), nn.ReLU(inplace=True)).eval()
-    with DoubleBackprop("frozen") as functions:
-        layers(torch.randn(2, WIDTH, 8, 8))
-    assert len(functions._folded) == 1
+    layers, seen = nn.Sequential(conv(), norm()).eval(), []
+    matters = FoldedConvolution._output_matters
+    monkeypatch.setattr(FoldedConvolution, "_output_matters", lambda ctx: seen.append(matters(ctx)) or seen[-1])
+    images = torch.randn(2, WIDTH, 8, 8, requires_grad=True)
+    with DoubleBackprop("frozen"):
+        result = layers(images)
+    assert folded(result)
+    (heatmap,) = torch.autograd.grad(result.sin().sum(), images, create_graph=True)
+    (heatmap.square().sum() + result.square().sum()).backward()
+    assert len(seen) >= 2
+    assert not any(seen), "the gradient took the way through the convolution's output, which nobody holds"
+
+
+def test_a_batch_of_gradients_equals_one_after_the_other():
+    def jacobian(batched, double_backprop):
+        model, images, labels = drawn(["between nothing", "after relu in place"])
+        set_mode(model, "frozen")
+        loss = RegularizedLoss(model, REGULARIZERS["l2"](), double_backprop=double_backprop)
+        forward = loss.forward_pass(images, labels)
+        directions = torch.eye(3).double()[:, None].expand(3, len(images), 3)
+        if batched:
+            (found,) = torch.autograd.grad(
+                forward.logits, forward.images, directions, create_graph=True, is_grads_batched=True
+            )
+        else:
+            found = torch.stack(
+                [torch.autograd.grad(forward.logits, forward.images, d, create_graph=True)[0] for d in directions]
+            )
+        penalty = found.square().sum() + 0.01 * forward.logits.square().sum()
+        gradients = torch.autograd.grad(penalty, list(model.parameters()))
+        return [found.detach(), *gradients]
+
+    truth = jacobian(False, "pytorch")
+    for batched in (True, False):
+        for found, expected in zip(jacobian(batched, "fast"), truth, strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_batch_norm_called_as_torchs_own_equals_plain_autograd(mode):
+    found, (twin, images, labels) = drawn([])[0], drawn([])
+    torch.manual_seed(2)
+    twin.steps.append(Step(lambda x, conv, norm: norm(conv(x)), conv=conv(), norm=norm()).double())
+    found.steps.append(Step(batch_norm_of_torch, **copy.deepcopy(dict(twin.steps[0].layers))).double())
+    assert_equal(ours(found, images, labels, mode), plain(twin, images, labels, mode))
+
+
+def test_forward_mode_works_under_stop():
+    case = drawn(["forward mode"])
+    torch.testing.assert_close(ours(*case, "stop").logits, plain(*case, "flow").logits)
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = conv(), norm()
+
+    def forward(self, x):
+        return self.norm(self.conv(x))
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_batch_norm_in_a_script_has_the_modes_or_is_refused(mode):
+    (model, images, labels), (twin, _, _) = drawn([]), drawn([])
+    twin.steps.append(Block().double())
+    model.steps.append(torch.jit.script(copy.deepcopy(twin.steps[0])))
+    if mode != "stop":
+        assert_equal(ours(model, images, labels, mode), plain(twin, images, labels, mode))
+        return
+    with pytest.raises(UsageError, match="^the model has a batch norm .* --batch-norm stop .* frozen or flow"):
+        ours(model, images, labels, mode)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_a_trace_that_normalizes_by_the_batch_is_not_taken_for_frozen():
+    model, images, labels = drawn([])
+    model.steps.append(torch.jit.trace(Block().double().train(), torch.randn(2, WIDTH, 5, 5).double()))
+    with pytest.raises(UsageError, match="^the model has a batch norm .* --batch-norm frozen"):
+        ours(model, images, labels, "frozen")
+
+
+def test_a_compiled_module_is_refused_by_name():
+    model, images, labels = drawn([])
+    inner = nn.Sequential(conv(), nn.Tanh()).double()
+    model.steps.append(torch.compile(inner, backend="aot_eager"))
+    with pytest.raises(UsageError, match="'mine' uses torch.compile, which cannot"), name_missing_derivative("mine"):
+        ours(model, images, labels, "frozen")
 
 
 @pytest.mark.parametrize("inplace", [True, False])

@@ -241,6 +241,18 @@ def test_an_operation_without_second_derivative_is_named(model, message):
         loss(images, labels).loss.backward()
 
 
+def test_a_step_of_the_weights_alone_says_so_too():
+    """PyTorch is silent: what the marked function hides is none of the tensors whose gradients are asked for."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), OnceDifferentiable())
+    batch = Batch(torch.randn(2, 3, 16, 16), torch.tensor([0, 1]))
+    model(batch.images)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    for fast in ("fast", "pytorch"):
+        loss = RegularizedLoss(model, REGULARIZERS["l2"](weight=1.0), double_backprop=fast)
+        with pytest.raises(UsageError, match="once_differentiable.*use another model"), name_missing_derivative("mine"):
+            train_step(loss, batch, optimizer)
+
+
 def test_other_errors_pass():
     with pytest.raises(RuntimeError, match="shape"), name_missing_derivative("mine"):
         torch.zeros(2).reshape(3)

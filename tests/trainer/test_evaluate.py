@@ -6,8 +6,10 @@ import io
 import itertools
 import json
 import os
+import shutil
 import socket
 import sys
+import tarfile
 
 import mlflow
 import numpy as np
@@ -286,6 +288,82 @@ def test_any_checkpoint_gives_the_same_report(command, checkpoints, solved, digi
         assert picture.size[0] > 500
     same = [Image.open(tmp_path / "report" / model["gallery"]) for model in report["models"]]
     assert [p.size for p in same] == [same[0].size] * 3
+
+
+@pytest.fixture
+def reversed_digits(digits, tmp_path):
+    """The same images, their classes in the opposite order."""
+    folder = tmp_path / "reversed"
+    for split in ("train", "val", "test"):
+        samples = []
+        for path in read_shards(digits, split).paths:
+            with tarfile.open(path) as archive:
+                found = {member.name: archive.extractfile(member).read() for member in archive}
+            keys = [name[:-4] for name in found if name.endswith(".jpg")]
+            samples += [Sample(key, found[f"{key}.jpg"], 9 - int(found[f"{key}.cls"])) for key in keys]
+        write_shards(samples, folder, split, read_shards(digits, split).classes[::-1], "digits")
+    return folder
+
+
+def test_other_orders_of_the_classes_change_no_accuracy(
+    command, checkpoints, solved, digits, reversed_digits, tmp_path, monkeypatch
+):
+    folder, _ = checkpoints
+    state = torch.load(folder / "state.pt", weights_only=True)
+    torch.save(state | {"classes": [str(digit) for digit in range(10)]}, folder / "state.pt")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    mlflow.set_tracking_uri(None)
+    with mlflow.start_run():
+        mlflow.pytorch.log_model(
+            solved, name="model", registered_model_name="digits", serialization_format="pickle",
+            metadata={"classes": [str(digit) for digit in range(10)]},
+        )  # fmt: skip
+    for data, said in ((digits, 0), (reversed_digits, 2)):
+        where = ("--split", "val", "--batch-size", 50, "--out", f"report-{said}")
+        status, _, err = command("--checkpoint", folder, "models:/digits/1", "--data", data, *LIGHT, *where)
+        assert status == 0, err
+        assert err.count("in another order: its outputs are taken by their names") == said
+    whole, other = (json.loads((tmp_path / f"report-{n}/report.json").read_text())["models"] for n in (0, 2))
+    accuracies = [model["metrics"]["val/accuracy"] for model in whole + other]
+    assert accuracies[0] > 0.5
+    assert accuracies == [accuracies[0]] * 4
+
+
+def test_other_classes_than_a_registered_model_has_are_refused(command, solved, digits, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    mlflow.set_tracking_uri(None)
+    with mlflow.start_run():
+        mlflow.pytorch.log_model(
+            solved, name="model", registered_model_name="letters", serialization_format="pickle",
+            metadata={"classes": list("abcdefghij")},
+        )  # fmt: skip
+    capsys.readouterr()  # what MLflow said
+    status, _, err = command("--checkpoint", "models:/letters/1", "--data", digits, *LIGHT)
+    assert (status, err.count("\n")) == (2, 1)
+    assert "its classes are not the data's: 0, 1, 2 and 7 more it has not, where it has a, b, c and 7 more" in err
+
+
+def test_of_a_trials_folder_the_last_epoch_is_taken_and_of_a_sweeps_none(command, checkpoints, digits, tmp_path):
+    folder, _ = checkpoints
+    trial = tmp_path / "s/trials/t1"
+    shutil.copytree(folder, trial / "epoch_0001")
+    shutil.copytree(folder, trial / "epoch_0002")
+    (trial / "epoch_0003").mkdir()  # being written
+    status, _, err = command("--checkpoint", trial, "--data", digits, *LIGHT, "--out", "report")
+    assert status == 0, err
+    assert f"{trial} is the folder of a trial; its last epoch is taken, epoch_0002" in err
+    model = json.loads((tmp_path / "report/report.json").read_text())["models"][0]
+    assert model["trial"]["checkpoint"] == str(trial / "epoch_0002/state.pt")
+
+    def refused():
+        status, _, err = command("--checkpoint", tmp_path / "s", "--data", digits, *LIGHT)
+        assert (status, err.count("\n")) == (2, 1)
+        return err
+
+    assert f"is the folder of a sweep; its trials are in {tmp_path}/s/trials: t1; give one" in refused()
+    result = {"pick": "t1", "trials": [{"trial_id": "t1", "checkpoint": f"{trial}/epoch_0001"}]}
+    (tmp_path / "s/result.json").write_text(json.dumps(result))
+    assert f"is the folder of a sweep; its pick is {trial}/epoch_0001; give one" in refused()
 
 
 def test_many_checkpoints_are_set_side_by_side(command, checkpoints, digits, monkeypatch):

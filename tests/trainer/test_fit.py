@@ -44,6 +44,11 @@ def test_a_continued_trial_equals_an_uninterrupted_one(trial, mode):
     assert second["val/accuracy"] == whole[-1][0]["val/accuracy"]
 
 
+def test_a_state_names_the_classes_of_its_outputs(trial):
+    ((_, state),) = run(dataclasses.replace(trial, epochs=1))[0]
+    assert state["classes"] == [str(digit) for digit in range(10)]
+
+
 @pytest.mark.parametrize("after", [1, 3, 6])
 def test_a_trial_interrupted_within_an_epoch_goes_on_as_if_nothing_had_been(trial, after):
     trial = dataclasses.replace(trial, regularizer="spectreg", augment=True)

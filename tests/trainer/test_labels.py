@@ -101,6 +101,31 @@ def test_a_name_of_two_classes_is_no_label():
         class_index("shard", "key", b"crane", ["crane", "b", "crane"])
 
 
+@pytest.mark.parametrize(
+    ("labels", "classes", "empty"),
+    [
+        ([b"0", b"2", b"4"], list("abcdefg"), ("b", "d", "f", "g")),
+        ([b"1", b"2", b"3"], list("abcd"), ("a",)),  # they count from 1, and the list is one too long
+        ([b"0", b"b", b"2"], list("abc"), ()),
+    ],
+)
+def test_classes_without_a_sample_are_known(tmp_path, labels, classes, empty):
+    folder_of(tmp_path, labels, classes)
+    assert read_shards(tmp_path, "train").empty == empty
+
+
+@pytest.mark.parametrize("file", ["classes.json", "meta.json"])
+def test_a_name_twice_is_refused(tmp_path, file):
+    folder_of(tmp_path, [b"0", b"1", b"2"], None)
+    names = ["crane", "b", "crane"]
+    (tmp_path / file).write_text(json.dumps(names if file == "classes.json" else {"classes": names}))
+    with pytest.raises(UsageError, match=f"{file}: names 'crane' more than once; give a JSON list"):
+        read_shards(tmp_path, "train")
+    imagenet = [*(f"{number}" for number in range(998)), "crane", "crane"]  # as it is published
+    (tmp_path / file).write_text(json.dumps(imagenet if file == "classes.json" else {"classes": imagenet}))
+    assert len(read_shards(tmp_path, "train").classes) == 1000
+
+
 def test_without_class_names_labels_are_integers_all_the_same(tmp_path):
     folder_of(tmp_path, [b"0", b"7"], None)
     assert labels_of(read_shards(tmp_path, "val")) == [0, 7]

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -182,7 +183,8 @@ def test_sources_that_are_none_are_one_line(tmp_path, command, capsys):
     (tmp_path / "one.txt").write_text("n01440764\n")
     names = ["--synsets", tmp_path / "one.txt"]
     for arguments, message in [
-        (["--images", tmp_path / "nowhere"], "no class folders"),
+        (["--images", tmp_path / "nowhere"], "no such folder"),
+        (["--images", tmp_path / "in" / WNIDS[0]], "no class folders"),
         (["--images", tmp_path / "empty"], "no images in it"),
         (["--imagenet-train", tmp_path / "short.tar"], "no whole, uncompressed tar"),
         (["--imagenet-train", tmp_path / "other.tar"], "no class archives"),
@@ -202,6 +204,30 @@ def test_sources_that_are_none_are_one_line(tmp_path, command, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def test_what_is_left_alone_and_classes_without_images_are_said(tmp_path, command, capsys):
+    tree(tmp_path / "in")
+    (tmp_path / "in/kitten").mkdir()
+    for name in ("a.HEIC", "b.heic", "c.avif", "README"):
+        (tmp_path / "in/kitten" / name).write_bytes(b"")
+    assert command("--images", tmp_path / "in", "--split", "val", "--out", tmp_path / "out") == 0
+    alone, warning = capsys.readouterr().err.splitlines()
+    assert "4 files were left alone" in alone
+    assert alone.endswith(": .heic (2), none (1), .avif (1)")
+    assert warning == "warning: classes without an image: kitten"
+    for other in WNIDS:
+        shutil.rmtree(tmp_path / "in" / other)
+    assert command("--images", tmp_path / "in", "--split", "val", "--out", tmp_path / "new") == 2
+    assert re.search("no images in it; expected .*, not .heic", capsys.readouterr().err)
+    (tmp_path / "in/kitten/a.txt").write_text("")
+    assert command("--images", tmp_path / "in/kitten/a.txt", "--split", "val", "--out", tmp_path / "new") == 2
+    assert "a.txt: is no folder" in capsys.readouterr().err
+
+
+def test_verify_of_no_folder_is_said_so(tmp_path, command, capsys):
+    assert command("--verify", tmp_path / "nowhere") == 2
+    assert capsys.readouterr().err == f"error: --verify {tmp_path}/nowhere: no such folder\n"
+
+
 def test_keys_are_unique_and_fit_a_tar_file(tmp_path):
     for name in ("a/b_c.jpg", "a_b/c.jpg", "a/x.y.jpg", "a/x_y.jpg", "a/x.png", "a/x.jpg", "a/deep/x.jpg", "a/x-1.jpg"):
         path = tmp_path / "in" / name
@@ -211,7 +237,7 @@ def test_keys_are_unique_and_fit_a_tar_file(tmp_path):
     (tmp_path / "in/a/ünï.jpg").write_bytes(encoded(1))
     (tmp_path / "in/a/notes.txt").write_text("")
     source = class_folders(tmp_path / "in")
-    assert source.ignored == 1
+    assert source.ignored == {".txt": 1}
     shards = make_shards(source, str(tmp_path / "out"), "train", Settings())
     assert shards.total == len(members(tmp_path / "out")) == 10
     assert all("." not in key for key in members(tmp_path / "out"))

@@ -138,6 +138,41 @@ class OwnPenalty(Regularizer):
         return forward.heatmap(forward.class_logits).square().mean()
 
 
+class Infinite(Regularizer):
+    name = "infinite"
+
+    def formula(self, heatmap, images):
+        return heatmap.square().mean(dim=(1, 2, 3)) / 0
+
+
+class InfinitePenalty(Regularizer):
+    name = "infinite"
+
+    def penalty(self, forward):
+        return forward.losses / 0
+
+
+class NanScore(Regularizer):
+    name = "infinite"
+
+    def score(self, forward):
+        return forward.class_logits * float("nan")
+
+    def formula(self, heatmap, images):
+        return heatmap.square().mean(dim=(1, 2, 3))
+
+
+@pytest.mark.parametrize("regularizer", [Infinite, InfinitePenalty, NanScore])
+def test_a_penalty_that_is_never_finite_takes_no_step(regularizer):
+    model = CifarResNet(8, 4, "softplus").double()
+    set_mode(model, "frozen")
+    before = [parameter.clone() for parameter in model.parameters()]
+    loss = RegularizedLoss(model, regularizer())
+    with pytest.raises(UsageError, match="^regularizer 'infinite': .* for every example"):
+        train_step(loss, global_batch(), torch.optim.SGD(model.parameters(), 0.1))
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
 @pytest.mark.parametrize("kind", [RegularizedLoss, CompiledLoss])
 def test_a_wrong_regularizer_is_a_usage_error_that_names_it(kind):
     model = CifarResNet(8, 4, "softplus").double()

@@ -237,6 +237,68 @@ def test_rows_of_a_trial_stay_in_the_order_of_its_own_data():
     assert torch.equal(model.linear.weight, trial["model"]["linear.weight"])
 
 
+NAMES = ["ant", "bee", "cat"]
+
+
+@pytest.fixture
+def of_a_trial():
+    """A trial's state on data of three classes."""
+    state = noisy(build_model("resnet8", 3), 6).state_dict()
+    return {"model": state, "trial": {"seed": 0}, "classes": NAMES}
+
+
+@pytest.mark.parametrize(
+    ("classes", "rows", "note"),
+    [
+        (["ant", "bee", "cat"], [0, 1, 2], None),
+        (["cat", "ant", "bee"], [2, 0, 1], "has the data's 3 classes in another order: its outputs are taken by their"),
+        (["cat", "ant"], [2, 0], "of the 3 classes of its last layer those of the data are taken"),
+    ],
+)
+def test_a_trials_outputs_are_taken_by_the_names_of_the_data(of_a_trial, classes, rows, note):
+    model = build_model("resnet8", len(classes))
+    notes = fit_weights(model, of_a_trial, "state.pt", classes=classes, head="rows").notes
+    assert torch.equal(model.linear.weight, of_a_trial["model"]["linear.weight"][rows])
+    assert torch.equal(model.linear.bias, of_a_trial["model"]["linear.bias"][rows])
+    assert len(notes) == (note is not None)
+    assert note is None or note in notes[0]
+
+
+@pytest.mark.parametrize(
+    ("classes", "words"),
+    [
+        (["ant", "bee", "dog"], "its classes are not the data's: dog it has not, where it has cat; evaluate it on"),
+        ([f"{n}" for n in range(5)], "0, 1, 2 and 2 more it has not, where it has ant, bee, cat; evaluate"),
+        (["ant", "bee", "cat", "dog"], "dog it has not; evaluate"),
+    ],
+)
+def test_a_trial_of_other_classes_is_not_evaluated_on_the_data(of_a_trial, classes, words):
+    model = build_model("resnet8", len(classes))
+    before = model.linear.weight.clone()
+    with pytest.raises(UsageError, match=words):
+        fit_weights(model, of_a_trial, "state.pt", classes=classes, head="rows")
+    assert torch.equal(model.linear.weight, before)
+
+
+def test_a_sweep_does_not_start_from_classes_in_another_order(of_a_trial):
+    model = build_model("resnet8", 3)
+    for classes, words in (
+        (NAMES[::-1], "has the data's classes in another order; .*--new-head takes its own rows"),
+        (["ant", "bee", "dog"], "dog it has not, where it has cat; .*--new-head puts a fresh one"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            fit_weights(model, of_a_trial, "state.pt", classes=classes)
+    fit_weights(model, of_a_trial, "state.pt", classes=NAMES)
+    fit_weights(model, of_a_trial, "state.pt", classes=NAMES[::-1], head="new")
+    assert torch.equal(model.linear.weight, of_a_trial["model"]["linear.weight"].flip(0))
+
+
+def test_whoever_evaluates_is_not_told_to_start_a_sweep_with_a_fresh_layer(source):
+    state = build_model("resnet8", 1000).state_dict()
+    with pytest.raises(UsageError, match="1000 classes, the data have 10 .*; evaluate it on data of its own classes"):
+        fit_weights(build_model("resnet8", 10), state, "f", classes=list("abcdefghij"), head="rows")
+
+
 @pytest.mark.parametrize("name", ["resnet8", "resnet18", "timm:test_resnet", "timm:test_vit", "timm:test_convnext3"])
 def test_last_layers_give_the_logits(name):
     model = build_model(name, 7)

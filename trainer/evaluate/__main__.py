@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from trainer.arguments import Parser
 from trainer.cache import ShardCache
 from trainer.config import PRECISIONS, Trial, UsageError
 from trainer.evaluate import SEVERITIES, evaluate
@@ -57,7 +58,7 @@ def main() -> None:
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         "python -m trainer.evaluate",
         description="Accuracy, robustness and heatmap quality of checkpoints, on the test split.",
         epilog=EXAMPLES,

@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from trainer.config import Trial, UsageError
 from trainer.models import build_model
 from trainer.published import PRETRAINED, published
 from trainer.shards import read_shards
-from trainer.weights import fit_weights
-from trainer.weights_file import read_content, weights_file
+from trainer.weights import fit_weights, match_classes, taken
+from trainer.weights_file import checkpoint_in, read_content, weights_file
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,10 @@ def load_subject(
     """Load a model.
 
     Args:
-        checkpoint: folder or state.pt of a trial; a file of published weights, or `pretrained`; `models:/NAME/VERSION`.
-        data: shards to evaluate on; weights must have as many classes, or ImageNet's 1,000 where those of the data are
+        checkpoint: folder of a trial, or of one of its checkpoints, or its state.pt; a file of published weights, or
+            `pretrained`; `models:/NAME/VERSION`.
+        data: shards to evaluate on. Where a model says the names of its classes, the data's must be among them, in any
+            order; weights that say none must have as many classes, or ImageNet's 1,000 where those of the data are
             WordNet ids.
         changes: settings of `Trial` given by the user; published weights need `model`, their architecture.
         ema: whether to take the moving average that a file has beside its weights.
@@ -50,11 +53,20 @@ def load_subject(
     """
     if checkpoint.startswith(("models:/", "runs:/")):
         model, known = registered_model(checkpoint)
+        names, classes = known.pop("classes", None), read_shards(data, "val").classes
+        if names and classes:
+            rows = match_classes(names, classes, checkpoint)
+            if rows != list(range(len(names))):
+                say(taken(checkpoint, len(names), rows))
+                model = _Chosen(model, rows)
         return Subject(checkpoint, model, Trial(**{"model": checkpoint} | known | changes, data=data))
     if checkpoint == PRETRAINED:
         file, content = PRETRAINED, published(changes["model"]) if "model" in changes else {}
     else:
-        file = weights_file(checkpoint)
+        found = checkpoint_in(checkpoint)
+        if found != checkpoint:
+            say(f"{checkpoint} is the folder of a trial; its last epoch is taken, {found.rpartition('/')[2]}")
+        file = weights_file(found)
         content = read_content(file)
     trained = _trial_in(content)
     if trained is not None:
@@ -72,6 +84,20 @@ def load_subject(
     return Subject(label, model, trial)
 
 
+class _Chosen(nn.Module):
+    """A model of which some outputs are taken, in an order of their own."""
+
+    rows: Tensor
+
+    def __init__(self, model: nn.Module, rows: list[int]) -> None:
+        super().__init__()
+        self.model = model
+        self.register_buffer("rows", torch.tensor(rows))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model(images)[:, self.rows]
+
+
 def _trial_in(content: Any) -> dict[str, Any] | None:
     """Settings in a trial's checkpoint, None in any other file."""
     trial = content.get("trial") if isinstance(content, dict) else None
@@ -82,7 +108,8 @@ def _trial_in(content: Any) -> dict[str, Any] | None:
 def registered_model(uri: str) -> tuple[nn.Module, dict[str, Any]]:
     """A PyTorch model from MLflow's registry, on the CPU, and what it says of its images.
 
-    That is mean and deviation, where its metadata have them, and the image size, where its signature has one.
+    That is mean and deviation, where its metadata have them, and the image size, where its signature has one; and the
+    names of its classes, in the order of its outputs, where the metadata have those.
 
     One that was saved as a pickle is run: the registry must be trusted.
 
@@ -111,7 +138,7 @@ def registered_model(uri: str) -> tuple[nn.Module, dict[str, Any]]:
             "MLFLOW_TRACKING_URI, such as to sqlite:///runs/mlflow.db"
         ) from None
     signature, metadata = info.signature, info.metadata or {}
-    known = {name: metadata[name] for name in ("mean", "std") if name in metadata}
+    known = {name: metadata[name] for name in ("mean", "std", "classes") if name in metadata}
     inputs = signature.inputs.inputs if signature is not None and signature.inputs else [None]
     shape = tuple(getattr(inputs[0], "shape", ()))  # tables of columns have none
     square = len(shape) == 4 and shape[1] == 3 and shape[2] == shape[3] > 0

@@ -12,11 +12,13 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from trainer.arguments import Parser
 from trainer.config import UsageError
 from trainer.locations import absolute
+from trainer.shards.find import few
 from trainer.shards.imagenet import imagenet_train, imagenet_val, read_devkit, read_synsets
 from trainer.shards.make import NAMED, Done, Settings, make_shards
-from trainer.shards.sources import Source, class_folders, tfrecords
+from trainer.shards.sources import SUFFIXES, Source, class_folders, in_words, tfrecords
 from trainer.shards.verify import Checked, verify
 
 LINE_EVERY = 10  # seconds, where there is no terminal for a bar
@@ -48,7 +50,7 @@ def main() -> None:
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         "python -m trainer.shards",
         description="Write images into webdataset shards with a meta.json that counts them.",
         epilog=EXAMPLES,
@@ -107,7 +109,13 @@ def _make(given: argparse.Namespace) -> int:
     )
     source = _source(given)
     if source.ignored:
-        print(f"{source.ignored} files are no images by their names and were left alone", file=sys.stderr)
+        print(
+            f"{source.ignored.total()} files were left alone, for their endings are none of {', '.join(SUFFIXES)}: "
+            f"{in_words(source.ignored)}",
+            file=sys.stderr,
+        )
+    if source.empty:
+        print(f"warning: classes without an image: {few(source.empty)}", file=sys.stderr)
     broken: list[str] = []
     kept = 0
     with _progress(given.split, len(source.items)) as advance:

@@ -28,6 +28,7 @@ class Shards:
         classes: name of each class index.
         part: (first, step): the split is every step-th of the samples, from number `first` on.
         skipped: samples without an image or without a class, of shards that were counted here.
+        empty: classes without a sample, of shards that were counted here.
     """
 
     split: str
@@ -37,6 +38,7 @@ class Shards:
     classes: tuple[str, ...]
     part: tuple[int, int] = (0, 1)
     skipped: int = 0
+    empty: tuple[str, ...] = ()
 
     @property
     def numbers(self) -> range:
@@ -114,6 +116,7 @@ def read_shards(location: str | Path, split: str) -> Shards:
         tuple(known.get(found[number], {}).get("sha256") for number in kept),
         classes,
         skipped=counted.skipped,
+        empty=tuple(classes[index] for index in counted.empty),
     )
 
 
@@ -155,6 +158,11 @@ def _missing_split(given: str, split: str, described: bool, web: bool) -> str:
         f"--data {given}: no {split}-*.tar in it, nor *-{split}-*.tar, {split}/*.tar (or {', '.join(ENDINGS[1:])}); "
         "`python -m trainer.shards --help` makes shards"
     )
+
+
+def few(names: Sequence[str], most: int = 5) -> str:
+    """Names for a message, the first of them if they are many."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _few(names: Sequence[str]) -> str:

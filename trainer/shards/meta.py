@@ -1,5 +1,6 @@
 """meta.json and classes.json as they are found, which other tools write too, in forms of their own."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ OURS = (
     "as `python -m trainer.shards` writes it: "
     '{"classes": [names], "splits": {"train": {"shards": {name: {"samples": n}}}}}'
 )
+IMAGENET_CLASSES = 1000  # whose published English names are a crane twice, bird and machine
 CLASSES = 'a JSON list of the class names in the order of their indices, {"0": name, …} or {name: 0, …}'
 
 
@@ -88,6 +90,9 @@ def _names(path: str, found: Any) -> list[str]:
         names = [name[0] for name in names]  # [WordNet id, word]
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise _refused(path, f"holds {_described(found)} where class names should be")
+    twice = [name for name, number in Counter(names).items() if number > 1]
+    if twice and len(names) != IMAGENET_CLASSES:
+        raise _refused(path, f"names {', '.join(map(repr, twice[:3]))} more than once")
     return names
 
 

@@ -23,11 +23,13 @@ class Counted:
         samples: in each shard.
         skipped: samples without an image or without a class, in all of them.
         example: the first of those, in words.
+        empty: class indices without a sample.
     """
 
     samples: tuple[int, ...]
     skipped: int = 0
     example: str = ""
+    empty: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class _Scan:
     largest: int
     key: str  # of the largest label
     digest: str  # of keys, sizes and labels
+    labels: frozenset[int]
 
 
 def count_samples(paths: Sequence[str], classes: tuple[str, ...]) -> Counted:
@@ -64,7 +67,13 @@ def count_samples(paths: Sequence[str], classes: tuple[str, ...]) -> Counted:
         if other != path and _same_images(other, path):
             raise UsageError(f"{path}: is a second copy of {Path(other).name}, the same samples; remove one of them")
     examples = (f"in {Path(path).name} {scan.example}" for path, scan in zip(paths, scans, strict=True) if scan.example)
-    return Counted(tuple(scan.samples for scan in scans), sum(scan.skipped for scan in scans), next(examples, ""))
+    there = frozenset[int]().union(*(scan.labels for scan in whole.values()))
+    return Counted(
+        tuple(scan.samples for scan in scans),
+        sum(scan.skipped for scan in scans),
+        next(examples, ""),
+        tuple(index for index in range(len(classes)) if index not in there),
+    )
 
 
 def _scan_again(path: str, classes: tuple[str, ...]) -> _Scan:
@@ -80,14 +89,25 @@ def _scan_again(path: str, classes: tuple[str, ...]) -> _Scan:
 def _scan(path: str, classes: tuple[str, ...], state: tuple[int, int, int]) -> _Scan:
     digest = sha256()
     smallest, largest, key = 1 << 63, -1, ""
+    labels: set[int] = set()
     with Path(path).open("rb") as stream, open_samples(path, stream) as (_, contents):
         for entry in contents.entries:
             label = read_label(path, entry.key, entry.label, classes)
             smallest = min(smallest, label)
+            labels.add(label)
             if label > largest:
                 largest, key = label, entry.key
             digest.update(f"{entry.key}/{entry.size}/{label}\n".encode())
-    return _Scan(len(contents.entries), contents.skipped, contents.example, smallest, largest, key, digest.hexdigest())
+    return _Scan(
+        len(contents.entries),
+        contents.skipped,
+        contents.example,
+        smallest,
+        largest,
+        key,
+        digest.hexdigest(),
+        frozenset(labels),
+    )
 
 
 def _same_images(one: str, other: str) -> bool:

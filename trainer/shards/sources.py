@@ -8,7 +8,7 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -51,13 +51,15 @@ class Source:
         name: kept in meta.json.
         classes: name of each class index.
         items: of all images.
-        ignored: number of files that are no images by their suffix.
+        ignored: number of files that are no images by their suffix, for each suffix.
+        empty: classes without an image.
     """
 
     name: str
     classes: tuple[str, ...]
     items: tuple[Item, ...]
-    ignored: int = 0
+    ignored: Counter[str] = field(default_factory=Counter)
+    empty: tuple[str, ...] = ()
 
 
 def class_folders(folder: Path, out: str = "SHARDS") -> Source:
@@ -70,7 +72,9 @@ def class_folders(folder: Path, out: str = "SHARDS") -> Source:
     Raises:
         UsageError: if there is no class folder or no image, or if the folders are splits.
     """
-    classes = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    if not folder.is_dir():
+        raise UsageError(f"--images {folder}: {'is no folder' if folder.exists() else 'no such folder'}")
+    classes = sorted(path.name for path in folder.iterdir() if path.is_dir())
     if not classes:
         raise UsageError(f"--images {folder}: no class folders in it; expected CLASS/IMAGE.jpg")
     splits = [name for name in classes if name.lower() in SPLITS]
@@ -85,15 +89,17 @@ def class_folders(folder: Path, out: str = "SHARDS") -> Source:
             + "`, `".join(commands)
             + "`"
         )
-    items, ignored = [], 0
+    items, ignored = [], Counter[str]()
     for label, name in enumerate(classes):
         for path in sorted(path for path in (folder / name).rglob("*") if path.is_file()):
             if path.suffix.lower() in SUFFIXES:
                 key = str(path.relative_to(folder).with_suffix(""))
                 items.append(Item(key, str(path), 0, path.stat().st_size, label))
             else:
-                ignored += 1
-    return new_source(folder, classes, items, ignored)
+                ignored[path.suffix.lower() or "none"] += 1
+    filled = {item.label for item in items}
+    empty = tuple(name for label, name in enumerate(classes) if label not in filled)
+    return replace(new_source(folder, classes, items, ignored), empty=empty)
 
 
 def _holds_folders(folder: Path) -> bool:
@@ -141,10 +147,14 @@ def read_item(item: Item, classes: Sequence[str]) -> tuple[bytes, int]:
     return features["image/encoded"][0], number - 1
 
 
-def new_source(place: Path, classes: Sequence[str], items: Sequence[Item], ignored: int = 0) -> Source:
+def new_source(
+    place: Path, classes: Sequence[str], items: Sequence[Item], ignored: Counter[str] | None = None
+) -> Source:
     """A source whose keys are unique and fit for tar files and webdataset."""
+    ignored = ignored or Counter()
     if not items:
-        raise UsageError(f"{place}: no images in it; expected {', '.join(SUFFIXES)}")
+        instead = f", not {in_words(ignored)}" if ignored else ""
+        raise UsageError(f"{place}: no images in it; expected {', '.join(SUFFIXES)}{instead}")
     keys = [_key(item.key) for item in items]
     taken, again = Counter(keys), Counter[str]()
     for index, key in enumerate(keys):
@@ -157,6 +167,12 @@ def new_source(place: Path, classes: Sequence[str], items: Sequence[Item], ignor
             keys[index] = candidate
     unique = (replace(item, key=key) for item, key in zip(items, keys, strict=True))
     return Source(str(place), tuple(classes), tuple(unique), ignored)
+
+
+def in_words(ignored: Counter[str]) -> str:
+    """The endings of files that were left alone, those of most files first."""
+    few = [f"{ending} ({number})" for ending, number in ignored.most_common(5)]
+    return ", ".join(few) + (f" and {len(ignored) - 5} more" if len(ignored) > 5 else "")
 
 
 def _key(name: str) -> str:

@@ -42,6 +42,8 @@ def verify(
     """
     try:
         meta, listed = read_meta(folder), list_folder(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        raise UsageError(f"--verify {folder}: no such folder") from None
     except OSError as error:
         raise UsageError(f"{folder}: cannot be read ({error})") from None
     splits = meta["splits"]
