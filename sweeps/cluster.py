@@ -86,7 +86,6 @@ def ray_cluster(num_cpus: int | None = None, verbose: bool = False, stock: bool 
     Raises:
         UsageError: if the cluster there should be does not answer.
     """
-    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "5")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # sweeps.interrupt has one that lets trials save their state
