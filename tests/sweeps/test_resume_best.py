@@ -18,7 +18,7 @@ def sweep(tmp_path):
     )  # fmt: skip
     row = {
         "regularizer": "l2", "weight": 1.0, "strength": 1.0, "seed": 0, "status": "finished", "accuracy": 0.5,
-        "robust_accuracy": 0.5, "heatmap_ssim": 0.0, "heatmap_correlation": 0.0, "run": "",
+        "robust_accuracy": 0.5, "heatmap_ssim": 0.0, "heatmap_correlation": 0.0,
     }  # fmt: skip
     ids = ("abc1", "abd2", "xyz3")
     rows = [row | {"trial_id": name, "checkpoint": f"{tmp_path}/s/trials/{name}/epoch_0002"} for name in ids]
