@@ -19,7 +19,7 @@ from trainer.double_backprop import name_missing_derivative
 from trainer.fit import count_classes, make_loss, prepare_model
 from trainer.preprocess import Transform
 from trainer.shards import read_shards
-from trainer.step import RegularizedLoss, penalty_of, set_mode
+from trainer.step import RegularizedLoss, blank_broken, penalty_of, set_mode
 
 BATCHES = 4
 
@@ -74,8 +74,9 @@ def calibrate(
         for batch in batches:
             generator = torch.Generator().manual_seed(trial.seed)
             with name_missing_derivative(trial.model):
-                forward = loss.forward_pass(batch.images, batch.labels, generator)
-                size += _norm(penalty_of(regularizer, forward).mean(), model)
+                finite, images = blank_broken(batch.images)  # as the training does
+                forward = loss.forward_pass(images, batch.labels, generator)
+                size += _norm((penalty_of(regularizer, forward) * finite).mean(), model)
         unit = cross_entropy / size if size > 0 else math.inf
         if not (math.isfinite(unit) and unit > 0):
             raise UsageError(

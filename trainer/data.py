@@ -1,16 +1,17 @@
 """Stream batches from shards: order is a function of (seed, epoch, rank, loader worker) only.
 
-Training draws its own permutation of the shards for every epoch, splits it by rank and loader worker, shuffles samples
-in a buffer and repeats until the epoch has its fixed number of steps, so every rank takes the same number however
-unevenly the shards divide. An epoch can be entered at any step: what comes before is read but not decoded. Evaluation
-reads every example exactly once, in batches that do not depend on the number of readers.
+Training draws its own permutation of the shards for every epoch, and of the samples in each of them, so that an epoch
+that is shorter than a shard has other samples of it each time. It splits the shards by rank and loader worker, shuffles
+samples in a buffer and repeats until the epoch has its fixed number of steps, so every rank takes the same number
+however unevenly the shards divide. An epoch can be entered at any step: what comes before is read but not decoded.
+Evaluation reads every example exactly once, in batches that do not depend on the number of readers.
 """
 
 import math
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import count, islice
 from typing import Any
 
 import torch
@@ -27,7 +28,9 @@ from trainer.shards.labels import class_index
 from trainer.shards.tar import open_samples
 
 SHUFFLE_BUFFER = 1000
-MAX_BROKEN = 0.001  # fraction of an epoch's images, or of an evaluated split, that may be undecodable
+MAX_BROKEN = 0.001  # fraction of a split's images that may be undecodable
+FEW_BROKEN = 32  # beyond so many, those that were read so far may not be broken for the most part
+VERIFY = "`python -m trainer.shards --verify` lists them"
 
 
 @dataclass(frozen=True)
@@ -70,17 +73,22 @@ class _Stream(IterableDataset):
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
         side = self.transform.size
         size = None if side is None else torch.Size((3, side, side))
-        broken, waiting = 0, []  # waiting: labels and indices of broken images before the size of any is known
-        for sample, index, randomness in self._samples(worker, workers):
+        broken: set[tuple[str, str]] = set()  # each once, however many passes an epoch has
+        waiting = []  # labels and indices of broken images before the size of any is known
+        for read, (sample, index, randomness) in enumerate(self._samples(worker, workers), start=1):
             label = sample.label
             try:
                 pixels = self.transform(sample.image, randomness)
             except DecodeError as error:
-                broken += 1
-                if broken > MAX_BROKEN * self.expected:
+                broken.add((sample.shard, sample.key))
+                why = ""
+                if len(broken) > self.allowed:
+                    why = f"more than {MAX_BROKEN:.1%} of the {self.shards.total} {self.shards.split} images are so"
+                elif len(broken) > FEW_BROKEN and 2 * len(broken) > read:  # a large split that is no good
+                    why = f"so are {len(broken)} of the first {read} {self.shards.split} images that were read"
+                if why:
                     raise UsageError(
-                        f"{sample.shard}: image {sample.key} cannot be decoded ({error}), and more than "
-                        f"{MAX_BROKEN:.1%} of the images are so; `python -m trainer.shards --verify` lists them"
+                        f"{sample.shard}: image {sample.key} cannot be decoded ({error}), and {why}; {VERIFY}"
                     ) from None
                 if size is None:
                     waiting.append((label, index))
@@ -100,30 +108,30 @@ class _Stream(IterableDataset):
             yield torch.zeros((3, 1, 1), dtype=torch.uint8), label, index, False
 
     @property
-    def expected(self) -> int:
-        """Images of which so many may be broken: of an epoch over all ranks, or of the split."""
-        raise NotImplementedError
+    def allowed(self) -> float:
+        """Broken images that one reader may see."""
+        return MAX_BROKEN * self.shards.total
 
     def _samples(self, worker: int, workers: int) -> Iterator[tuple[Encoded, int, random.Random]]:
         """Encoded samples of one loader worker, their index and the randomness of their transform."""
         raise NotImplementedError
 
-    def _read(self, shard: int, numbers: Iterable[int] | None = None) -> Iterator[Encoded]:
-        """Samples of a shard, all of them or those of these numbers; other members are never opened.
+    def _read(self, shard: int, numbers: Iterable[int]) -> Iterator[Encoded]:
+        """Those samples of a shard that have these numbers, in their order; other images are not read.
 
         Raises:
             UsageError: if the shard is damaged, has other samples than it should or a label that is no class index.
         """
-        path, count = self.shards.paths[shard], self.shards.counts[shard]
+        path, wanted = self.shards.paths[shard], self.shards.counts[shard]
         with (
             self.cache.open(path, self.shards.checksums[shard]) as stream,
             open_samples(path, stream) as (plain, contents),
         ):
             entries = contents.entries
-            if len(entries) != count:
-                ends = "ends after" if len(entries) < count else "holds"
-                raise UsageError(f"{path}: {ends} {len(entries)} samples, it should have {count}")
-            for entry in entries if numbers is None else (entries[number] for number in numbers):
+            if len(entries) != wanted:
+                ends = "ends after" if len(entries) < wanted else "holds"
+                raise UsageError(f"{path}: {ends} {len(entries)} samples, it should have {wanted}")
+            for entry in (entries[number] for number in numbers):
                 plain.seek(entry.offset)
                 label = class_index(path, entry.key, entry.label, self.shards.classes)
                 yield Encoded(path, entry.key, plain.read(entry.size), label)
@@ -135,10 +143,6 @@ class _TrainStream(_Stream):
     def __init__(self, *args: Any, seed: int, steps: int, batch_size: int) -> None:
         super().__init__(*args)
         self.seed, self.steps, self.batch_size = seed, steps, batch_size
-
-    @property
-    def expected(self) -> int:
-        return self.steps * self.batch_size * self.world_size
 
     def _samples(self, worker: int, workers: int) -> Iterator[tuple[Encoded, int, random.Random]]:
         epoch, first = self.position.tolist()
@@ -155,15 +159,15 @@ class _TrainStream(_Stream):
 
     def _endless(self, epoch: int, lane: int, lanes: int) -> Iterator[Encoded]:
         """Samples of this lane's shards, pass after pass."""
-        passes = 0
-        while True:
-            order = list(range(len(self.shards.paths)))
-            random.Random(f"{self.seed}/{epoch}/{passes}").shuffle(order)
-            if len(order) >= lanes:
-                yield from chain.from_iterable(map(self._read, order[lane::lanes]))
-            else:  # fewer shards than lanes: share samples instead of shards
-                yield from islice(chain.from_iterable(map(self._read, order)), lane, None, lanes)
-            passes += 1
+        first, step = (0, 1)
+        if fewer := len(self.shards.paths) < lanes:  # share samples instead of shards
+            first, step = lane, lanes
+        for number in count():
+            order = _permutation(len(self.shards.paths), f"{self.seed}/{epoch}/{number}")
+            for shard in order if fewer else order[lane::lanes]:
+                samples = _permutation(self.shards.counts[shard], f"{self.seed}/{epoch}/{number}/{shard}")
+                yield from self._read(shard, samples[first::step])
+                first = (first - len(samples)) % step
 
 
 class _EvalStream(_Stream):
@@ -173,10 +177,6 @@ class _EvalStream(_Stream):
         super().__init__(*args)
         self.chosen, self.batch_size = chosen, batch_size
 
-    @property
-    def expected(self) -> int:
-        return self.shards.total
-
     def _samples(self, worker: int, workers: int) -> Iterator[tuple[Encoded, int, random.Random]]:
         lane, lanes = self.rank * workers + worker, self.world_size * workers
         batches = math.ceil(len(self.chosen) / self.batch_size)
@@ -184,13 +184,13 @@ class _EvalStream(_Stream):
         first, last = (batches * edge // lanes * self.batch_size for edge in (lane, lane + 1))
         wanted = {self.shards.numbers[index]: index for index in self.chosen[first:last]}
         begin = 0
-        for shard, count in enumerate(self.shards.counts):
-            here = [number for number in wanted if begin <= number < begin + count]
+        for shard, size in enumerate(self.shards.counts):
+            here = [number for number in wanted if begin <= number < begin + size]
             if here:
                 samples = self._read(shard, (number - begin for number in here))
                 for number, sample in zip(here, samples, strict=True):
                     yield sample, wanted[number], random.Random(number)
-            begin += count
+            begin += size
 
 
 class Loader:
@@ -295,21 +295,22 @@ def eval_loader(
     return Loader(stream, normalization, batch_size, loader_workers, device or torch.device("cpu"))
 
 
-def refuse_broken(broken: float, asked: int, shards: Shards) -> None:
-    """Refuse an evaluation for images that could not be decoded, counted over all workers.
+def refuse_broken(broken: float | int, asked: int, shards: Shards, passes: int = 1) -> None:
+    """Refuse an evaluation or an epoch for images that could not be decoded, counted over all workers.
 
     Args:
         broken: their number.
-        asked: examples that were to be evaluated.
+        asked: examples that were to be evaluated or trained on, over all passes.
         shards: the split they are of.
+        passes: how often the same image may have been counted.
 
     Raises:
-        UsageError: if they are more than 0.1 % of the split, or all that were to be evaluated.
+        UsageError: if they are more than 0.1 % of the split, or most of those asked for.
     """
-    if broken > MAX_BROKEN * shards.total or broken == asked:
+    if broken > MAX_BROKEN * shards.total * passes or 2 * broken > asked:
         raise UsageError(
             f"{broken:.0f} of {asked} {shards.split} images cannot be decoded, and at most {MAX_BROKEN:.1%} of the "
-            "split may be so; `python -m trainer.shards --verify` lists them"
+            f"split may be so; {VERIFY}"
         )
 
 
@@ -321,6 +322,12 @@ def spread(total: int, wanted: int) -> Sequence[int]:
     wanted = min(wanted, total)
     generator = random.Random(f"{total}/{wanted}")
     return [generator.randrange(number * total // wanted, (number + 1) * total // wanted) for number in range(wanted)]
+
+
+def _permutation(size: int, seed: str) -> list[int]:
+    order = list(range(size))
+    random.Random(seed).shuffle(order)
+    return order
 
 
 def _shuffled(samples: Iterator[Encoded], generator: random.Random) -> Iterator[Encoded]:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from trainer.cache import ShardCache
-from trainer.config import Trial, UsageError
-from trainer.data import MAX_BROKEN, Batch, train_loader
+from trainer.config import Trial
+from trainer.data import Batch, refuse_broken, train_loader
 from trainer.distributed import data_parallel, rank, sum_over_workers, world_size
 from trainer.double_backprop import name_missing_derivative
 from trainer.evaluate import evaluate
@@ -23,7 +23,7 @@ from trainer.evaluate import plan as plans
 from trainer.models import build_model
 from trainer.preprocess import Transform
 from trainer.schedule import learning_rate
-from trainer.shards import evaluation_splits, read_shards
+from trainer.shards import evaluation_splits, named_classes, read_shards
 from trainer.step import CompiledLoss, RegularizedLoss, set_mode, train_step
 from trainer.weights import load_weights
 
@@ -70,13 +70,7 @@ def count_classes(data: str) -> int:
     Raises:
         UsageError: if the folder does not say.
     """
-    classes = read_shards(data, "train").classes
-    if not classes:
-        raise UsageError(
-            f"--data {data}: neither meta.json nor classes.json there names the classes; put a classes.json beside the "
-            "shards, a JSON list of the names in the order of the class indices"
-        )
-    return len(classes)
+    return len(named_classes(data, "train"))
 
 
 def fit(
@@ -160,11 +154,8 @@ def fit(
             table = torch.stack(points).double().cpu()
             seconds = time.monotonic() - started
             sums = sum_over_workers(dict(zip(POINT, table.sum(0).tolist(), strict=True)), device)
-            if sums["nonfinite_examples"] > MAX_BROKEN * images:
-                raise UsageError(
-                    f"{sums['nonfinite_examples']:.0f} of {images} images of epoch {epoch} could not be decoded, more "
-                    f"than {MAX_BROKEN:.1%}; `python -m trainer.shards --verify {trial.data}` lists them"
-                )
+            # Workers with fewer shards than others begin their next pass earlier.
+            refuse_broken(sums["nonfinite_examples"], images, train, passes=images // train.total + 1)
             metrics = {f"train/{name}": sums[name] / (steps * world_size()) for name in POINT[:3]}
             metrics["train/nonfinite_examples"] = sums["nonfinite_examples"]
             metrics["train/images_per_second"] = images * (steps - before) / steps / seconds

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -61,8 +61,7 @@ class RegularizedLoss(nn.Module):
     def forward(
         self, images: Float[Tensor, "b c h w"], labels: Int[Tensor, " b"], generator: torch.Generator | None = None
     ) -> StepResult:
-        finite = finite_examples(images)
-        images = torch.where(finite[:, None, None, None], images, 0.0)
+        finite, images = blank_broken(images)
         penalties, logits = self.penalties(images, labels, generator)
         logits = logits.float() if logits.dtype.itemsize < 4 else logits
         losses = F.cross_entropy(logits, labels, reduction="none", label_smoothing=self.label_smoothing)
@@ -158,6 +157,12 @@ class CompiledLoss(RegularizedLoss):
         with sdpa_kernel(SDPBackend.MATH):
             heatmap, logits = torch.func.grad(score, has_aux=True)(images)
         return self.regularizer.distance(heatmap, images), logits
+
+
+def blank_broken(images: Float[Tensor, "b c h w"]) -> tuple[Bool[Tensor, " b"], Float[Tensor, "b c h w"]]:
+    """Which images are finite, and all of them with zeros in the place of the others."""
+    finite = finite_examples(images)
+    return finite, torch.where(finite[:, None, None, None], images, 0.0)
 
 
 def penalty_of(regularizer: Regularizer, forward: Forward) -> Float[Tensor, " b"]:

@@ -13,16 +13,26 @@ from functools import lru_cache
 from importlib.resources import files
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from trainer.config import UsageError
+from trainer.config import Trial, UsageError
 from trainer.models import last_layers
 from trainer.published import PRETRAINED, published
+from trainer.shards.meta import class_names
 from trainer.weights_file import read_content, weights_file
 
 WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")  # of PyTorch, at any depth
 COUNTERS = "num_batches_tracked"  # absent before PyTorch 0.4; does not enter the computation of our batch norm
 BESIDE = ("total_ops", "total_params")  # that a profiler leaves in every layer
+# Tensors shaped like the weights that are none: moments of optimizers, gradients.
+STATISTICS = re.compile(
+    r"(?<![a-z])(optims?|[a-z_]*optimi[sz]ers?|exp_avg[a-z_]*|[a-z_]*avg_sq|momentum_buf[a-z]*|grads?|gradients?)(?![a-z])"
+)
+# What training scripts call the weights. Under another name they may be those of the start, or of another network.
+NAMED = re.compile(
+    r"(module|model|net|network|backbone|(base_)?encoder(_q)?|weights|params|state)(_state)?(_dict)?|\d+"
+)
 # Moving averages: EMA and SWA, the momentum encoders of MoCo and BYOL, the teacher of DINO.
 AVERAGED = re.compile(r"(?<![a-z])(ema|swa|averaged?|shadow|momentum|teacher|target|encoder_k)(?![a-z])")
 STUDENT = re.compile(r"(?<![a-z])student(?![a-z])")
@@ -59,8 +69,17 @@ class _Copy:
     beside: tuple[str, ...]
 
     @property
+    def words(self) -> str:
+        """The place in lower case, stateDict as state_dict."""
+        return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", self.place).lower()
+
+    @property
     def averaged(self) -> bool:
-        return AVERAGED.search(self.place) is not None
+        return AVERAGED.search(self.words) is not None
+
+    @property
+    def named(self) -> bool:
+        return all(NAMED.fullmatch(part) for part in re.split("[/.]", self.words) if part)
 
 
 def load_weights(
@@ -104,21 +123,26 @@ def fit_weights(
 ) -> Loaded:
     """As `load_weights`, from what its file holds."""
     own, layers = model.state_dict(), last_layers(model)
-    copies = _copies(content, own, layers, _buffers(model))
+    found = _copies(content, own, layers, _buffers(model))
+    copies = [copy for copy in found if not STATISTICS.search(copy.words)]
+    if found and not copies:
+        raise _misfit(checkpoint, [f"it has no weights, only what an optimizer keeps ({found[0].place})"])
     if not copies:
         there = [name for _, tensors in _dictionaries(content) for name in tensors]
         held = f"none of its names is there, such as {next(iter(own))}, but {', '.join(there[:SHOWN])}"
         raise _misfit(checkpoint, [held if there else "it holds no tensors under names"])
     copy, notes = _choose(copies, checkpoint, own, layers, ema)
+    if odd := _unusable(copy.tensors):
+        raise _misfit(checkpoint, odd)
     problems = _problems(copy, own)
     body = [problem for name, problem in problems.items() if not _of(layers, name)]
     if body:
         raise _misfit(checkpoint, body)
     state = dict(copy.tensors)
     count = len(state.get(f"{layers[0]}.weight", ())) if layers else 0
-    names = _names(content, count)
+    names = _names(checkpoint, content, count)
     # A trial's checkpoint that names none is older than they are there, and in the order of its own data.
-    known = names or (() if isinstance(content, dict) and "trial" in content else imagenet_wnids())
+    known = names or (() if trial_settings(content) else imagenet_wnids())
     rows = _rows(known, classes, count)
     remedy = _remedy(head, names, rows)
     if rows is None and names and classes and head == "rows":
@@ -134,6 +158,9 @@ def fit_weights(
     elif head == "new":
         if not layers:
             raise UsageError("--new-head: which layer of this model is its last is not known; leave it out")
+        dropped = [name for name in (*state, *copy.inside) if _of(layers, name)]
+        if dropped:
+            notes.append(f"the last layer of {checkpoint} is left out: {_groups(dropped)}")
         state, problems = {name: value for name, value in state.items() if not _of(layers, name)}, {}
     if problems:
         raise _misfit_of_head(checkpoint, layers, state, own, list(problems.values()), remedy)
@@ -230,7 +257,10 @@ def _buffers(model: nn.Module) -> set[str]:
 def _choose(
     copies: list[_Copy], checkpoint: str, own: dict[str, Tensor], layers: Sequence[str], ema: bool
 ) -> tuple[_Copy, list[str]]:
-    """The fullest copy; of several that are as full the plain one, or under `ema` the averaged one."""
+    """The fullest copy; of several that are as full the plain one, or under `ema` the averaged one.
+
+    One under the usual name goes before fuller ones elsewhere, so what it lacks is said and not taken from another.
+    """
 
     def fit(copy: _Copy) -> tuple[int, int]:
         shaped = [name for name, value in copy.tensors.items() if value.shape == own[name].shape]
@@ -245,8 +275,10 @@ def _choose(
             f"{', '.join(copy.place or 'the weights alone' for copy in full)}. Leave --ema out"
         )
     # Self-distillation publishes both, and its authors evaluate the teacher.
-    plain = [copy for copy in full if not copy.averaged and not STUDENT.search(copy.place)]
-    chosen = max(averaged if ema else plain or averaged or full, key=lambda copy: (fit(copy), -copy.place.count(".")))
+    plain = [copy for copy in copies if not copy.averaged and not STUDENT.search(copy.words)]
+    named = [copy for copy in plain if copy.named and 2 * fit(copy)[0] > best]
+    pool = averaged if ema else named or [copy for copy in plain if fit(copy)[0] == best] or averaged or full
+    chosen = max(pool, key=lambda copy: (fit(copy), -copy.place.count(".")))
     notes = []
     others = [copy.place or "the bare weights" for copy in full if copy is not chosen]
     if others or chosen.averaged:
@@ -254,10 +286,25 @@ def _choose(
         also = f"; also there: {', '.join(others)}{remedy}" if others else ""
         notes.append(f"weights taken from {chosen.place or 'the bare weights'} of {checkpoint}{also}")
     if chosen.beside:
-        groups = list(dict.fromkeys(name.rpartition(".")[0] or name for name in chosen.beside))
-        more = f" and {len(groups) - SHOWN} more" if len(groups) > SHOWN else ""
-        notes.append(f"no part of the model, left out of {checkpoint}: {', '.join(groups[:SHOWN])}{more}")
+        notes.append(f"no part of the model, left out of {checkpoint}: {_groups(chosen.beside)}")
     return chosen, notes
+
+
+def _groups(names: Sequence[str]) -> str:
+    """The layers of these names, the first of them."""
+    groups = list(dict.fromkeys(name.rpartition(".")[0] or name for name in names))
+    more = f" and {len(groups) - SHOWN} more" if len(groups) > SHOWN else ""
+    return f"{', '.join(groups[:SHOWN])}{more}"
+
+
+def _unusable(tensors: dict[str, Tensor]) -> list[str]:
+    """What has no plain values to load."""
+    kinds = {
+        name: "has no values (it is on the meta device)" if value.is_meta else f"is a tensor of {str(value.layout)[6:]}"
+        for name, value in tensors.items()
+        if value.is_meta or value.layout != torch.strided
+    }
+    return [f"{name} {kind}" for name, kind in kinds.items()]
 
 
 def _problems(copy: _Copy, own: dict[str, Tensor]) -> dict[str, str]:
@@ -331,12 +378,21 @@ def _few(names: Sequence[str]) -> str:
     return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
-def _names(content: Any, count: int) -> tuple[str, ...] | None:
+def _names(checkpoint: str, content: Any, count: int) -> tuple[str, ...] | None:
     """The classes of the last layer in their order, where the file names them."""
     said = content.get("classes") if isinstance(content, dict) else None
-    if not isinstance(said, list | tuple) or len(said) != count or not all(isinstance(name, str) for name in said):
+    try:
+        names = class_names(checkpoint, list(said) if isinstance(said, tuple) else said)
+    except UsageError:  # nothing that names classes
         return None
-    return tuple(said)
+    return tuple(names) if len(names) == count else None
+
+
+def trial_settings(content: Any) -> dict[str, Any]:
+    """Settings of `Trial` in a trial's checkpoint, empty for any other file."""
+    trial = content.get("trial") if isinstance(content, dict) else None
+    known = {field.name for field in dataclasses.fields(Trial)}
+    return {name: value for name, value in trial.items() if name in known} if isinstance(trial, dict) else {}
 
 
 def _rows(names: Sequence[str], classes: Sequence[str], count: int) -> list[int] | None:

@@ -2,9 +2,11 @@
 
 import io
 import pickle
+import pickletools
 import re
 import warnings
 import zipfile
+from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -155,7 +157,8 @@ def _read_pickle(file: str, content: bytes) -> Any:
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
         if named is None:
-            said = re.search(r"Unpickler error: (.*)", str(error))
+            _refuse_plain_pickle(file, content)
+            said = re.search(r"Unpickler error: (.+)", str(error))
             detail = f": {said[1][:100]}" if said else ""
             raise _unreadable(file, f"it is damaged, or no file of torch.save{detail}") from None
         what = "a whole pickled model" if b"torch.nn.modules." in content else "a pickled object"
@@ -163,14 +166,25 @@ def _read_pickle(file: str, content: bytes) -> Any:
             f"--checkpoint {file}: holds {what} ({named[1]}), and loading that may run any code; {REMEDY}"
         ) from None
     except Exception as error:  # whatever the zip and pickle readers say to a damaged file
+        _refuse_plain_pickle(file, content)
         raise _unreadable(file, f"it is damaged or incomplete: {type(error).__name__}: {_reason(error)}") from None
+
+
+def _refuse_plain_pickle(file: str, content: bytes) -> None:
+    """Call a file of pickle.dump by its name: one pickle, and nothing behind it; this only looks at its opcodes."""
+    try:
+        last = max(place for *_, place in pickletools.genops(content) if place is not None)
+    except ValueError:  # no pickle, or a damaged one
+        return
+    if last == len(content) - 1:
+        raise UsageError(f"--checkpoint {file}: is a file of pickle.dump, not of torch.save; {REMEDY}")
 
 
 def _what_else(content: bytes) -> str:
     """What a file is that holds no weights; empty if it may hold some."""
-    start = content[:4096].lstrip()
     if not content:
         return "it is empty"
+    start = _text(content[:4096]).lstrip()
     if start.startswith(b"version https://git-lfs"):
         return "it is a Git LFS pointer, not the file it points to; fetch that with: git lfs pull"
     if content.startswith(b"PK"):
@@ -187,10 +201,18 @@ def _what_else(content: bytes) -> str:
         return "it is a tar archive; unpack it first"
     if content[:1] == b"\x80" or _is_safetensors(content):
         return ""
-    text = " ".join(content[:200].decode(errors="replace").split())
+    text = " ".join(start[:200].decode(errors="replace").split())
     if not text.isprintable() or "\ufffd" in text[:40]:
         return "its format is unknown"
     return "it is a JSON file" if text[:1] in ("{", "[") else f"it is text: {text[:40]!r}"
+
+
+def _text(content: bytes) -> bytes:
+    """As UTF-8 without a mark, if it begins with one of Unicode."""
+    for mark, encoding in ((BOM_UTF8, "utf-8"), (BOM_UTF16_LE, "utf-16-le"), (BOM_UTF16_BE, "utf-16-be")):
+        if content.startswith(mark):
+            return content.removeprefix(mark).decode(encoding, "replace").encode()
+    return content
 
 
 def _what_else_zipped(content: bytes) -> str:

@@ -1,10 +1,12 @@
 """Shards and streams on the embedded digits."""
 
+import contextlib
 import dataclasses
 import io
 import os
 import shutil
 import tarfile
+from itertools import islice
 
 import psutil
 import pytest
@@ -13,7 +15,7 @@ from PIL import Image
 
 from trainer.cache import ShardCache
 from trainer.config import UsageError
-from trainer.data import eval_loader, spread, train_loader
+from trainer.data import _TrainStream, eval_loader, refuse_broken, spread, train_loader
 from trainer.normalization import IMAGENET
 from trainer.preprocess import Transform
 from trainer.shards import Sample, encode_jpeg, evaluation_splits, read_shards, write_shards
@@ -158,6 +160,41 @@ def test_an_epoch_over_the_whole_split_sees_every_example_once(digits):
     assert sorted(labels_and_sums(loader.epoch(0))) == sorted(pair for _, pair, _ in evaluated(shards, 1, 0))
 
 
+def one_shard(digits):
+    whole = read_shards(digits, "val")
+    return dataclasses.replace(whole, paths=whole.paths[:1], counts=whole.counts[:1], checksums=whole.checksums[:1])
+
+
+def test_epochs_shorter_than_a_shard_have_other_samples_of_it_each_time(digits):
+    shards = one_shard(digits)
+    with train_loader(shards, AS_IS, IMAGENET, rank=0, world_size=1, seed=0, steps=2, batch_size=10) as loader:
+        epochs = [labels_and_sums(loader.epoch(number)) for number in range(60)]
+    everything = {pair for _, pair, _ in evaluated(shards, 1, 0)}
+    assert all(len(set(epoch)) == 20 for epoch in epochs)
+    assert len({frozenset(epoch) for epoch in epochs}) == 60
+    assert set().union(*epochs) == everything
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 5])
+def test_workers_that_share_shards_have_each_sample_once(digits, ranks):
+    for shards in (one_shard(digits), read_shards(digits, "val")):
+        share, seen = shards.total // ranks, []
+        for rank in range(ranks):
+            loader = train_loader(
+                shards, AS_IS, IMAGENET, rank=rank, world_size=ranks, seed=2, steps=share, batch_size=1
+            )
+            seen += labels_and_sums(loader.epoch(3))
+        if len(shards.paths) < ranks or ranks == 1:
+            assert len(set(seen)) == share * ranks
+
+
+def test_more_workers_than_samples_have_samples_all_the_same(digits):
+    stream = _TrainStream(one_shard(digits), AS_IS, 0, 1, ShardCache(), seed=0, steps=1, batch_size=1)
+    first, *_ = islice(stream._endless(0, 130, 200), 3)
+    again, *_ = islice(stream._endless(0, 30, 200), 1)
+    assert first.key != again.key
+
+
 def spoil(source, target, broken=(), keep=None):
     """A copy of a shard with some images made unreadable, or cut after a number of samples."""
     with tarfile.open(source) as old, tarfile.open(target, "w") as new:
@@ -204,6 +241,48 @@ def test_more_broken_images_stop_with_the_shard_named(many):
     (many / "spoilt.tar").replace(many / "val-000001.tar")
     with pytest.raises(UsageError, match=r"val-000001.tar: image 1009 cannot be decoded .*more than 0.1%"):
         list(eval_loader(read_shards(many, "val"), AS_IS, IMAGENET, rank=0, world_size=1, batch_size=500).epoch())
+
+
+def trained(shards, steps, batch_size=64, seeds=range(1)):
+    """Broken images in epochs of every seed."""
+    found = []
+    for seed in seeds:
+        loader = train_loader(
+            shards, AS_IS, IMAGENET, rank=0, world_size=1, seed=seed, steps=steps, batch_size=batch_size
+        )
+        found.append(sum(int(batch.images.isnan().flatten(1).all(1).sum()) for batch in loader.epoch()))
+    return found
+
+
+def test_the_limit_of_an_epoch_of_training_is_that_of_the_split(many):
+    spoil(many / "val-000001.tar", many / "spoilt.tar", broken=(3, 7))
+    (many / "spoilt.tar").replace(many / "val-000001.tar")
+    shards = read_shards(many, "val")
+    assert set(trained(shards, steps=8, seeds=range(12))) >= {0, 1}
+    assert trained(shards, steps=40, batch_size=50) == [2]
+    assert trained(shards, steps=120, batch_size=50) == [6], "three passes"
+    spoil(many / "val-000000.tar", many / "spoilt.tar", broken=(5,))
+    (many / "spoilt.tar").replace(many / "val-000000.tar")
+    with pytest.raises(UsageError, match=r"cannot be decoded .*more than 0.1% of the 2000 val images are so"):
+        trained(read_shards(many, "val"), steps=40, batch_size=50)
+
+
+def test_a_large_split_that_is_broken_is_refused_early(many, monkeypatch):
+    monkeypatch.setattr("trainer.data.MAX_BROKEN", 0.9)  # so many are not read here
+    for name in ("val-000000.tar", "val-000001.tar"):
+        spoil(many / name, many / "spoilt.tar", broken=[number for number in range(1000) if number % 10])
+        (many / "spoilt.tar").replace(many / name)
+    with pytest.raises(UsageError, match=r"cannot be decoded .*so are 33 of the first 3\d val images"):
+        trained(read_shards(many, "val"), steps=4)
+
+
+@pytest.mark.parametrize(
+    ("broken", "asked", "passes", "refused"),
+    [(2, 2000, 1, False), (3, 2000, 1, True), (2, 64, 1, False), (4, 3000, 2, False), (33, 64, 1, True)],
+)
+def test_broken_images_over_all_workers_are_a_fraction_of_the_split(many, broken, asked, passes, refused):
+    with pytest.raises(UsageError, match=f"{broken} of {asked} val") if refused else contextlib.nullcontext():
+        refuse_broken(float(broken), asked, read_shards(many, "val"), passes)
 
 
 def test_the_limit_of_a_subset_is_that_of_its_split(many):

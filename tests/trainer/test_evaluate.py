@@ -161,7 +161,7 @@ def test_broken_images_are_counted_over_all_workers(last_batch_broken, trial, mo
     """However few each reader sees of them."""
     shards = read_shards(last_batch_broken, "test")
     monkeypatch.setattr("trainer.data.MAX_BROKEN", 0.9 / 1026)
-    monkeypatch.setattr(_EvalStream, "expected", 10**6)
+    monkeypatch.setattr(_EvalStream, "allowed", 10**6)
     with pytest.raises(UsageError, match=r"1 of 1026 test images cannot be decoded, and at most 0.1% of the split may"):
         evaluate(build_model("resnet8", 10), shards, trial, dataclasses.replace(plans.closing(trial), attacked=1), CPU)
 
@@ -398,6 +398,27 @@ def test_what_cannot_be_evaluated_is_said_in_one_line(command, checkpoints, digi
     assert err.startswith("error: ")
     assert words in err
     assert not os.path.exists("report")
+
+
+def test_data_without_class_names_are_said_to_lack_them(command, checkpoints, digits, tmp_path):
+    (tmp_path / "bare").mkdir()
+    for path in digits.glob("*.tar"):
+        (tmp_path / "bare" / path.name).symlink_to(path)
+    status, _, err = command("--checkpoint", "published.pth", "--model", "resnet8", "--data", tmp_path / "bare")
+    assert (status, err.count("\n")) == (2, 1)
+    assert "neither meta.json nor classes.json there names the classes" in err
+
+
+@pytest.mark.parametrize(
+    ("trial", "words"),
+    [({"number": 3}, "needs --model"), ({"seed": 3}, "needs --model"), ({"model": 3}, "needs --model"),
+     ({"model": "resnet8", "epochs": "ten"}, "its trial is not one of this project"), ([3], "needs --model")],
+)  # fmt: skip
+def test_a_trial_of_another_program_is_no_trial_of_ours(command, solved, digits, tmp_path, trial, words):
+    torch.save({"model": solved.state_dict(), "trial": trial}, tmp_path / "state.pt")
+    status, _, err = command("--checkpoint", "state.pt", "--data", digits, *LIGHT)
+    assert (status, err.count("\n")) == (2, 1)
+    assert words in err
 
 
 def test_a_gallery_shows_zero_as_white_and_signs_as_colours():

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import itertools
+import math
 from dataclasses import dataclass
 
 import pytest
@@ -83,7 +84,6 @@ def one_broken_of_sixteen(monkeypatch):
 
 def test_broken_images_are_counted_and_left_out(trial, monkeypatch, one_broken_of_sixteen):
     monkeypatch.setattr("trainer.data.MAX_BROKEN", 0.5)
-    monkeypatch.setattr("trainer.fit.MAX_BROKEN", 0.5)
     for (metrics, _), examples in zip(run(trial)[0], (32, 359), strict=True):  # after an epoch, and at the end
         assert metrics["train/nonfinite_examples"] == 4
         assert metrics["val/broken_examples"] == pytest.approx(examples / 16, abs=1)
@@ -94,6 +94,40 @@ def test_broken_images_are_counted_and_left_out(trial, monkeypatch, one_broken_o
 def test_too_many_broken_images_end_the_trial(trial, one_broken_of_sixteen):
     with pytest.raises(UsageError, match=r"train-0000\d\d.tar: image digit_\d+ cannot be decoded \(cut off\)"):
         run(dataclasses.replace(trial, augment=False))
+
+
+@pytest.fixture
+def one_broken(monkeypatch):
+    """The image that is read first: one of 1,258, and of the few of an epoch."""
+    decode, bad = Transform.__call__, []
+
+    def broken(self, encoded, randomness):
+        bad.append(encoded)
+        if encoded == bad[0]:
+            raise DecodeError("cut off")
+        return decode(self, encoded, randomness)
+
+    monkeypatch.setattr(Transform, "__call__", broken)
+
+
+def test_one_broken_image_of_many_is_left_out_of_a_small_epoch(trial, one_broken):
+    metrics, _ = run(trial)[0][0]
+    assert metrics["train/nonfinite_examples"] == 1
+    assert math.isfinite(metrics["train/loss"])
+
+
+def test_calibration_leaves_broken_images_out(trial, one_broken):
+    units = calibrate(trial, ["l2", "psnr"], torch.device("cpu"), ShardCache())
+    assert all(math.isfinite(unit) and unit > 0 for unit in units.values())
+
+
+def test_calibration_on_broken_images_says_so(trial, monkeypatch):
+    def broken(self, encoded, randomness):
+        raise DecodeError("cut off")
+
+    monkeypatch.setattr(Transform, "__call__", broken)
+    with pytest.raises(UsageError, match=r"image digit_\d+ cannot be decoded \(cut off\)"):
+        calibrate(trial, ["l2"], torch.device("cpu"), ShardCache())
 
 
 def test_images_of_several_sizes_need_an_image_size(trial, monkeypatch):

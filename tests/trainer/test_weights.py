@@ -120,6 +120,50 @@ def test_of_plain_weights_and_their_moving_average_the_one_asked_for(source, con
         assert ("--ema takes" in note) == (not ema)
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        lambda a, b: {"optimizer": {"exp_avg": b, "exp_avg_sq": b}, "model": a},
+        lambda a, b: {"Adam_optimizer": {"model": b}, "net": a},
+        lambda a, b: {"grad": b, "model": a},
+        lambda a, b: {"momentum_buffer": b, "last": a},
+        lambda a, b: {"init_state_dict": b, "state_dict": a},
+        lambda a, b: {"initial": {"state_dict": b}, "model_state_dict": a},
+        lambda a, b: {"state_dict": prefixed("model_init.", b) | prefixed("model.", a)},
+        lambda a, b: {"best": b, "modelStateDict": prefixed("module.", a)},
+        lambda a, b: {"EMA": b, "model": a},
+        lambda a, b: {"modelEma": b, "weights": a},
+    ],
+)
+def test_weights_under_their_usual_name_go_before_what_has_their_shape(source, content):
+    other = noisy(build_model("resnet8", 10), 2).state_dict()
+    for file in (content(source.state_dict(), other), dict(reversed(content(source.state_dict(), other).items()))):
+        model = build_model("resnet8", 10)
+        fit_weights(model, file, "file.pth")
+        assert_same(model, source.state_dict())
+
+
+@pytest.mark.parametrize("name", ["EMA", "modelEma", "Teacher", "state_dict_EMA"])
+def test_moving_averages_are_known_in_any_case(source, name):
+    other, model = noisy(build_model("resnet8", 10), 2).state_dict(), build_model("resnet8", 10)
+    fit_weights(model, {"model": source.state_dict(), name: other, "momentum_buffer": {}}, "file.pth", ema=True)
+    assert_same(model, other)
+
+
+def test_what_an_optimizer_keeps_is_no_moving_average(source):
+    file = {"momentum_buffer": source.state_dict(), "model": source.state_dict()}
+    with pytest.raises(UsageError, match="has no moving average of the weights; it has model. Leave --ema out"):
+        fit_weights(build_model("resnet8", 10), file, "file.pth", ema=True)
+    with pytest.raises(UsageError, match=r"has no weights, only what an optimizer keeps \(optimizer/exp_avg\)"):
+        fit_weights(build_model("resnet8", 10), {"optimizer": {"exp_avg": source.state_dict()}}, "file.pth")
+
+
+def test_what_the_usual_name_lacks_is_not_taken_from_another(source):
+    cut = {name: value for name, value in source.state_dict().items() if name != "conv1.weight"}
+    with pytest.raises(UsageError, match=r"lacks conv1.weight"):
+        fit_weights(build_model("resnet8", 10), {"start": source.state_dict(), "state_dict": cut}, "file.pth")
+
+
 def test_the_teacher_goes_before_the_student(source):
     student = noisy(build_model("resnet8", 10), 3).state_dict()
     file = {
@@ -146,6 +190,9 @@ def test_no_moving_average_is_said(source):
         (lambda s: s.update({"layer1.0.se.weight": torch.zeros(3)}), "has unknown layer1.0.se.weight"),
         (lambda s: s.update({"conv1.weight": torch.zeros(16, 1, 3, 3)}), r"\(16, 1, 3, 3\), the model's is \(16, 3,"),
         (lambda s: s.update({"conv1.weight": s["conv1.weight"].to(torch.int8)}), "is int8, the model's is float32"),
+        (lambda s: s.update({"conv1.weight": s["conv1.weight"].to_sparse()}), "conv1.weight is a tensor of sparse_coo"),
+        (lambda s: s.update({"linear.bias": s["linear.bias"].to_sparse()}), "linear.bias is a tensor of sparse_coo"),
+        (lambda s: s.update({"bn1.weight": s["bn1.weight"].to("meta")}), "bn1.weight has no values"),
         (lambda s: s["conv1.weight"][0, 0, 0].fill_(float("nan")), "conv1.weight holds NaN"),
         (lambda s: s["bn1.running_var"][:1].fill_(float("inf")), "bn1.running_var holds infinity"),
         (lambda s: s.pop("linear.bias"), r"its last layer is another one \(lacks linear.bias\)"),
@@ -200,7 +247,10 @@ def test_a_last_layer_of_other_classes_names_the_remedy(source):
         with pytest.raises(UsageError, match=f"{words}.*--new-head puts a fresh one in its place"):
             fit_weights(model, state, "file.pth")
         fresh = model.linear.weight.clone()
-        assert fit_weights(model, state, "file.pth", head="new").head == "new"
+        loaded = fit_weights(model, state, "file.pth", head="new")
+        assert loaded.head == "new"
+        left = {name.rpartition(".")[0] for name in state if name.startswith("linear.")}
+        assert loaded.notes == tuple(f"the last layer of file.pth is left out: {name}" for name in left)
         assert torch.equal(model.linear.weight, fresh)
         assert torch.equal(model.conv1.weight, state["conv1.weight"])
 
@@ -223,6 +273,44 @@ def test_imagenets_rows_are_taken_by_name():
         fit_weights(build_model("resnet8", 4), published.state_dict(), "file.pth", classes=classes)
     with pytest.raises(UsageError, match="--new-head"):
         fit_weights(build_model("resnet8", 4), published.state_dict(), "f", classes=[*classes[:3], "cat"], head="rows")
+
+
+@pytest.mark.parametrize(
+    ("said", "order"),
+    [
+        (["b", "a", "c"], [1, 0]),
+        (("b", "a", "c"), [1, 0]),
+        ([["b", "a word"], ["a", "x"], ["c", "y"]], [1, 0]),
+        ({0: "b", 1: "a", 2: "c"}, [1, 0]),
+        ({"b": 0, "a": 1, "c": 2}, [1, 0]),
+        ([{"name": "a"}, {"name": "b"}, {"name": "c"}], None),
+        ([["a"], [], 3], None),
+        (["a", "b", "a"], None),  # which a?
+        (["a", "b"], None),
+        ({"a": torch.zeros(3)}, None),
+        (3, None),
+        (torch.zeros(3), None),
+    ],
+    ids=str,
+)
+def test_classes_that_a_file_names_are_read_in_any_form(said, order):
+    published = noisy(build_model("resnet8", 3), 4)
+    model, content = build_model("resnet8", 2), {"state_dict": published.state_dict(), "classes": said}
+    if order is None:
+        with pytest.raises(UsageError, match="its last layer is of 3 classes, the data have 2"):
+            fit_weights(model, content, "file.pth", classes=["a", "b"], head="rows")
+        return
+    assert fit_weights(model, content, "file.pth", classes=["a", "b"], head="rows").head == "rows"
+    assert torch.equal(model.linear.weight, published.linear.weight[order])
+
+
+def test_a_trial_of_another_program_says_nothing_of_classes():
+    wnids = imagenet_wnids()
+    published = noisy(build_model("resnet8", 1000), 4).state_dict()
+    content = {"model": published, "trial": {"number": 3}}
+    model = build_model("resnet8", 2)
+    assert fit_weights(model, content, "f", classes=[wnids[7], wnids[3]], head="rows").head == "rows"
+    assert torch.equal(model.linear.weight, published["linear.weight"][[7, 3]])
 
 
 def test_rows_of_a_trial_stay_in_the_order_of_its_own_data():
@@ -407,7 +495,10 @@ def written(save, *arguments):
         (npz(), "torch.save did not write; it holds kernel.npy"),
         (written(torch.save, {"a": torch.zeros(500)})[:700], "its end is missing: 700 bytes"),
         (written(torch.jit.save, torch.jit.script(nn.Linear(2, 2))), "a TorchScript archive"),
-        (pickle.dumps({"a": 1}, protocol=4), "damaged, or no file of torch.save|damaged or incomplete"),
+        (b"\xef\xbb\xbf<!DOCTYPE html><html><title>404</title>", "an HTML page, '404'"),
+        ("<html><title>Où</title>".encode("utf-16"), "an HTML page, 'Où'"),
+        (b'\xef\xbb\xbf{"error": 1}', "a JSON file"),
+        (pickle.dumps({"a": 1}, protocol=4)[:-1], "it is damaged, or no file of torch.save$"),
         (bytes([40, 0, 0, 0, 0, 0, 0, 0]) + b'{"a":{"dtype":"F32","shape":[9]', "incomplete safetensors"),
     ],
 )  # fmt: skip
@@ -418,6 +509,14 @@ def test_a_file_of_something_else_is_called_by_its_name(content, words, tmp_path
         load_weights(build_model("resnet8", 10), str(path))
     assert "\n" not in str(refused.value)
     assert "\x1b" not in str(refused.value)
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+@pytest.mark.parametrize("content", [{"a": 1}, {"state_dict": {"conv1.weight": [1.0] * 5000}}])
+def test_a_file_of_pickle_dump_is_called_so(content, protocol, tmp_path):
+    (tmp_path / "weights.pth").write_bytes(pickle.dumps(content, protocol=protocol))
+    with pytest.raises(UsageError, match=r"is a file of pickle.dump, not of torch.save; .*torch.save\(model"):
+        load_weights(build_model("resnet8", 10), str(tmp_path / "weights.pth"))
 
 
 def test_content_decides_and_not_the_name(source, tmp_path):

@@ -1,6 +1,5 @@
 """Models to evaluate: a trial's checkpoint, a state dict of published weights, or a model registered in MLflow."""
 
-import dataclasses
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,8 +12,8 @@ from torch import Tensor, nn
 from trainer.config import Trial, UsageError
 from trainer.models import build_model
 from trainer.published import PRETRAINED, published
-from trainer.shards import read_shards
-from trainer.weights import fit_weights, match_classes, taken
+from trainer.shards import named_classes, read_shards
+from trainer.weights import fit_weights, match_classes, taken, trial_settings
 from trainer.weights_file import checkpoint_in, read_content, weights_file
 
 
@@ -68,16 +67,19 @@ def load_subject(
             say(f"{checkpoint} is the folder of a trial; its last epoch is taken, {found.rpartition('/')[2]}")
         file = weights_file(found)
         content = read_content(file)
-    trained = _trial_in(content)
-    if trained is not None:
-        trial = Trial.from_dict({**trained, "checkpoint": file, **changes, "data": data})
+    trained = trial_settings(content)
+    if isinstance(trained.get("model"), str):
+        try:
+            trial = Trial.from_dict({**trained, "checkpoint": file, **changes, "data": data})
+        except TypeError as error:
+            raise UsageError(f"--checkpoint {checkpoint}: its trial is not one of this project ({error})") from None
         label = trial.label
     elif "model" in changes:
         trial = Trial(**changes, data=data, checkpoint=file)
         label = trial.model if file == PRETRAINED else Path(file).stem
     else:
         raise UsageError(f"--checkpoint {checkpoint}: a state dict needs --model: which architecture is it of?")
-    classes = read_shards(data, "val").classes
+    classes = named_classes(data, "val")
     model = build_model(trial.model, len(classes), trial.activation)
     for note in fit_weights(model, content, file, classes=classes, head="rows", ema=ema).notes:
         say(note)
@@ -96,13 +98,6 @@ class _Chosen(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.model(images)[:, self.rows]
-
-
-def _trial_in(content: Any) -> dict[str, Any] | None:
-    """Settings in a trial's checkpoint, None in any other file."""
-    trial = content.get("trial") if isinstance(content, dict) else None
-    known = {field.name for field in dataclasses.fields(Trial)}
-    return {name: value for name, value in trial.items() if name in known} if isinstance(trial, dict) else None
 
 
 def registered_model(uri: str) -> tuple[nn.Module, dict[str, Any]]:

@@ -17,7 +17,14 @@ from PIL import Image
 
 from trainer.config import UsageError
 from trainer.locations import whole_file
-from trainer.shards.find import MissingSplit, Shards, evaluation_splits, read_shards, skipped_samples
+from trainer.shards.find import (
+    MissingSplit,
+    Shards,
+    evaluation_splits,
+    named_classes,
+    read_shards,
+    skipped_samples,
+)
 from trainer.shards.meta import read_meta
 
 __all__ = [
@@ -27,6 +34,7 @@ __all__ = [
     "check_classes",
     "encode_jpeg",
     "evaluation_splits",
+    "named_classes",
     "read_shards",
     "shard_name",
     "skipped_samples",

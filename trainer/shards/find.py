@@ -1,13 +1,16 @@
 """Find the shards of a split, and what is known of them."""
 
 import dataclasses
+import filecmp
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from trainer.config import UsageError
 from trainer.locations import is_url
-from trainer.shards.layout import ENDINGS, find_place, list_shards, of_split, plan_name
+from trainer.shards.layout import find_place, hidden_by_ours, list_shards, of_split, plan_name
 from trainer.shards.meta import read_classes, read_meta
 from trainer.shards.scan import Counted, count_samples
 
@@ -29,6 +32,7 @@ class Shards:
         part: (first, step): the split is every step-th of the samples, from number `first` on.
         skipped: samples without an image or without a class, of shards that were counted here.
         empty: classes without a sample, of shards that were counted here.
+        hidden: names of shards in another layout, which are left out beside ours.
     """
 
     split: str
@@ -39,6 +43,7 @@ class Shards:
     part: tuple[int, int] = (0, 1)
     skipped: int = 0
     empty: tuple[str, ...] = ()
+    hidden: tuple[str, ...] = ()
 
     @property
     def numbers(self) -> range:
@@ -117,18 +122,44 @@ def read_shards(location: str | Path, split: str) -> Shards:
         classes,
         skipped=counted.skipped,
         empty=tuple(classes[index] for index in counted.empty),
+        hidden=tuple(hidden_by_ours(available if place.asked is None else place.asked, split)),
     )
 
 
 def skipped_samples(data: str, *splits: Shards) -> str:
-    """One line about samples of these splits that lack an image or a class and are left out; empty if none does."""
-    counts: dict[tuple[str, ...], str] = {}
-    for shards in splits:
-        if shards.skipped:  # val that is divided has the shards of test
-            counts.setdefault(shards.paths, f"{shards.skipped} of {shards.split}")
-    if not counts:
-        return ""
-    return f"{data}: samples without an image or without a class are left out ({', '.join(counts.values())})"
+    """One line about what is left out of these splits, or is in two of them; empty if there is nothing to say.
+
+    Left out are samples that lack an image or a class, and shards in another layout than ours beside ours.
+    """
+    distinct = {shards.paths: shards for shards in reversed(splits)}  # val that is divided has the shards of test
+    found = list(reversed(distinct.values()))
+    said = []
+    if counts := [f"{shards.skipped} of {shards.split}" for shards in found if shards.skipped]:
+        said.append(f"samples without an image or without a class are left out ({', '.join(counts)})")
+    for shards in found:
+        if shards.hidden:
+            said.append(
+                f"{_few(shards.hidden)} left out, as {shards.split} is taken from the shards named {shards.split}-*"
+            )
+    if copies := _same_files(found):
+        more = f", and {len(copies) - 1} more pairs" if len(copies) > 1 else ""
+        said.append(f"{copies[0][0]} and {copies[0][1]} are the same file{more}, so the splits share images")
+    return f"{data}: {'; '.join(said)}" if said else ""
+
+
+def named_classes(location: str | Path, split: str) -> tuple[str, ...]:
+    """Names of the classes of a split.
+
+    Raises:
+        UsageError: if nothing names them.
+    """
+    classes = read_shards(location, split).classes
+    if not classes:
+        raise UsageError(
+            f"--data {location}: neither meta.json nor classes.json there names the classes; put a classes.json beside "
+            "the shards, a JSON list of the names in the order of the class indices"
+        )
+    return classes
 
 
 def evaluation_splits(location: str | Path) -> tuple[Shards, Shards]:
@@ -148,6 +179,30 @@ def evaluation_splits(location: str | Path) -> tuple[Shards, Shards]:
         return dataclasses.replace(val, part=(0, 2)), dataclasses.replace(val, split="test", part=(1, 2))
 
 
+def _same_files(splits: Sequence[Shards]) -> list[tuple[str, str]]:
+    """Names of shards of two splits that are the same file: by checksum, or byte by byte where both are local."""
+    first: dict[tuple[Any, ...], tuple[Shards, str]] = {}
+    found = []
+    for shards in splits:
+        for path, checksum in zip(shards.paths, shards.checksums, strict=True):
+            if checksum is None and is_url(path):
+                continue
+            key = (checksum,) if checksum else (Path(path).stat().st_size, _start(path))
+            before, other = first.setdefault(key, (shards, path))
+            if before is not shards and path != other and (checksum or filecmp.cmp(other, path, shallow=False)):
+                found.append((_below(other), _below(path)))
+    return found
+
+
+def _start(path: str) -> bytes:
+    with Path(path).open("rb") as stream:
+        return sha256(stream.read(1 << 16)).digest()
+
+
+def _below(path: str) -> str:
+    return "/".join(path.split("/")[-2:])
+
+
 def _missing_split(given: str, split: str, described: bool, web: bool) -> str:
     if web:
         reason = (
@@ -155,7 +210,7 @@ def _missing_split(given: str, split: str, described: bool, web: bool) -> str:
         )
         return f"--data {given}: {reason}; without it give the shards' names in braces, or a local copy of them"
     return (
-        f"--data {given}: no {split}-*.tar in it, nor *-{split}-*.tar, {split}/*.tar (or {', '.join(ENDINGS[1:])}); "
+        f"--data {given}: no {split}-*.tar in it, nor *-{split}-*.tar, {split}/*.tar (or .tar.gz, .tgz, .tar.xz …); "
         "`python -m trainer.shards --help` makes shards"
     )
 

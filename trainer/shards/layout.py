@@ -7,6 +7,7 @@ The split stands in the file's name (`train-000000.tar`, `imagenet1k-validation-
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from braceexpand import braceexpand
 
@@ -18,7 +19,12 @@ SPLITS = {
     **dict.fromkeys(("val", "valid", "validation"), "val"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
-ENDINGS = (".tar", ".tar.gz", ".tgz")
+# Whether a compressed shard can be read shows in its content; one that cannot is refused, not passed over.
+ENDINGS = (
+    ".tar",
+    *(f".tar.{kind}" for kind in ("gz", "bz2", "xz", "zst", "zstd", "lz4", "lzma", "lz", "br", "z")),
+    *(".tgz", ".tbz", ".tbz2", ".txz", ".tzst", ".tlz"),
+)
 
 
 @dataclass(frozen=True)
@@ -42,14 +48,19 @@ def plan_name(split: str) -> str:
 
 
 def find_place(given: str) -> Place:
-    """The folder of a location and what its braces ask for.
+    """The folder of a location and what its braces ask for; a folder may have braces in its own name.
 
     Raises:
-        UsageError: if the braces are of several hosts.
+        UsageError: if the braces are of several hosts, or one of them is missing.
     """
-    if "{" not in given:
+    if "{" not in given or (not is_url(given) and Path(given).is_dir()):
         return Place(given, given)
-    paths = [path.split("/") for path in braceexpand(given)]
+    try:
+        paths = [path.split("/") for path in braceexpand(given)]
+    except ValueError as error:
+        raise UsageError(f"--data {given}: no such folder, and its braces name no shards ({error})") from None
+    if paths == [given.split("/")]:  # names nothing but itself
+        return Place(given, given)
     shared = 0
     while all(len(path) - 1 > shared and path[shared] == paths[0][shared] for path in paths):
         shared += 1
@@ -73,6 +84,13 @@ def of_split(names: Iterable[str], split: str) -> list[str]:
     shards = {name for name in names if _is_shard(name)}
     ours = {name for name in shards if name.startswith(f"{split}-")}
     return sorted(ours or {name for name in shards if split_of(name) == split}, key=_natural)
+
+
+def hidden_by_ours(names: Iterable[str], split: str) -> list[str]:
+    """Those names that are shards of the split in another layout, where there are some of our own."""
+    names = set(names)
+    others = {name for name in names if _is_shard(name) and split_of(name) == split}
+    return sorted(others - set(of_split(names, split)), key=_natural)
 
 
 def list_shards(place: Place, split: str) -> set[str] | None:

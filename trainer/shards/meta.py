@@ -28,7 +28,7 @@ def read_meta(folder: str) -> dict[str, Any]:
         return {"splits": {}}
     if wrong := _wrong_meta(meta):
         raise UsageError(f"{path}: {wrong}; move it away (local shards are counted without it), or write it {OURS}")
-    known = {"classes": _names(path, meta["classes"])} if "classes" in meta else {}
+    known = {"classes": class_names(path, meta["classes"])} if "classes" in meta else {}
     return {"splits": {}} | meta | known
 
 
@@ -41,7 +41,7 @@ def read_classes(folder: str) -> list[str]:
     """
     path = f"{folder}/classes.json"
     found = _read(path, f"give {CLASSES}")
-    return [] if found is None else _names(path, found)
+    return [] if found is None else class_names(path, found)
 
 
 def _read(path: str, remedy: str) -> Any:
@@ -75,14 +75,18 @@ def _wrong_meta(meta: Any) -> str:
     return ""
 
 
-def _names(path: str, found: Any) -> list[str]:
-    """Class names in the order of their indices, from any form that says it."""
+def class_names(path: str, found: Any) -> list[str]:
+    """Class names in the order of their indices, from any form that says it.
+
+    Raises:
+        UsageError: if this is none.
+    """
     names: Any = found
     if isinstance(found, dict):
         if all(type(value) is int for value in found.values()):  # torchvision's class_to_idx
             names, indices = list(found), list(found.values())
         else:  # Hugging Face's id2label, Keras' imagenet_class_index.json
-            names, indices = list(found.values()), [_integer(key) for key in found]
+            names, indices = list(found.values()), [_integer(str(key)) for key in found]
         if sorted(indices) != list(range(len(found))):
             raise _refused(path, f"is {_described(found)}, whose indices are not 0 to {len(found) - 1}")
         names = [name for _, name in sorted(zip(indices, names, strict=True), key=lambda pair: pair[0])]

@@ -27,7 +27,12 @@ OTHER_IMAGES = ("avif", "bmp", "gif", "heic", "heif", "jp2", "jxl", "ppm", "tif"
 LONGEST_LABEL = 200  # bytes that are looked at; a class index or name is shorter
 LONGEST_END = 1 << 20  # bytes of zeros behind the last member; writers fill up to 10 kB
 COMPRESSED: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
-ZSTANDARD = b"\x28\xb5\x2f\xfd"
+NOT_READ = {
+    b"\x28\xb5\x2f\xfd": "by Zstandard; unpack it with `zstd -d`",
+    b"\x04\x22\x4d\x18": "by LZ4; unpack it with `lz4 -d`",
+    b"LZIP": "by lzip; unpack it with `lzip -d`",
+    b"\x1f\x9d": "by compress; unpack it with `gzip -d`",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +94,9 @@ def _decompressed(name: str, stream: IO[bytes]) -> Iterator[IO[bytes]]:
     """The stream itself, or a temporary file of what is compressed in it: samples are looked up by place."""
     head = stream.read(6)
     stream.seek(0)
-    if head.startswith(ZSTANDARD):
-        raise UsageError(f"{name}: is compressed by Zstandard; unpack it with `zstd -d` (gzip, bzip2 and xz are read)")
+    for magic, how in NOT_READ.items():
+        if head.startswith(magic):
+            raise UsageError(f"{name}: is compressed {how} (gzip, bzip2 and xz are read)")
     unpack = next((opener for magic, opener in COMPRESSED.items() if head.startswith(magic)), None)
     if unpack is None:
         yield stream
@@ -119,12 +125,14 @@ def _check_start(name: str, stream: IO[bytes]) -> None:
 
 
 def _members(stream: IO[bytes]) -> Iterator[tarfile.TarInfo]:
-    """All members but folders and what systems leave behind (._000.jpg is skipped by webdataset's rule)."""
+    """All members but folders, hidden files, and what systems leave behind (._000.jpg, __MACOSX)."""
     with tarfile.open(fileobj=stream, mode="r:") as archive:
         for member in archive:
             archive.members = []  # type: ignore[attr-defined]  # else it remembers them all
-            left_behind = any(part.startswith(("PaxHeader", "__MACOSX")) for part in member.name.split("/"))
-            if not (member.isdir() or left_behind):
+            parts = member.name.split("/")
+            left_behind = any(part.startswith(("PaxHeader", "__MACOSX")) for part in parts)
+            # Of hidden files webdataset passes over those that lie in no folder.
+            if not (member.isdir() or left_behind or parts[-1].startswith(".")):
                 yield member
         # tarfile takes a damaged header, and a file that ends early, for the end.
         stream.seek(archive.offset)

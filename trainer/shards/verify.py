@@ -1,17 +1,24 @@
 """Read every shard again and name what is broken."""
 
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
 from typing import Any
 
+from trainer.cache import ShardCache
 from trainer.config import UsageError
 from trainer.locations import list_folder, open_file
+from trainer.preprocess import DecodeError
+from trainer.preprocess import decode as decode_as_trained
+from trainer.shards.find import MissingSplit, read_shards
 from trainer.shards.images import BrokenImage, decode
-from trainer.shards.meta import read_meta
+from trainer.shards.labels import class_index
+from trainer.shards.layout import find_place
+from trainer.shards.meta import read_classes, read_meta
 from trainer.shards.processes import in_order
+from trainer.shards.tar import open_samples
 
 
 @dataclass(frozen=True)
@@ -26,11 +33,11 @@ class Checked:
 def verify(
     folder: str, split: str | None = None, *, workers: int = 1, progress: Callable[[Checked], None] = lambda done: None
 ) -> tuple[int, list[str]]:
-    """Compare shards with meta.json and decode every image.
+    """Compare shards with meta.json, where there is one, and decode every image.
 
     Args:
         folder: path or URL.
-        split: one of meta.json; None checks all.
+        split: train, val or test; None checks all that are there.
         workers: processes.
         progress: called with each shard in order.
 
@@ -38,34 +45,87 @@ def verify(
         The number of images read and a line for everything that is wrong.
 
     Raises:
-        UsageError: if there is no meta.json, or not this split in it.
+        UsageError: if no such shards are there, or they cannot be found.
     """
+    root = find_place(folder).root
     try:
-        meta, listed = read_meta(folder), list_folder(folder)
+        meta = read_meta(root)
+        splits = meta["splits"]
+        classes = meta.get("classes") or read_classes(root)
+        listed = list_folder(root) if splits else None
     except (FileNotFoundError, NotADirectoryError):
         raise UsageError(f"--verify {folder}: no such folder") from None
     except OSError as error:
         raise UsageError(f"{folder}: cannot be read ({error})") from None
-    splits = meta["splits"]
-    if not splits or (split and split not in splits):
-        raise UsageError(f"{folder}: no meta.json there tells of {split or 'any'} shards; are they finished?")
     chosen = [split] if split else list(splits)
-    expected = [(name, record) for one in chosen for name, record in splits[one]["shards"].items()]
+    expected = [(name, record) for one in chosen if one in splits for name, record in splits[one]["shards"].items()]
     problems = [
         f"{name}: not in meta.json"
         for name in sorted((listed or set()) - {name for name, _ in expected})
         if name.endswith(".tar") and name.rpartition("-")[0] in chosen
     ]
+    if not expected:
+        expected = _undescribed(folder, root, chosen)
     samples = 0
-    for checked in in_order(partial(_check, folder, len(meta["classes"])), expected, min(workers, len(expected))):
+    for checked in in_order(partial(_check, root, classes), expected, min(workers, len(expected))):
         samples += checked.samples
         problems += [f"{checked.name}: {problem}" for problem in checked.problems]
         progress(checked)
     return samples, problems
 
 
-def _check(folder: str, classes: int, expected: tuple[str, dict[str, Any]]) -> Checked:
+def _undescribed(folder: str, root: str, splits: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
+    """Shards that no meta.json tells of, in the place of its entries."""
+    found: list[tuple[str, dict[str, Any]]] = []
+    for split in splits or ("train", "val", "test"):
+        try:
+            shards = read_shards(folder, split)
+        except MissingSplit:
+            if splits:
+                raise
+            continue
+        found += [(path.removeprefix(f"{root}/"), {}) for path in shards.paths]
+    if not found:
+        raise UsageError(f"{folder}: no train, val or test shards are there")
+    return found
+
+
+def _check(folder: str, classes: Sequence[str], expected: tuple[str, dict[str, Any]]) -> Checked:
     name, record = expected
+    return (
+        _check_ours(folder, classes, name, record)
+        if record.get("sha256")
+        else _check_foreign(f"{folder}/{name}", classes, name, record.get("samples"))
+    )
+
+
+def _check_foreign(path: str, classes: Sequence[str], name: str, samples: int | None) -> Checked:
+    """Whether training can read all of a shard that another tool wrote."""
+    problems, count = [], 0
+    try:
+        with ShardCache().open(path) as stream, open_samples(name, stream) as (plain, contents):
+            count = len(contents.entries)
+            for entry in contents.entries:
+                plain.seek(entry.offset)
+                try:
+                    decode_as_trained(plain.read(entry.size))
+                    class_index(name, entry.key, entry.label, classes)
+                except DecodeError as error:
+                    problems.append(f"{entry.key}: {error}")
+                except UsageError as error:
+                    problems.append(str(error).removeprefix(f"{name}: "))
+            if contents.skipped:
+                problems.append(f"{contents.skipped} samples lack an image or a class, such as {contents.example}")
+    except FileNotFoundError:
+        return Checked(name, 0, ("missing",))
+    except (UsageError, OSError) as error:
+        problems.append(str(error).removeprefix(f"{name}: "))
+    if samples is not None and count != samples:
+        problems.append(f"{count} images, meta.json says {samples}")
+    return Checked(name, count, tuple(problems))
+
+
+def _check_ours(folder: str, classes: Sequence[str], name: str, record: dict[str, Any]) -> Checked:
     members: dict[str, set[str]] = {}
     problems: list[str] = []
     try:
@@ -95,13 +155,16 @@ def _check(folder: str, classes: int, expected: tuple[str, dict[str, Any]]) -> C
     return Checked(name, len(members), tuple(problems))
 
 
-def _check_member(name: str, stream: Any, classes: int) -> list[str]:
+def _check_member(name: str, stream: Any, classes: Sequence[str]) -> list[str]:
     content = stream.read() if stream else b""
     try:
         if name.endswith(".cls"):
-            return [] if 0 <= int(content) < classes else [f"{name}: class {int(content)} of {classes}"]
+            class_index("", name.removesuffix(".cls"), content, classes)
+            return []
         decode(content, glance=True)
-    except (BrokenImage, ValueError) as error:
+    except UsageError as error:
+        return [str(error).removeprefix(": ")]
+    except BrokenImage as error:
         return [f"{name}: {error}"]
     return []
 
