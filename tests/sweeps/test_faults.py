@@ -299,7 +299,7 @@ def test_a_trial_whose_process_is_killed_each_time_is_given_up(cluster, trial, t
                     process.kill()
 
     threading.Thread(target=kill, daemon=True).start()
-    (row,) = run_sweep(sweep, start_sweep(sweep.tracking_uri, "s", {}, tmp_path), {})
+    (row,) = run_sweep(sweep, start_sweep(sweep, {}), {})
     over.set()
     assert row.status == "failed"
     assert len(killed) == 1 + ERRORS
