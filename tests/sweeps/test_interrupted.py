@@ -30,7 +30,7 @@ def test_a_sweep_whose_driver_was_killed_is_resumed(start, script, digits, tmp_p
     arguments = ["--data", digits, "--model", "resnet8", "--regularizers", "l2", "--trials-per-regularizer", 2,
                  "--epochs", 2, "--images-per-epoch", 256, "--robust-images", 8, "--storage", tmp_path,
                  "--name", "killed"]  # fmt: skip
-    driver = start("all_regularizers.py", *arguments)
+    driver = start("all_regularizers.py", *arguments, TUNE_GLOBAL_CHECKPOINT_S="1")  # before the last trial ends
     line = next(line for line in driver.stdout if line.startswith("[1/4]"))
     while not terminated(tmp_path / "killed/tune"):
         time.sleep(0.1)  # Tune keeps its state every few seconds; what ended since then is taken up again
