@@ -8,6 +8,8 @@ import time
 import pytest
 from hosts import HOME
 
+from sweeps.tracking.runs import TRIAL_TAG
+
 CONFIG = "cluster/onprem.yaml"
 REQUEST = """
 import sys, urllib.request
@@ -121,8 +123,8 @@ def test_a_sweep_is_submitted_loses_a_host_and_its_pick_is_resumed(hosts):
     assert len(seen) == 4
     assert {run["info"]["status"] for run in seen.values()} == {"FINISHED"}
     (resumed,) = (run for name, run in seen.items() if name.endswith(" resumed"))
-    pick = next(trial for trial in result["trials"] if trial["trial_id"] == result["pick"])
-    assert {"key": "resumed_from", "value": pick["run"]} in resumed["data"]["tags"]
+    (pick,) = (run for run in seen.values() if {"key": TRIAL_TAG, "value": result["pick"]} in run["data"]["tags"])
+    assert {"key": "resumed_from", "value": pick["info"]["run_id"]} in resumed["data"]["tags"]
 
     assert token not in said
     assert token not in json.dumps(seen)
