@@ -50,6 +50,7 @@ from trainer.data import train_loader
 from trainer.digits import write_digits
 from trainer.fit import fit
 from trainer.locations import absolute, file_size, read_json, whole_file
+from trainer.metrics import VAL_ACCURACY
 from trainer.models import build_model
 from trainer.preprocess import Transform
 from trainer.ray_driver import TESTED_RAY
@@ -125,7 +126,7 @@ def pretrain(sweep: Sweep) -> str:
     path = f"{sweep.folder}/pretrained.pt"
     trial = dataclasses.replace(sweep.trial, **PRETRAINING, robust_images=1)
     states: list[dict] = []
-    fit(trial, lambda metrics, state: states.append(state | {"accuracy": metrics["val/accuracy"]}))
+    fit(trial, lambda report, state: states.append(state | {"accuracy": report.metrics[VAL_ACCURACY]}))
     with whole_file(path) as stream:
         torch.save({"model": states[-1]["model"]}, stream)
     console.print(f"  accuracy {100 * states[-1]['accuracy']:.1f} % on val", highlight=False)

@@ -13,7 +13,7 @@ from sweeps.outcomes import trial_started
 from sweeps.progress import Progress
 from sweeps.recording import Recording
 from sweeps.settings import Sweep
-from trainer.ray_driver import REPORTED
+from trainer.epoch_report import REPORTED
 from trainer.trial_log import read_report
 
 # Ray's words where a process was ended from outside

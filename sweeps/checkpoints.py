@@ -5,7 +5,7 @@ import shutil
 
 from sweeps.ranking import Row, rank
 from sweeps.settings import Sweep, write_json
-from trainer.checkpoints import EPOCH, load_state, save_state
+from trainer.checkpoint_io import EPOCH, load_state, save_state
 from trainer.config import Trial, UsageError
 from trainer.fit import count_classes
 from trainer.locations import file_size, folders_in, is_url, read_json

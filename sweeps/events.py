@@ -111,7 +111,7 @@ class EpochReported(Event):
 
     Args:
         trial_id: its id.
-        metrics: the small part that went through Tune (`trainer.ray_trial.REPORTED`).
+        metrics: the small part that went through Tune (`trainer.epoch_report.REPORTED`).
     """
 
     trial_id: str

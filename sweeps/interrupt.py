@@ -32,13 +32,13 @@ class Interruption:
         """Handle the first Ctrl-C; the next one has its usual effect."""
         self.asked_at = time.monotonic()
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        self.switch.ask.remote()
+        self.switch.request_stop.remote()
 
     def end_if_saved(self, running: set[str], say: Callable[[str], None]) -> None:
         """End Tune if that was asked for, once all trials have saved their state or had their time to."""
         if self.asked_at is None or self.ended:
             return
-        waiting = running - ray.get(self.switch.saved.remote())
+        waiting = running - ray.get(self.switch.saved_trials.remote())
         if waiting and time.monotonic() - self.asked_at <= LIMIT:
             return
         what = (

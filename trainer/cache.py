@@ -20,6 +20,7 @@ from typing import IO
 
 from trainer.errors import UsageError
 from trainer.locations import is_url, open_file
+from trainer.retryable import UnreachableError
 
 TRIES = 5
 CHUNK = 1 << 20
@@ -27,11 +28,11 @@ CHUNK = 1 << 20
 
 @dataclass(frozen=True)
 class ShardCache:
-    """Where copies are kept.
+    """A folder of copies.
 
     Args:
-        folder: on a disk of the node; made when first needed.
-        size: bytes that the copies may take; the shard being read is kept even if it is larger.
+        folder: folder on a disk of the node, created when first needed.
+        size: number of bytes that the copies may take; the shard being read is kept even if it is larger.
     """
 
     folder: str = str(Path(tempfile.gettempdir()) / "heatmap-sweeps-shards")
@@ -42,7 +43,7 @@ class ShardCache:
         """A shard by path or URL, opened for reading.
 
         Raises:
-            UsageError: if it cannot be had after several tries, or is not what its checksum says.
+            UsageError: if it cannot be downloaded in several tries, or does not match its checksum.
         """
         if not is_url(location):
             with Path(location).open("rb") as stream:
@@ -79,7 +80,7 @@ class ShardCache:
                     target.flush()
                     os.fsync(target.fileno())
                 if checksum is not None and digest.hexdigest() != checksum:
-                    raise OSError(f"{partial.stat().st_size} bytes came whose checksum is not that of meta.json")
+                    raise _WrongChecksum(f"{partial.stat().st_size} bytes came whose checksum differs from meta.json")
                 partial.replace(path)
                 return
             except FileNotFoundError as error:
@@ -87,7 +88,8 @@ class ShardCache:
             except (OSError, HTTPException) as error:
                 reason = error
         partial.unlink(missing_ok=True)
-        raise UsageError(f"shard {location} could not be read in {TRIES} tries: {reason}")
+        kind = UsageError if isinstance(reason, _WrongChecksum) else UnreachableError
+        raise kind(f"shard {location} could not be read in {TRIES} tries: {reason}")
 
     def _evict(self, keep: Path) -> None:
         found = [(path.stat(), path) for path in keep.parent.iterdir() if not path.name.startswith(".")]
@@ -98,6 +100,10 @@ class ShardCache:
             if path != keep:
                 path.unlink(missing_ok=True)  # its lock file stays: someone may be waiting for it
                 total -= stat.st_size
+
+
+class _WrongChecksum(OSError):
+    """What was downloaded is not what meta.json describes."""
 
 
 def _back_off(attempt: int) -> None:

@@ -1,11 +1,18 @@
 """The few facts of torch.distributed a trial needs; everything works in a single process too."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+
+from trainer.retryable import LostWorkerError
+
+# Gloo's errors, and NCCL's within a backward pass, reach Python as a RuntimeError: only their text tells what they are.
+LOST = ("gloo", "nccl", "connection")
 
 
 def rank() -> int:
@@ -47,3 +54,18 @@ def data_parallel(model: nn.Module, device: torch.device) -> nn.Module:
     ids = [device.index] if device.type == "cuda" else None
     # Running statistics are per worker under `flow` and fixed under `frozen`: rank 0's are the ones saved.
     return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
+
+
+@contextmanager
+def name_lost_workers() -> Iterator[None]:
+    """Give errors of lost connections between workers a type of their own.
+
+    Raises:
+        LostWorkerError: in place of PyTorch's RuntimeError.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if any(word in str(error).lower() for word in LOST):
+            raise LostWorkerError(str(error)) from error
+        raise

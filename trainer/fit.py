@@ -8,6 +8,7 @@ epochs equals one that had them from the start.
 import math
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,23 +16,34 @@ from torch import Tensor, nn
 
 from trainer.cache import ShardCache
 from trainer.config import Trial
-from trainer.data import Batch, refuse_broken, train_loader
+from trainer.data import Batch, Loader, refuse_broken, train_loader
 from trainer.distributed import data_parallel, rank, sum_over_workers, world_size
 from trainer.double_backprop import name_missing_derivative
+from trainer.epoch_report import EpochReport
 from trainer.evaluate import evaluate
 from trainer.evaluate import plan as plans
+from trainer.metrics import (
+    LOSSES,
+    STEP_LOSSES,
+    TRAIN_IMAGES_PER_SECOND,
+    TRAIN_LOSS,
+    TRAIN_LOSSES,
+    TRAIN_NONFINITE_EXAMPLES,
+    TRAIN_SHARE_WAITING_FOR_DATA,
+    WORST,
+    Metrics,
+)
 from trainer.models import build_model
 from trainer.preprocess import Transform
 from trainer.schedule import learning_rate
-from trainer.shards import evaluation_splits, named_classes, read_shards
-from trainer.step import CompiledLoss, RegularizedLoss, set_mode, train_step
+from trainer.shards import Shards, evaluation_splits, named_classes, read_shards
+from trainer.step import CompiledLoss, RegularizedLoss, StepResult, set_mode, train_step
 from trainer.weights import load_weights
 
 RECORD_EVERY = 10.0  # seconds between two looks at the losses of the steps: each makes the device wait
 
-Metrics = dict[str, float]
 State = dict[str, Any]
-Report = Callable[[Metrics, State], None]
+Report = Callable[[EpochReport, State], None]
 Record = Callable[[Metrics, int], None]
 
 
@@ -73,6 +85,75 @@ def count_classes(data: str) -> int:
     return len(named_classes(data, "train"))
 
 
+@dataclass(kw_only=True)
+class TrainState:
+    """What changes while a trial trains; a checkpoint holds all of it.
+
+    Args:
+        trial: configuration.
+        classes: names of the model's outputs, in order.
+        model: model in training, on the device.
+        optimizer: optimizer of its parameters.
+        device: device of the training.
+        epoch: number of epochs done.
+        step: number of steps done, over all epochs.
+        losses: for each step of the current epoch, the three losses and the number of images left out, on the device.
+    """
+
+    trial: Trial
+    classes: tuple[str, ...]
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    device: torch.device
+    epoch: int = 0
+    step: int = 0
+    losses: list[Tensor] = field(default_factory=list)
+
+    @classmethod
+    def start(cls, trial: Trial, classes: tuple[str, ...], device: torch.device) -> "TrainState":
+        """The state before the first step."""
+        # GPUs want the channels last; on a CPU a regularized step takes a little longer so (docs/performance.md).
+        layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
+        model = prepare_model(trial, count_classes(trial.data)).to(device)
+        model = model.to(memory_format=layout)  # type: ignore[call-overload]  # missing in its stubs
+        optimizer = make_optimizer(model, trial)
+        return cls(trial=trial, classes=classes, model=model, optimizer=optimizer, device=device)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Number of steps of each worker in one epoch."""
+        return self.trial.steps_per_epoch(world_size())
+
+    @property
+    def images_per_step(self) -> int:
+        """Number of images of all workers in one step."""
+        return self.trial.batch_size * world_size()
+
+    def take_step(self, result: StepResult) -> None:
+        """Count a step and keep its losses."""
+        self.losses.append(torch.stack([result.loss.detach(), result.penalty, result.cross_entropy, result.nonfinite]))
+        self.step += 1
+
+    def state_dict(self) -> State:
+        """Tensors and plain types, from which `load_state_dict` continues."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "epoch": self.epoch,
+            "step": self.step,
+            "points": self.losses,
+            "trial": self.trial.to_dict(),
+            "classes": list(self.classes),  # other data may have them in another order
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        """Continue from what `state_dict` gave."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.epoch, self.step = state["epoch"], state["step"]
+        self.losses = [losses.to(self.device) for losses in state["points"]]
+
+
 def fit(
     trial: Trial,
     report: Report,
@@ -85,15 +166,15 @@ def fit(
     """Train until `trial.epochs` are done.
 
     Args:
-        trial: what to compute.
-        report: called on every worker after each epoch with metrics over all workers and a state to resume from,
-            tensors and plain types only.
-        record: called on rank 0 with the metrics of every step, in order; those of a continued epoch's earlier steps
-            come again.
-        state: what an earlier `report` was given, or `fit` returned, to continue from there as if nothing had been.
+        trial: configuration.
+        report: callback of every worker after each epoch; it takes the report, over all workers, and a state to resume
+            from, tensors and plain types only.
+        record: callback of rank 0 for the losses of every step, in order; a continued epoch repeats those of its
+            earlier steps.
+        state: what an earlier `report` was given, or `fit` returned; training continues there as if uninterrupted.
         device: where to train; the CPU by default.
-        cache: of remote shards.
-        interrupted: asked after every step, the same answer on all workers; True ends the training at once.
+        cache: local copies of remote shards.
+        interrupted: callback after every step, with the same answer on all workers; True ends the training at once.
 
     Returns:
         The state to resume from if it was interrupted within an epoch, else None.
@@ -103,99 +184,136 @@ def fit(
     """
     device = device or torch.device("cpu")
     train, (val, test) = read_shards(trial.data, "train"), evaluation_splits(trial.data)
-    # GPUs want the channels last; on a CPU a regularized step takes a little longer with it (docs/performance.md).
-    layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
-    model = prepare_model(trial, count_classes(trial.data)).to(device)
-    model = model.to(memory_format=layout)  # type: ignore[call-overload]  # missing in its stubs
-    optimizer = make_optimizer(model, trial)
-    epoch, step, points = 0, 0, []  # points: losses of the steps of this epoch
+    training = TrainState.start(trial, train.classes, device)
     if state is not None:
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        epoch, step, points = state["epoch"], state["step"], [point.to(device) for point in state["points"]]
-    loss = data_parallel(make_loss(model, trial), device)
-    steps = trial.steps_per_epoch(world_size())
-    images = steps * trial.batch_size * world_size()
-    loader = train_loader(
+        training.load_state_dict(state)
+    loss = data_parallel(make_loss(training.model, trial), device)
+    with _loader(training, train, cache) as loader:
+        while training.epoch < trial.epochs:
+            metrics = train_epoch(training, loss, loader, train, record, interrupted)
+            if metrics is None:
+                return training.state_dict()
+            diverged = not math.isfinite(metrics[TRAIN_LOSS])
+            metrics |= WORST if diverged else evaluate_epoch(training, val, test, cache)
+            epoch = EpochReport(
+                epoch=training.epoch,
+                step=training.step,
+                images_seen=training.step * training.images_per_step,
+                diverged=diverged,
+                metrics=metrics,
+            )
+            report(epoch, training.state_dict() | {"metrics": epoch.to_dict()})
+            if diverged:
+                return None
+    return None
+
+
+def _loader(training: TrainState, train: Shards, cache: ShardCache | None) -> Loader:
+    trial = training.trial
+    return train_loader(
         train,
         Transform(trial.image_size, trial.augment, trial.flip),
         trial.normalization,
         rank=rank(),
         world_size=world_size(),
         seed=trial.seed,
-        steps=steps,
+        steps=training.steps_per_epoch,
         batch_size=trial.batch_size,
         loader_workers=trial.loader_workers,
-        device=device,
+        device=training.device,
         cache=cache,
     )
-    with loader:
-        while epoch < trial.epochs:
-            set_mode(model, trial.batch_norm)
-            started, batches, before = time.monotonic(), _Timed(loader.epoch(epoch, len(points))), len(points)
-            recorded, recorded_at = 0, started
-            for batch in batches:
-                for group in optimizer.param_groups:
-                    group["lr"] = learning_rate(trial, step, world_size())
-                # Seeded per step, so a resumed run draws what an uninterrupted one would.
-                generator = torch.Generator().manual_seed(hash((trial.seed, step, rank())) % 2**63)
-                with name_missing_derivative(trial.model):
-                    result = train_step(loss, batch, optimizer, clip_norm=trial.clip_norm, generator=generator)
-                points.append(
-                    torch.stack([result.loss.detach(), result.penalty, result.cross_entropy, result.nonfinite])
-                )
-                step += 1
-                if rank() == 0 and time.monotonic() - recorded_at > RECORD_EVERY:
-                    _record(record, points[recorded:], step)
-                    recorded, recorded_at = len(points), time.monotonic()
-                if len(points) < steps and interrupted():
-                    return _state(model, optimizer, epoch, step, points, trial, train.classes)
-            epoch += 1
-            table = torch.stack(points).double().cpu()
-            seconds = time.monotonic() - started
-            sums = sum_over_workers(dict(zip(POINT, table.sum(0).tolist(), strict=True)), device)
-            # Workers with fewer shards than others begin their next pass earlier.
-            refuse_broken(sums["nonfinite_examples"], images, train, passes=images // train.total + 1)
-            metrics = {f"train/{name}": sums[name] / (steps * world_size()) for name in POINT[:3]}
-            metrics["train/nonfinite_examples"] = sums["nonfinite_examples"]
-            metrics["train/images_per_second"] = images * (steps - before) / steps / seconds
-            metrics["train/share_waiting_for_data"] = batches.seconds / seconds
-            if rank() == 0:
-                _record(record, points[recorded:], step)
-            points = []
-            diverged = not math.isfinite(metrics["train/loss"])
-            if diverged:
-                metrics |= {"val/accuracy": 0.0, "val/robust_accuracy": 0.0, "val/heatmap_ssim": -1.0}
-            else:
-                plan = plans.light(trial, val.total) if epoch < trial.epochs else plans.closing(trial)
-                metrics |= evaluate(model, val, trial, plan, device, cache)
-                if epoch == trial.epochs:  # once, for what val has chosen
-                    plan = plans.full(trial, attacked=trial.robust_images) if trial.evaluate == "full" else plan
-                    metrics |= evaluate(model, test, trial, plan, device, cache)
-            metrics |= {
-                "epoch": float(epoch),
-                "step": float(step),
-                "images_seen": float(step * trial.batch_size * world_size()),
-                "diverged": float(diverged),
-            }
-            report(metrics, _state(model, optimizer, epoch, step, points, trial, train.classes) | {"metrics": metrics})
-            if diverged:
-                return None
-    return None
 
 
-POINT = ("loss", "penalty", "cross_entropy", "nonfinite_examples")  # what is kept of a step
+def train_epoch(
+    training: TrainState,
+    loss: nn.Module,
+    loader: Loader,
+    train: Shards,
+    record: Record,
+    interrupted: Callable[[], bool],
+) -> Metrics | None:
+    """Take the steps that are left of an epoch.
+
+    Args:
+        training: state before and, changed in place, after.
+        loss: loss around the model, DDP around both where there are several workers.
+        loader: batches of this worker.
+        train: training split.
+        record: as in `fit`.
+        interrupted: as in `fit`.
+
+    Returns:
+        Means over all workers and steps of the epoch; None if it was interrupted before its end.
+
+    Raises:
+        UsageError: if too many images are broken.
+    """
+    trial, steps, earlier = training.trial, training.steps_per_epoch, len(training.losses)
+    set_mode(training.model, trial.batch_norm)
+    started = time.monotonic()
+    batches, records = _Timed(loader.epoch(training.epoch, earlier)), _Records(record, training)
+    for batch in batches:
+        for group in training.optimizer.param_groups:
+            group["lr"] = learning_rate(trial, training.step, world_size())
+        # Seeded per step, so a resumed run draws what an uninterrupted one would.
+        generator = torch.Generator().manual_seed(hash((trial.seed, training.step, rank())) % 2**63)
+        with name_missing_derivative(trial.model):
+            result = train_step(loss, batch, training.optimizer, clip_norm=trial.clip_norm, generator=generator)
+        training.take_step(result)
+        records.write_if_due()
+        if len(training.losses) < steps and interrupted():
+            return None
+    sums = torch.stack(training.losses).double().cpu().sum(0).tolist()
+    seconds = time.monotonic() - started
+    records.write()
+    training.epoch, training.losses = training.epoch + 1, []
+    totals = sum_over_workers(dict(zip((*TRAIN_LOSSES, TRAIN_NONFINITE_EXAMPLES), sums, strict=True)), training.device)
+    images = steps * training.images_per_step
+    # Workers with fewer shards than others begin their next pass earlier.
+    refuse_broken(totals[TRAIN_NONFINITE_EXAMPLES], images, train, passes=images // train.total + 1)
+    return {name: totals[name] / (steps * world_size()) for name in TRAIN_LOSSES} | {
+        TRAIN_NONFINITE_EXAMPLES: totals[TRAIN_NONFINITE_EXAMPLES],
+        TRAIN_IMAGES_PER_SECOND: images * (steps - earlier) / steps / seconds,
+        TRAIN_SHARE_WAITING_FOR_DATA: batches.seconds / seconds,
+    }
 
 
-def _record(record: Record, points: list[Tensor], last: int) -> None:
-    """Record steps, the last of which is `last`; one transfer from the device for all of them."""
-    if points:
-        for step, values in enumerate(torch.stack(points).double().tolist(), start=last - len(points) + 1):
-            record({f"step/{name}": value for name, value in zip(POINT[:3], values[:3], strict=True)}, step)
+def evaluate_epoch(training: TrainState, val: Shards, test: Shards, cache: ShardCache | None) -> Metrics:
+    """Evaluate on val after an epoch; after the last one on all of val and, for the final figures, on test."""
+    trial, model, device = training.trial, training.model, training.device
+    if training.epoch < trial.epochs:
+        return evaluate(model, val, trial, plans.light(trial, val.total), device, cache)
+    plan = plans.closing(trial)
+    metrics = evaluate(model, val, trial, plan, device, cache)
+    if trial.evaluate == "full":
+        plan = plans.full(trial, attacked=trial.robust_images)
+    return metrics | evaluate(model, test, trial, plan, device, cache)
+
+
+class _Records:
+    """Passes the losses of an epoch's steps to `record`, on rank 0; one transfer from the device for several steps."""
+
+    def __init__(self, record: Record, training: TrainState) -> None:
+        self._record, self._training = record, training
+        self._written, self._time = 0, time.monotonic()
+
+    def write_if_due(self) -> None:
+        if time.monotonic() - self._time > RECORD_EVERY:
+            self.write()
+            self._time = time.monotonic()
+
+    def write(self) -> None:
+        losses = self._training.losses[self._written :]
+        self._written += len(losses)
+        if rank() == 0 and losses:
+            first = self._training.step - len(losses) + 1
+            for step, values in enumerate(torch.stack(losses).double().tolist(), start=first):
+                self._record(dict(zip(STEP_LOSSES, values[: len(LOSSES)], strict=True)), step)
 
 
 class _Timed:
-    """Passes batches on and sums the seconds that were spent waiting for them."""
+    """Passes batches on and sums the seconds spent waiting for them."""
 
     def __init__(self, batches: Iterator[Batch]) -> None:
         self.batches, self.seconds = batches, 0.0
@@ -208,23 +326,3 @@ class _Timed:
             if batch is None:
                 return
             yield batch
-
-
-def _state(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    epoch: int,
-    step: int,
-    points: list[Tensor],
-    trial: Trial,
-    classes: tuple[str, ...],
-) -> State:
-    return {
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "epoch": epoch,
-        "step": step,
-        "points": points,
-        "trial": trial.to_dict(),
-        "classes": list(classes),  # of the outputs, in order: other data may have them in another
-    }

@@ -22,6 +22,7 @@ from pyarrow import ArrowInvalid, NativeFile
 from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
 
 from trainer.errors import UsageError
+from trainer.retryable import UnreachableError
 
 SCHEMES = ("file", "http", "https", "s3", "gs")
 TIMEOUT = 60  # seconds without a byte from a web server
@@ -163,4 +164,5 @@ def _object_store(bucket: str) -> FileSystem:
             raise ArrowInvalid("no such protocol")
         return FileSystem.from_uri(bucket)[0]
     except (ArrowInvalid, OSError) as error:
-        raise UsageError(f"{bucket}: give a folder or a URL of {', '.join(SCHEMES)} ({error})") from None
+        kind = UnreachableError if isinstance(error, OSError) else UsageError
+        raise kind(f"{bucket}: give a folder or a URL of {', '.join(SCHEMES)} ({error})") from None

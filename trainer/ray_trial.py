@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import math
 import os
 import time
 import traceback
@@ -15,119 +14,133 @@ from ray import train
 from ray.train.torch import get_device
 
 from trainer.cache import ShardCache
-from trainer.checkpoints import load_newest, load_state, save_state
+from trainer.checkpoint_io import load_newest, load_state, save_state
 from trainer.config import Trial, UsageError
-from trainer.distributed import rank, sum_over_workers
+from trainer.distributed import name_lost_workers, rank, sum_over_workers
+from trainer.epoch_report import EpochReport, failed_report, partial_report
 from trainer.evaluate.gallery import gallery_of
-from trainer.fit import Metrics, State, fit
-from trainer.load import watched
+from trainer.fit import State, fit
 from trainer.locations import whole_file
-from trainer.ray_driver import PARTIAL, REPORTED
+from trainer.metrics import Metrics
+from trainer.ray_driver import WorkerConfig
+from trainer.retryable import RetryableError
+from trainer.system_metrics import record_system_metrics
 from trainer.trial_log import FAILURE, GALLERY, TrialLog, failure_of
 
-IN_PLACE = train.CheckpointUploadMode.NO_UPLOAD
-WORST: dict[str, Any] = {"val/accuracy": 0.0, "val/robust_accuracy": 0.0, "val/heatmap_ssim": -1.0}
+NO_UPLOAD = train.CheckpointUploadMode.NO_UPLOAD  # checkpoints are in the storage already
 
 
-def train_worker(config: dict[str, Any]) -> None:
-    """What each DDP worker runs: `fit`, from the newest good checkpoint to the end or to an error.
+def train_worker(config: WorkerConfig) -> None:
+    """What each DDP worker runs: `fit`, from the newest intact checkpoint to the end or to an error.
 
-    An error that would only come again is noted in the trial's folder; the workers that Ray then starts once more
-    report it as the trial's result and train no further.
+    A non-retryable error is written into the trial's folder; the workers that Ray then starts once more report it as
+    the trial's result and train no further.
     """
-    folder = config["folder"]
-    failure = failure_of(folder)
+    failure = failure_of(config.folder)
     if failure is not None:
-        train.report(WORST | {"failed": failure})
+        train.report(failed_report(failure))
         return
     try:
-        _train(config)
+        with name_lost_workers():
+            _Worker(config, get_device()).run()
     except Exception as error:
-        if _would_come_again(error):
-            with contextlib.suppress(UsageError), whole_file(f"{folder}/{FAILURE}") as stream:
+        if not is_retryable(error):
+            with contextlib.suppress(UsageError), whole_file(f"{config.folder}/{FAILURE}") as stream:
                 trace = "".join(traceback.format_exception(error))
-                stream.write(json.dumps({"reason": _reason(error), "trace": trace}).encode())
+                stream.write(json.dumps({"reason": describe_failure(error), "trace": trace}).encode())
         raise
 
 
-def _train(config: dict[str, Any]) -> None:
-    trial, folder, device = Trial.from_dict(config["trial"]), config["folder"], get_device()
-    newest: str | None = None  # checkpoint
+class _Worker:
+    """The training of one worker, and what it reports and saves.
 
-    def save(state: State, name: str) -> train.Checkpoint | None:
-        """Ray takes a checkpoint from where it lies: nothing is copied, and a full disk ends no training."""
-        nonlocal newest
-        try:
-            save_state(state, f"{folder}/{name}")
-        except UsageError as error:
-            print(f"{error}; training goes on, the checkpoint before stays the newest")
-            return None
-        newest = f"{folder}/{name}"
-        storage = train.get_context().get_storage()
-        return train.Checkpoint(f"{storage.experiment_fs_path}/{name}", storage.storage_filesystem)
+    Args:
+        config: configuration of the worker.
+        device: device to train on.
+    """
 
-    def tell(metrics: Metrics, checkpoint: train.Checkpoint | None = None) -> None:
-        told = {name: metrics[name] for name in REPORTED if name in metrics}
-        values: dict[str, Any] = {name: value if math.isfinite(value) else 0.0 for name, value in told.items()}
-        if newest is not None:
-            values["checkpoint_folder"] = newest
-        values["digest"] = trial.digest()  # of what this worker trains, whatever was asked
-        train.report(values, checkpoint, checkpoint_upload_mode=IN_PLACE)
+    def __init__(self, config: WorkerConfig, device: torch.device) -> None:
+        self.config, self.device = config, device
+        self.trial = Trial.from_dict(config.trial)
+        self.newest: str | None = None  # folder of the newest checkpoint
+        self.log: TrialLog | None = None  # rank 0's
 
-    def report(metrics: Metrics, state: State) -> None:
-        checkpoint = None
-        if log is not None:
-            if metrics["epoch"] == trial.epochs and not metrics["diverged"]:
-                _draw_gallery(log, trial, state, device, config["cache"])
-            log.report(_named(metrics), int(metrics["step"]))
-            checkpoint = save(state, f"epoch_{int(metrics['epoch']):04d}")
-        tell(metrics, checkpoint)
-
-    state = None
-    found = train.get_checkpoint()
-    if found is not None:
-        state, name = load_newest(folder, Path(found.path).name)
-        newest = f"{folder}/{name}"
-        ended = state.get("metrics")
-        if ended and (ended["epoch"] == trial.epochs or ended["diverged"]):
-            if rank() == 0:  # storage may have taken the checkpoint and not the report
-                TrialLog(folder, trial.digest(), int(ended["epoch"])).report(_named(ended), int(ended["step"]))
-            tell(ended)  # whoever drove this trial was killed before it could keep this
+    def run(self) -> None:
+        """Train from the newest intact checkpoint, if there is one, to the end."""
+        state, found = None, train.get_checkpoint()
+        if found is not None:
+            state, name = load_newest(self.config.folder, Path(found.path).name)
+            self.newest = f"{self.config.folder}/{name}"
+            if "metrics" in state:
+                ended = EpochReport.from_dict(state["metrics"])
+                if ended.is_last(self.trial.epochs):
+                    self._report_again(ended)
+                    return
+        elif self.config.start is not None:
+            state = load_state(self.config.start)
+        if rank() == 0:
+            self.log = TrialLog(self.config.folder, self.trial.digest(), epoch=state["epoch"] + 1 if state else 1)
+        if self.log is None:
+            self._fit(state)
             return
-    elif config["start"] is not None:
-        state = load_state(config["start"])
-    log = TrialLog(folder, trial.digest(), epoch=state["epoch"] + 1 if state else 1) if rank() == 0 else None
-    if log is not None:
-        log.configured(trial.to_dict())
-    record = log.record if log is not None else _ignore
-    interruption = _Interruption(config["switch"], device)
-    with contextlib.ExitStack() as held:
-        if log is not None:
-            held.enter_context(log.writing())
-            held.enter_context(watched(log.record, device))
+        self.log.configured(self.trial.to_dict())
+        with self.log.writing(), record_system_metrics(self.log.record, self.device):
+            self._fit(state)
+
+    def _fit(self, state: State | None) -> None:
+        record = self.log.record if self.log is not None else _ignore
+        interruption = _Interruption(self.config.switch, self.device)
         while True:
-            state = fit(trial, report, record, state, device, config["cache"], interruption.due)
+            cache = self.config.cache
+            state = fit(self.trial, self._report, record, state, self.device, cache, interruption.is_due)
             if state is None:
                 return
             checkpoint = None
-            if log is not None:
-                log.flush()
-                checkpoint = save(state, f"epoch_{state['epoch']:04d}_step_{state['step']:08d}")
-            train.report(WORST | {PARTIAL: True}, checkpoint, checkpoint_upload_mode=IN_PLACE)
+            if self.log is not None:
+                self.log.flush()
+                checkpoint = self._save(state, f"epoch_{state['epoch']:04d}_step_{state['step']:08d}")
+            train.report(partial_report(), checkpoint, checkpoint_upload_mode=NO_UPLOAD)
             if interruption.final:
                 if rank() == 0:
-                    ray.get(config["switch"].save.remote(config["name"]))
+                    ray.get(self.config.switch.mark_saved.remote(self.config.name))
                 while True:  # the driver ends this process
                     time.sleep(1)
 
+    def _report(self, report: EpochReport, state: State) -> None:
+        """Write an epoch into the trial's folder and report it to Ray."""
+        checkpoint = None
+        if self.log is not None:
+            if report.epoch == self.trial.epochs and not report.diverged:
+                _draw_gallery(self.log, self.trial, state, self.device, self.config.cache)
+            self.log.report(report.metrics, report.step)
+            checkpoint = self._save(state, f"epoch_{report.epoch:04d}")
+        self._report_to_ray(report, checkpoint)
 
-def _named(metrics: Metrics) -> Metrics:
-    """Those that are measurements, `split/name`."""
-    return {name: value for name, value in metrics.items() if "/" in name}
+    def _report_again(self, ended: EpochReport) -> None:
+        """Report the end of a trial whose driving process was killed before it kept the report."""
+        if rank() == 0:  # storage may have taken the checkpoint and not the report
+            TrialLog(self.config.folder, self.trial.digest(), ended.epoch).report(ended.metrics, ended.step)
+        self._report_to_ray(ended)
+
+    def _report_to_ray(self, report: EpochReport, checkpoint: Any = None) -> None:
+        # The digest is that of what this worker trains, whatever was asked for.
+        values = report.for_ray(self.trial.digest(), self.newest)
+        train.report(values, checkpoint, checkpoint_upload_mode=NO_UPLOAD)
+
+    def _save(self, state: State, name: str) -> Any:
+        """Write a checkpoint where Ray keeps it, so that nothing is copied; None, and no error, if the disk is full."""
+        try:
+            save_state(state, f"{self.config.folder}/{name}")
+        except UsageError as error:
+            print(f"{error}; training continues, the previous checkpoint remains the newest")
+            return None
+        self.newest = f"{self.config.folder}/{name}"
+        storage = train.get_context().get_storage()
+        return train.Checkpoint(f"{storage.experiment_fs_path}/{name}", storage.storage_filesystem)
 
 
 def _ignore(metrics: Metrics, step: int) -> None:
-    """The other ranks have nothing to say."""
+    """Only rank 0 records."""
 
 
 def _draw_gallery(log: TrialLog, trial: Trial, state: State, device: torch.device, cache: ShardCache) -> None:
@@ -139,7 +152,7 @@ def _draw_gallery(log: TrialLog, trial: Trial, state: State, device: torch.devic
 
 
 class _Interruption:
-    """Whether to save the state now, within an epoch: because this node goes away, or because the sweep stops.
+    """Whether to save the state now, within an epoch: because this node is going away, or because the sweep stops.
 
     Asked after every step, it looks at every `EVERY`-th, so that all workers look, and agree, at the same ones.
     """
@@ -151,25 +164,23 @@ class _Interruption:
         self.steps, self.final, self.noticed = 0, False, False
         self.watches = os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "1") != "0"
 
-    def due(self) -> bool:
+    def is_due(self) -> bool:
         self.steps += 1
         if self.steps % self.EVERY:
             return False
-        asked = rank() == 0 and self.switch is not None and ray.get(self.switch.asked.remote())
-        self.final = sum_over_workers({"asked": float(asked)}, self.device)["asked"] > 0
+        requested = rank() == 0 and self.switch is not None and ray.get(self.switch.stop_requested.remote())
+        self.final = sum_over_workers({"requested": float(requested)}, self.device)["requested"] > 0
         notice = self.watches and train.get_preemption_info() is not None
         first, self.noticed = notice and not self.noticed, notice
         return self.final or first
 
 
-def _would_come_again(error: Exception) -> bool:
-    """Whether trying again is useless: not where a worker, a node, a connection or a disk was lost."""
-    if isinstance(error, OSError | torch.distributed.DistError | ray.exceptions.RayError):
-        return False
-    return not any(word in str(error).lower() for word in ("gloo", "nccl", "connection"))
+def is_retryable(error: Exception) -> bool:
+    """Whether trying again may help: where a worker, a node, a connection or a disk was lost."""
+    return isinstance(error, RetryableError | OSError | torch.distributed.DistError | ray.exceptions.RayError)
 
 
-def _reason(error: Exception) -> str:
+def describe_failure(error: Exception) -> str:
     """One line for the ranking and the terminal."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
         return f"out of memory ({_first_line(error)}); lower --batch-size or --image-size, or use --precision bfloat16"

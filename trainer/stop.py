@@ -1,25 +1,25 @@
-"""How trials hear, wherever they run, that the driver is about to end; imports nothing, so that its actor is light."""
+"""How the driver tells trials on any node that it is about to end; imports nothing, so that its actor is light."""
 
 
 class StopSwitch:
-    """An actor through which a driver that is about to end asks trials to save their state, wherever they run."""
+    """An actor through which a driver that is about to end has trials save their state, wherever they run."""
 
     def __init__(self) -> None:
-        self._asked = False
+        self._requested = False
         self._saved: set[str] = set()
 
-    def ask(self) -> None:
-        """Tell every trial to save its state and to wait for its end."""
-        self._asked = True
+    def request_stop(self) -> None:
+        """Have every trial save its state and wait for its end."""
+        self._requested = True
 
-    def asked(self) -> bool:
+    def stop_requested(self) -> bool:
         """Whether trials are to save their state."""
-        return self._asked
+        return self._requested
 
-    def save(self, name: str) -> None:
+    def mark_saved(self, name: str) -> None:
         """Note that a trial has saved its state."""
         self._saved.add(name)
 
-    def saved(self) -> set[str]:
+    def saved_trials(self) -> set[str]:
         """Names of the trials that have."""
         return self._saved

@@ -18,8 +18,8 @@ from sweeps.ranking import Row, pareto, reason, rule
 from sweeps.results import Result
 from sweeps.start_check import StartCheck
 from trainer.config import UsageError
-from trainer.evaluate.checkpoints import load_subject
 from trainer.evaluate.gallery import IMAGES, explain
+from trainer.evaluate.subject import load_subject
 from trainer.locations import read_json, whole_file
 from trainer.shards import evaluation_splits
 

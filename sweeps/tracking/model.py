@@ -22,8 +22,8 @@ from mlflow.types import Schema, TensorSpec
 
 from trainer.cache import ShardCache
 from trainer.config import Trial
-from trainer.evaluate.checkpoints import load_subject
 from trainer.evaluate.gallery import examples
+from trainer.evaluate.subject import load_subject
 from trainer.shards import evaluation_splits
 
 ALIAS = "pick"

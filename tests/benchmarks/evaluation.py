@@ -14,6 +14,7 @@ import torch
 from trainer import fit as fit_module
 from trainer.config import Trial
 from trainer.digits import write_digits
+from trainer.metrics import TRAIN_IMAGES_PER_SECOND, VAL_ATTACKED_EXAMPLES, VAL_EXAMPLES
 
 
 def measure(trial: Trial) -> tuple[list[float], dict[str, float]]:
@@ -28,10 +29,10 @@ def measure(trial: Trial) -> tuple[list[float], dict[str, float]]:
         return measured
 
     def report(reported, state):
-        training = trial.images_per_epoch / reported["train/images_per_second"]
-        if reported["epoch"] < trial.epochs:
+        training = trial.images_per_epoch / reported.metrics[TRAIN_IMAGES_PER_SECOND]
+        if reported.epoch < trial.epochs:
             ratios.append(seconds[-1] / training)
-            metrics.update(reported)
+            metrics.update(reported.metrics)
 
     fit_module.evaluate = timed
     try:
@@ -62,7 +63,7 @@ def main():
             print(
                 f"{regularizer}: light evaluation / epoch of {given.images_per_epoch} images = "
                 f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f}); "
-                f"{metrics['val/examples']:.0f} examples, {metrics['val/attacked_examples']:.0f} of them attacked"
+                f"{metrics[VAL_EXAMPLES]:.0f} examples, {metrics[VAL_ATTACKED_EXAMPLES]:.0f} of them attacked"
             )
 
 

@@ -44,7 +44,7 @@ from trainer.digits import write_digits
 from trainer.fit import make_loss, make_optimizer, prepare_model
 from trainer.locations import folders_in
 from trainer.preprocess import Transform
-from trainer.ray_driver import Placement
+from trainer.ray_driver import Placement, WorkerConfig
 from trainer.ray_trial import train_worker
 from trainer.shards import read_shards
 from trainer.step import set_mode, train_step
@@ -82,14 +82,11 @@ def bare(sweep: Sweep) -> tuple[float, float]:
         name = tune.get_context().get_trial_id()
         storage = sweep.trials_folder
         TorchTrainer(
-            train_worker,
+            lambda config: train_worker(config["worker"]),
             train_loop_config={
-                "trial": trial.to_dict(),
-                "folder": f"{storage}/{name}",
-                "name": name,
-                "switch": None,
-                "start": None,
-                "cache": sweep.placement.cache,
+                "worker": WorkerConfig(
+                    trial=trial.to_dict(), folder=f"{storage}/{name}", name=name, cache=sweep.placement.cache
+                )
             },
             scaling_config=train.ScalingConfig(num_workers=sweep.placement.workers),
             run_config=train.RunConfig(name=name, storage_path=storage, callbacks=[TuneReportCallback()]),

@@ -22,7 +22,7 @@ from test_docs import PAGES, commands
 
 from sweeps.results import load_result
 from sweeps.tracking.runs import SWEEP_TAG
-from trainer.evaluate.checkpoints import load_subject
+from trainer.evaluate.subject import load_subject
 from trainer.models import build_model
 
 ROOT = Path(__file__).parents[2]

@@ -11,7 +11,7 @@ from sweeps import checkpoints
 from sweeps.checkpoints import check_space, keep_only, only_weights, space_needed, state_size
 from sweeps.ranking import Row, pick
 from sweeps.settings import Sweep
-from trainer.checkpoints import load_state, save_state
+from trainer.checkpoint_io import load_state, save_state
 from trainer.config import Trial, UsageError
 from trainer.locations import folders_in
 from trainer.models import build_model

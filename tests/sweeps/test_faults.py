@@ -26,11 +26,10 @@ from sweeps.cluster import ray_cluster
 from sweeps.recording import start_sweep
 from sweeps.settings import Sweep
 from sweeps.tuning import ERRORS, run_sweep
-from trainer.checkpoints import load_newest, load_state, save_state
+from trainer.checkpoint_io import load_newest, load_state, save_state
 from trainer.config import Trial, UsageError
 from trainer.fit import fit
 from trainer.ray_driver import Placement, run_trial
-from trainer.ray_trial import _reason, _would_come_again
 from trainer.shards import Sample, encode_jpeg, write_shards
 from trainer.trial_log import failure_of, read_points
 
@@ -149,7 +148,7 @@ def test_a_checkpoint_that_cannot_be_written_ends_no_training(cluster, trial, tm
 
 
 @pytest.mark.slow
-def test_an_error_that_would_come_again_ends_its_trial_alone(cluster, trial, tmp_path, capsys):
+def test_a_non_retryable_error_ends_its_trial_alone(cluster, trial, tmp_path, capsys):
     from PIL import Image
 
     for split in ("train", "val"):
@@ -210,7 +209,7 @@ def test_kills_in_a_sweep_cost_nothing_and_processes_go_on_to_the_next_trial(clu
     assert len(set(trained_by.values())) == 2, "the worker of the killed process, and one for the three trials after it"
     for row in rows:
         state, whole = load_state(row.checkpoint), []
-        fit(Trial(**state["trial"]), lambda metrics, state, whole=whole: whole.append(state))
+        fit(Trial(**state["trial"]), lambda report, state, whole=whole: whole.append(state))
         for name, value in whole[-1]["model"].items():
             assert torch.equal(value, state["model"][name]), (row.regularizer, name)
         steps = [
@@ -227,18 +226,6 @@ def test_kills_in_a_sweep_cost_nothing_and_processes_go_on_to_the_next_trial(clu
     assert [(t.number, t.state.name) for t in study.trials] == [(number, "COMPLETE") for number in range(4)]
 
 
-def test_errors_are_told_apart():
-    with pytest.raises(RuntimeError) as memory:
-        torch.empty(10**16)
-    assert _would_come_again(memory.value)
-    assert "lower --batch-size" in _reason(memory.value)
-    assert _would_come_again(UsageError("wrong"))
-    assert _reason(UsageError("wrong")) == "wrong"
-    assert not _would_come_again(RuntimeError("[/gloo/transport/tcp/pair.cc:598] Connection closed by peer"))
-    assert not _would_come_again(ConnectionResetError("away"))
-    assert not _would_come_again(OSError(28, "No space left on device"))
-
-
 STATE = {"model": {"w": torch.arange(200_000.0)}, "epoch": 1}
 
 
@@ -246,7 +233,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path):
     save_state(STATE, f"{tmp_path}/epoch_0001")
     script = (
         "import resource, sys, torch\n"
-        "from trainer.checkpoints import save_state; from trainer.config import UsageError\n"
+        "from trainer.checkpoint_io import save_state; from trainer.config import UsageError\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"  # as a disk that is full in the middle
         "state = {'model': {'w': torch.arange(200_000.0)}, 'epoch': 2}\n"
         "try: save_state(state, sys.argv[1])\n"

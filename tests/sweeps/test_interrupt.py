@@ -20,8 +20,8 @@ class Switch:
 
     def __init__(self):
         self.calls, self.names = 0, set()
-        self.ask = SimpleNamespace(remote=self.count)
-        self.saved = SimpleNamespace(remote=lambda: set(self.names))
+        self.request_stop = SimpleNamespace(remote=self.count)
+        self.saved_trials = SimpleNamespace(remote=lambda: set(self.names))
 
     def count(self):
         self.calls += 1

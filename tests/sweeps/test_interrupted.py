@@ -119,6 +119,6 @@ def test_a_sweep_stopped_by_the_keyboard_loses_no_step(start, script, digits, tm
         assert sorted(steps) == list(range(1, 51))
         state = torch.load(Path(row["checkpoint"]) / "state.pt", weights_only=True)
         whole = []
-        fit(Trial(**state["trial"]), lambda metrics, state, whole=whole: whole.append(state))
+        fit(Trial(**state["trial"]), lambda report, state, whole=whole: whole.append(state))
         for name, value in whole[-1]["model"].items():
             assert torch.equal(value, state["model"][name]), (row["regularizer"], name)

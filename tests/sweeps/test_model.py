@@ -15,8 +15,8 @@ from sweeps.tracking.cursor import SWEEP
 from sweeps.tracking.model import save_model
 from trainer.config import Trial, UsageError
 from trainer.evaluate import classifier
-from trainer.evaluate.checkpoints import load_subject
 from trainer.evaluate.heatmaps import heatmap
+from trainer.evaluate.subject import load_subject
 from trainer.models import build_model
 
 

@@ -19,7 +19,7 @@ from sweeps.cluster import QUIET
 from sweeps.recording import start_sweep
 from sweeps.settings import Sweep
 from sweeps.tuning import ERRORS, run_sweep
-from trainer.checkpoints import load_state
+from trainer.checkpoint_io import load_state
 from trainer.config import Trial
 from trainer.ray_driver import Placement
 

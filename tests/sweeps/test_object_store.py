@@ -7,7 +7,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow_server import run_of
 
-from trainer.checkpoints import load_state
+from trainer.checkpoint_io import load_state
 from trainer.config import Trial
 from trainer.locations import folders_in, read_json
 

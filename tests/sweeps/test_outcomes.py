@@ -21,12 +21,13 @@ from sweeps.recording import start_sweep
 from sweeps.search import METRIC
 from sweeps.settings import Sweep
 from sweeps.trials import TrialState, mismatch, read_trials, results
-from trainer import load, ray_trial
+from trainer import ray_trial, system_metrics
 from trainer.cache import ShardCache
 from trainer.config import Trial
+from trainer.epoch_report import failed_report
 from trainer.evaluate import gallery
 from trainer.locations import read_json
-from trainer.ray_trial import WORST
+from trainer.ray_driver import WorkerConfig
 from trainer.trial_log import read_points, read_report
 
 UNITS = {"l2": 2.0}
@@ -62,7 +63,7 @@ def test_how_a_trial_ended_is_derived(sweep):
     assert record(sweep, result(sweep, epoch=1.0)).state is TrialState.STOPPED
     assert record(sweep, result(sweep, epoch=1.0, diverged=1.0)).state is TrialState.DIVERGED
     assert record(sweep, {}).state is TrialState.FAILED
-    assert record(sweep, WORST | {"failed": "broken"}).ended.error == "broken"
+    assert record(sweep, failed_report("broken")).ended.error == "broken"
     assert record(sweep, result(sweep), error="killed").state is TrialState.FAILED
     other = record(sweep, result(sweep, CONFIG | {"weight_l2": 0.6}))
     assert other.state is TrialState.FAILED
@@ -110,10 +111,7 @@ def work(sweep, monkeypatch, tmp_path):
         monkeypatch.setenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         trial = trial_of(sweep, config)
         folder = str(tmp_path / trial.digest())
-        ray_trial.train_worker(
-            {"trial": trial.to_dict(), "start": None, "cache": ShardCache(), "folder": folder, "name": "t",
-             "switch": None}
-        )  # fmt: skip
+        ray_trial.train_worker(WorkerConfig(trial=trial.to_dict(), folder=folder, name="t", cache=ShardCache()))
         assert read_json(f"{folder}/trial.json") == json.loads(json.dumps(trial.to_dict())) | {"digest": trial.digest()}
         _work.folder = Path(folder)
         _work.points = [point for epoch in (1, 2) for point in read_points(folder, epoch)]
@@ -218,7 +216,7 @@ def test_the_last_failure_of_a_trial_is_the_one_that_is_told():
 
 
 def test_a_trial_leaves_pictures_of_its_heatmaps_and_how_busy_its_machine_was(sweep, work, monkeypatch, capsys):
-    monkeypatch.setattr(load, "FIRST", 0.01)
+    monkeypatch.setattr(system_metrics, "FIRST", 0.01)
     reports, losses = work(CONFIG)
     with Image.open(work.folder / "gallery.png") as picture:
         assert picture.format == "PNG"

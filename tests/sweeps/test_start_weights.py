@@ -18,7 +18,7 @@ from sweeps import start_weights
 from sweeps.settings import Sweep
 from sweeps.start_weights import is_made, load_start, make_start
 from trainer.config import Trial, UsageError
-from trainer.evaluate.checkpoints import load_subject
+from trainer.evaluate.subject import load_subject
 from trainer.fit import prepare_model
 from trainer.models import build_model
 from trainer.ray_driver import Placement

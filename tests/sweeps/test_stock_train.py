@@ -34,8 +34,8 @@ def test_what_is_changed_of_ray_train_is_not_imported_for_stock():
     code = (
         "import sys, sweeps.drive, sweeps.tuning, trainer.ray_trial\n"
         "from trainer.ray_driver import Placement, _trainer\n"
-        "print(_trainer(Placement(ray_train='stock'), True).__name__, 'trainer.in_trial' in sys.modules)\n"
-        "print(_trainer(Placement(), True).__name__, 'trainer.in_trial' in sys.modules)\n"
+        "print(_trainer(Placement(ray_train='stock'), True).__name__, 'trainer.lean_trainer' in sys.modules)\n"
+        "print(_trainer(Placement(), True).__name__, 'trainer.lean_trainer' in sys.modules)\n"
     )
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, stdout=subprocess.PIPE, check=True)
     assert ended.stdout.splitlines() == ["TorchTrainer False", "InTrialTrainer True"]

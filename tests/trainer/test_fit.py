@@ -28,7 +28,10 @@ def trial(digits):
 
 def run(trial, state=None):
     reports, points = [], []
-    fit(trial, lambda metrics, state: reports.append((metrics, state)), lambda m, step: points.append((step, m)), state)
+    fit(
+        trial, lambda report, state: reports.append((report.to_dict(), state)),
+        lambda losses, step: points.append((step, losses)), state,
+    )  # fmt: skip
     return reports, points
 
 
@@ -57,7 +60,7 @@ def test_a_trial_interrupted_within_an_epoch_goes_on_as_if_nothing_had_been(tria
     asked = iter(range(100))
     reports, before = [], []
     state = fit(
-        trial, lambda metrics, state: reports.append(metrics), lambda m, step: before.append((step, m)),
+        trial, lambda report, state: reports.append(report), lambda losses, step: before.append((step, losses)),
         interrupted=lambda: next(asked) == after - 1,
     )  # fmt: skip
     path = io.BytesIO()

@@ -14,9 +14,9 @@ from trainer.config import Trial
 from trainer.evaluate import evaluate
 from trainer.evaluate import plan as plans
 from trainer.evaluate.autoattack import AutoAttack
-from trainer.evaluate.checkpoints import Subject, load_subject
 from trainer.evaluate.gallery import examples, explain
 from trainer.evaluate.robustness import Gradient, Square, fgsm
+from trainer.evaluate.subject import Subject, load_subject
 from trainer.models import build_model
 from trainer.normalization import IMAGENET, Normalization
 from trainer.shards import read_shards
@@ -185,7 +185,7 @@ def test_a_trial_is_calibrated_trained_and_evaluated_on_its_own_numbers(digits, 
     monkeypatch.setattr(trainer.fit, "train_step", lambda loss, batch, *rest, **more: fed.append(batch.images)
                         or step(loss, batch, *rest, **more))  # fmt: skip
     states = []
-    trainer.fit.fit(trial, lambda metrics, state: states.append(state))
+    trainer.fit.fit(trial, lambda report, state: states.append(state))
     monkeypatch.setattr(trainer.calibrate.RegularizedLoss, "forward", lambda self, images, *rest: fed.append(images)
                         or make(self, images, *rest))  # fmt: skip
     trainer.calibrate.calibrate(trial, ["l2"], CPU, ShardCache())

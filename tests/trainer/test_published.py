@@ -89,7 +89,7 @@ def test_a_model_of_the_hub_with_its_weights(hub, tmp_path):
     name = f"timm:hf-hub:{REPOSITORY}"
     code = f"""
 import torch
-from trainer.evaluate.checkpoints import load_subject
+from trainer.evaluate.subject import load_subject
 from trainer.models import build_model
 from trainer.published import published, without_network
 from trainer.weights import load_weights

@@ -41,6 +41,6 @@ def test_training_follows_it(digits):
         batch_size=32, robust_images=8, pgd_steps=1, clip_norm=None,
     )  # fmt: skip
     rates = []
-    fit(trial, lambda metrics, state: rates.append([group["lr"] for group in state["optimizer"]["param_groups"]]))
+    fit(trial, lambda report, state: rates.append([group["lr"] for group in state["optimizer"]["param_groups"]]))
     # 30, 60 and 80 of 90 epochs are 1, 2 and 2 of 3; 32 images have an eighth of the rate of 256.
     assert rates == [pytest.approx([rate, rate]) for rate in (0.05, 0.005, 0.00005)]

@@ -22,9 +22,9 @@ from trainer.config import PRECISIONS, Trial, UsageError
 from trainer.evaluate import SEVERITIES, evaluate
 from trainer.evaluate import plan as plans
 from trainer.evaluate.autoattack import AutoAttack
-from trainer.evaluate.checkpoints import Subject, load_subject
 from trainer.evaluate.corruptions import CORRUPTIONS
 from trainer.evaluate.gallery import captions, draw_gallery, explain
+from trainer.evaluate.subject import Subject, load_subject
 from trainer.locations import absolute, whole_file
 from trainer.model_input import parse_channels
 from trainer.shards import Shards, evaluation_splits, skipped_samples

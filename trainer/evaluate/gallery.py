@@ -13,8 +13,8 @@ from trainer.cache import ShardCache
 from trainer.config import Trial
 from trainer.data import Batch, eval_loader
 from trainer.evaluate import classifier
-from trainer.evaluate.checkpoints import Subject
 from trainer.evaluate.heatmaps import heatmap
+from trainer.evaluate.subject import Subject
 from trainer.models import build_model
 from trainer.preprocess import Transform
 from trainer.shards import Shards, evaluation_splits

@@ -1,4 +1,4 @@
-"""A trial's checkpoints: folders `epoch_0002` with state.pt, and its sha256 beside it, in a folder or an object store.
+"""Write and read a trial's checkpoints, in a folder or an object store: `epoch_0002` with state.pt and its sha256.
 
 A state appears under its name only when it is whole. One that was damaged afterwards is passed over for an older one.
 """
@@ -11,6 +11,7 @@ import torch
 from trainer.config import UsageError
 from trainer.fit import State
 from trainer.locations import folders_in, open_file, remove_file, whole_file
+from trainer.retryable import UnreachableError
 from trainer.weights_file import STATE_FILE
 
 EPOCH = "epoch_"  # how the names of checkpoints begin
@@ -55,6 +56,9 @@ def load_state(folder: str) -> State:
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except UsageError:
         raise
+    except OSError as error:
+        kind = UsageError if isinstance(error, FileNotFoundError) else UnreachableError
+        raise kind(f"checkpoint {folder}: cannot be read ({type(error).__name__}: {error})") from None
     except Exception as error:  # whatever the zip and pickle readers say to what is no checkpoint
         raise UsageError(f"checkpoint {folder}: cannot be read ({type(error).__name__}: {error})") from None
 
@@ -63,8 +67,8 @@ def load_newest(folder: str, newest: str) -> tuple[State, str]:
     """The state of a trial's checkpoint, or of the newest one before it that is not damaged.
 
     Args:
-        folder: of the trial's checkpoints.
-        newest: name of the checkpoint to begin with; names sort by age.
+        folder: folder of the trial's checkpoints.
+        newest: name of the first checkpoint to try; names sort by age.
 
     Returns:
         The state and the name of its checkpoint.
@@ -72,12 +76,13 @@ def load_newest(folder: str, newest: str) -> tuple[State, str]:
     Raises:
         UsageError: if none can be read.
     """
-    problems = []
+    problems: list[UsageError] = []
     names = [name for name in folders_in(folder) if name.startswith(EPOCH) and name <= newest]
     for name in sorted(names, reverse=True):
         try:
             return load_state(f"{folder}/{name}"), name
         except UsageError as error:
-            problems.append(str(error))
+            problems.append(error)
             print(f"{error}; trying the one before")
-    raise UsageError("; ".join(problems) or f"no checkpoint in {folder}")
+    kind = UnreachableError if any(isinstance(error, UnreachableError) for error in problems) else UsageError
+    raise kind("; ".join(map(str, problems)) or f"no checkpoint in {folder}")

@@ -1,4 +1,4 @@
-"""How busy the machine is while a trial trains, under the names MLflow has for it."""
+"""Load of the machine while a trial trains, under MLflow's names of system metrics."""
 
 import contextlib
 import threading
@@ -8,11 +8,13 @@ from collections.abc import Callable, Iterator
 import psutil
 import torch
 
-FIRST, EVERY = 2.0, 10.0  # seconds until the first sample, and between two
+from trainer.metrics import Metrics, metric
+
+FIRST, EVERY = 2.0, 10.0  # seconds before the first sample, and between two
 
 
-def load(device: torch.device) -> dict[str, float]:
-    """CPU since the last call, memory, and the GPU where there is one; in % and MB."""
+def system_metrics(device: torch.device) -> Metrics:
+    """Use of the CPU since the last call, of memory, and of the GPU where there is one; in %, MB and W."""
     memory = psutil.virtual_memory()
     values = {
         "cpu_utilization_percentage": psutil.cpu_percent(),
@@ -24,34 +26,35 @@ def load(device: torch.device) -> dict[str, float]:
         free, total = torch.cuda.mem_get_info(device)
         values[f"{name}_memory_usage_megabytes"] = (total - free) / 1e6
         values[f"{name}_memory_usage_percentage"] = 100 * (total - free) / total
-        with contextlib.suppress(Exception):  # slices of a GPU, and some drivers, do not tell
+        with contextlib.suppress(Exception):  # not available on slices of a GPU, nor from some drivers
             values[f"{name}_utilization_percentage"] = float(torch.cuda.utilization(device))
             values[f"{name}_power_usage_watts"] = torch.cuda.power_draw(device) / 1000
-    return {f"system/{key}": value for key, value in values.items()}
+    return {metric("system", name): value for name, value in values.items()}
 
 
 @contextlib.contextmanager
-def watched(record: Callable[[dict[str, float], int], None], device: torch.device) -> Iterator[None]:
+def record_system_metrics(record: Callable[[Metrics, int], None], device: torch.device) -> Iterator[None]:
     """Record the load every few seconds within the block, from a thread.
 
     Args:
-        record: takes the values and the time (seconds since 1970), for a trial that goes on elsewhere counts on.
-        device: the trial's.
+        record: callback; it takes the values and the time in seconds since 1970, so that the values of a trial that
+            moves to another machine stay in order.
+        device: device of the trial.
     """
     ended = threading.Event()
 
     def sample() -> None:
-        load(device)  # what it tells of the CPU is nothing
+        system_metrics(device)  # the first use of the CPU is measured since nothing
         pause = FIRST  # a short trial should have one too
         while not ended.wait(pause):
             try:
-                record(load(device), int(time.time()))
+                record(system_metrics(device), int(time.time()))
             except Exception as error:  # no reason to fail
-                print(f"the load of the machine cannot be told: {type(error).__name__}: {error}")
+                print(f"system metrics unavailable: {type(error).__name__}: {error}")
                 return
             pause = EVERY
 
-    thread = threading.Thread(target=sample, name="load", daemon=True)
+    thread = threading.Thread(target=sample, name="system metrics", daemon=True)
     thread.start()
     try:
         yield
