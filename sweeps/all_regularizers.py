@@ -46,7 +46,7 @@ from sweeps.tracking.model import ALIAS
 from sweeps.tracking.server import check_tracking
 from trainer.calibrate import calibrate
 from trainer.config import Trial, UsageError
-from trainer.data import train_loader
+from trainer.data import LoaderOptions, train_loader
 from trainer.digits import write_digits
 from trainer.fit import fit
 from trainer.locations import absolute, file_size, read_json, whole_file
@@ -108,16 +108,10 @@ def check_start(sweep: Sweep) -> None:
     train = read_shards(trial.data, "train")
     if skipped := skipped_samples(trial.data, train, *evaluation_splits(trial.data)):
         console.print(skipped, highlight=False, soft_wrap=True)
-    train_loader(  # refuses too few images
-        train,
-        Transform(trial.image_size, train=False),
-        trial.normalization,
-        rank=0,
-        world_size=sweep.placement.workers,
-        seed=0,
-        steps=1,
-        batch_size=trial.batch_size,
+    options = LoaderOptions(
+        normalization=trial.normalization, batch_size=trial.batch_size, world_size=sweep.placement.workers
     )
+    train_loader(train, Transform(trial.image_size, train=False), options, seed=0, steps=1)  # refuses too few images
     load_start(sweep, stage)
 
 

@@ -10,13 +10,13 @@ FORBIDDEN = {
     "sweeps": {"webdataset"},
 }
 HOMES = {
-    "webdataset": {"trainer/shards/tar.py", "trainer/shards/__init__.py"},
+    "webdataset": {"trainer/shards/tar.py", "trainer/shards/write.py"},
     "mlflow": {
         "sweeps/tracking/model.py",
         "sweeps/tracking/runs.py",
         "sweeps/tracking/server.py",
         "sweeps/tracking/upload.py",
-        "trainer/evaluate/checkpoints.py",
+        "trainer/evaluate/subject.py",
     },  # records; loads a registered model
 }
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from regularizers import REGULARIZERS
 from trainer.cache import ShardCache
 from trainer.config import Trial, UsageError
-from trainer.data import train_loader
+from trainer.data import LoaderOptions, train_loader
 from trainer.double_backprop import name_missing_derivative
 from trainer.fit import count_classes, make_loss, prepare_model
 from trainer.preprocess import Transform
@@ -47,18 +47,9 @@ def calibrate(
     model = prepare_model(trial, count_classes(trial.data)).to(device)
     set_mode(model, trial.batch_norm)
     shards = read_shards(trial.data, "train")
-    loader = train_loader(
-        shards,
-        Transform(trial.image_size, trial.augment, trial.flip),
-        trial.normalization,
-        rank=0,
-        world_size=1,
-        seed=trial.seed,
-        steps=BATCHES,
-        batch_size=trial.batch_size,
-        device=device,
-        cache=cache,
-    )
+    transform = Transform(trial.image_size, trial.augment, trial.flip)
+    options = LoaderOptions(normalization=trial.normalization, batch_size=trial.batch_size, device=device, cache=cache)
+    loader = train_loader(shards, transform, options, seed=trial.seed, steps=BATCHES)
     batches = list(loader.epoch(0))
     cross_entropy = sum(
         _norm(RegularizedLoss(model, REGULARIZERS["none"]())(batch.images, batch.labels).loss, model)

@@ -30,6 +30,7 @@ from torch.overrides import TorchFunctionMode
 
 from trainer.config import UsageError
 from trainer.convolution import Convolution, FoldedConvolution, Geometry, transformed
+from trainer.precision import at_least_float32
 
 # Functions that only look at a tensor: batch norm layers call them before they call `batch_norm`.
 _QUERIES = {torch._assert, Tensor.dim, Tensor.size, Tensor.numel, Tensor.is_contiguous} | {
@@ -129,7 +130,7 @@ class DoubleBackprop(TorchFunctionMode):
         held = training and self._stop and input.numel() > input.shape[1]
         if not held and (training or not self._fast or not _ordinary(input, weight, bias)):
             return None
-        values = input.float() if input.dtype.itemsize < 4 else input
+        values = at_least_float32(input)
         if training:
             mean, variance = self._held_statistics(values, running_mean, running_var, momentum)
         else:

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trainer.broken_images import refuse_broken
 from trainer.cache import ShardCache
 from trainer.config import Trial
-from trainer.data import Batch, Loader, refuse_broken, train_loader
+from trainer.data import Batch, Loader, LoaderOptions, train_loader
 from trainer.distributed import data_parallel, rank, sum_over_workers, world_size
 from trainer.double_backprop import name_missing_derivative
 from trainer.epoch_report import EpochReport
@@ -188,7 +189,9 @@ def fit(
     if state is not None:
         training.load_state_dict(state)
     loss = data_parallel(make_loss(training.model, trial), device)
-    with _loader(training, train, cache) as loader:
+    transform = Transform(trial.image_size, trial.augment, trial.flip)
+    options = LoaderOptions.of_worker(trial, device, cache)
+    with train_loader(train, transform, options, seed=trial.seed, steps=training.steps_per_epoch) as loader:
         while training.epoch < trial.epochs:
             metrics = train_epoch(training, loss, loader, train, record, interrupted)
             if metrics is None:
@@ -206,23 +209,6 @@ def fit(
             if diverged:
                 return None
     return None
-
-
-def _loader(training: TrainState, train: Shards, cache: ShardCache | None) -> Loader:
-    trial = training.trial
-    return train_loader(
-        train,
-        Transform(trial.image_size, trial.augment, trial.flip),
-        trial.normalization,
-        rank=rank(),
-        world_size=world_size(),
-        seed=trial.seed,
-        steps=training.steps_per_epoch,
-        batch_size=trial.batch_size,
-        loader_workers=trial.loader_workers,
-        device=training.device,
-        cache=cache,
-    )
 
 
 def train_epoch(

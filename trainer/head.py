@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from regularizers.base import finite_examples
 from trainer.cache import ShardCache
 from trainer.config import Trial, UsageError
-from trainer.data import eval_loader, train_loader
+from trainer.data import LoaderOptions, eval_loader, train_loader
 from trainer.models import build_model, last_layers
 from trainer.preprocess import Transform
 from trainer.shards import Shards, evaluation_splits, read_shards
@@ -68,20 +68,9 @@ def train_head(
     before = _accuracy(model, val, trial, device, cache)
     optimizer = torch.optim.Adam(weights, lr=LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
-    loader = train_loader(
-        train,
-        Transform(trial.image_size, trial.augment, trial.flip),
-        trial.normalization,
-        rank=0,
-        world_size=1,
-        seed=trial.seed,
-        steps=steps,
-        batch_size=trial.batch_size,
-        loader_workers=trial.loader_workers,
-        device=device,
-        cache=cache,
-    )
-    with loader:
+    transform = Transform(trial.image_size, trial.augment, trial.flip)
+    options = LoaderOptions.of_worker(trial, device, cache)
+    with train_loader(train, transform, options, seed=trial.seed, steps=steps) as loader:
         for batch in loader.epoch():
             whole = finite_examples(batch.images)
             if not whole.any():
@@ -101,19 +90,8 @@ def train_head(
 
 
 def _accuracy(model: nn.Module, shards: Shards, trial: Trial, device: torch.device, cache: ShardCache) -> float:
-    loader = eval_loader(
-        shards,
-        Transform(trial.image_size, train=False),
-        trial.normalization,
-        rank=0,
-        world_size=1,
-        batch_size=trial.batch_size,
-        examples=MEASURED,
-        loader_workers=trial.loader_workers,
-        device=device,
-        cache=cache,
-    )
-    with loader, torch.no_grad():
+    transform, options = Transform(trial.image_size, train=False), LoaderOptions.of_worker(trial, device, cache)
+    with eval_loader(shards, transform, options, examples=MEASURED) as loader, torch.no_grad():
         hits = [
             (model(batch.images).argmax(1) == batch.labels)[finite_examples(batch.images)] for batch in loader.epoch()
         ]

@@ -14,6 +14,7 @@ from regularizers.base import checked, finite_examples
 from trainer.config import UsageError
 from trainer.data import Batch
 from trainer.double_backprop import DoubleBackprop, refuse_once_differentiable, refuse_unseen_batch_norm
+from trainer.precision import at_least_float32, autocast
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class RegularizedLoss(nn.Module):
     ) -> StepResult:
         finite, images = blank_broken(images)
         penalties, logits = self.penalties(images, labels, generator)
-        logits = logits.float() if logits.dtype.itemsize < 4 else logits
+        logits = at_least_float32(logits)
         losses = F.cross_entropy(logits, labels, reduction="none", label_smoothing=self.label_smoothing)
         # Divided by all examples: leaving one out does not change what the others weigh.
         cross_entropy, penalty = (losses * finite).mean(), (penalties * finite).mean()
@@ -97,7 +98,7 @@ class RegularizedLoss(nn.Module):
         return Forward(images, labels, logits, generator, while_heatmap=functions.taking_heatmap)
 
     def _logits(self, images: Tensor) -> Tensor:
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
+        with autocast(images.device, self.precision):
             return self.model(images)
 
 

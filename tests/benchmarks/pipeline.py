@@ -26,10 +26,10 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from trainer.cache import ShardCache
-from trainer.data import _TrainStream, train_loader
+from trainer.data import LoaderOptions, train_loader
 from trainer.normalization import IMAGENET
 from trainer.preprocess import Transform, central_window, random_window
+from trainer.readers import TrainReader
 from trainer.shards import Sample, write_shards
 
 BATCH = 32
@@ -82,9 +82,8 @@ def stock(shards: list[str], size: int) -> Iterator[int]:
 
 def ours(shards, size: int) -> Iterator[int]:
     steps = shards.total // BATCH
-    with train_loader(
-        shards, Transform(size, train=True), IMAGENET, rank=0, world_size=1, seed=0, steps=steps, batch_size=BATCH
-    ) as loader:
+    options = LoaderOptions(normalization=IMAGENET, batch_size=BATCH)
+    with train_loader(shards, Transform(size, train=True), options, seed=0, steps=steps) as loader:
         for batch in loader.epoch(0):
             yield len(batch.labels)
 
@@ -93,9 +92,10 @@ def undelivered(shards, size: int) -> Iterator[int]:
     """What a loader process does; the main process normalizes, on the GPU where there is one."""
     transform = Transform(size, train=True)
     steps = shards.total // BATCH
-    stream = _TrainStream(shards, transform, 0, 1, ShardCache(), seed=0, steps=steps, batch_size=BATCH)
-    for _, labels, *_ in DataLoader(stream, BATCH):
-        yield len(labels)
+    options = LoaderOptions(normalization=IMAGENET, batch_size=BATCH)
+    reader = TrainReader(shards=shards, transform=transform, seed=0, steps=steps, **options.for_reader())
+    for request in reader.requests(0):
+        yield len(reader[request][1])
 
 
 def main() -> None:

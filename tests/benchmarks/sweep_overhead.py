@@ -39,7 +39,7 @@ from sweeps.recording import start_sweep
 from sweeps.settings import Sweep
 from sweeps.tuning import run_sweep
 from trainer.config import Trial
-from trainer.data import train_loader
+from trainer.data import LoaderOptions, train_loader
 from trainer.digits import write_digits
 from trainer.fit import make_loss, make_optimizer, prepare_model
 from trainer.locations import folders_in
@@ -145,8 +145,8 @@ def recording() -> tuple[float, float, float]:
         sweep = make_sweep(Path(folder), 2, 1)
         write_digits(Path(sweep.trial.data))
         shards, transform = read_shards(sweep.trial.data, "train"), Transform(sweep.trial.image_size, train=False)
-        settings = {"rank": 0, "world_size": 1, "seed": 0, "steps": 1, "batch_size": 32}
-        with train_loader(shards, transform, sweep.trial.normalization, **settings) as loader:
+        options = LoaderOptions(normalization=sweep.trial.normalization, batch_size=32)
+        with train_loader(shards, transform, options, seed=0, steps=1) as loader:
             batch = next(iter(loader.epoch(0)))
         model = prepare_model(sweep.trial, 10)
         set_mode(model, sweep.trial.batch_norm)

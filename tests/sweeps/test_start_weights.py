@@ -20,10 +20,10 @@ from sweeps.start_weights import is_made, load_start, make_start
 from trainer.config import Trial, UsageError
 from trainer.evaluate.subject import load_subject
 from trainer.fit import prepare_model
+from trainer.last_layer import imagenet_wnids
 from trainer.models import build_model
 from trainer.ray_driver import Placement
 from trainer.shards import Sample, encode_jpeg, write_shards
-from trainer.weights import imagenet_wnids
 
 ROOT = Path(__file__).parents[2]
 ROWS = (7, 3, 999)

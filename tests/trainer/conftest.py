@@ -27,7 +27,7 @@ def solved(digits):
 
     What a training ends with depends on how a CPU rounds; this differs in the last digits only.
     """
-    from trainer.data import eval_loader
+    from trainer.data import LoaderOptions, eval_loader
     from trainer.models import build_model
     from trainer.normalization import IMAGENET
     from trainer.preprocess import Transform
@@ -40,7 +40,7 @@ def solved(digits):
             norm.momentum = 1.0
     transform, features, labels = Transform(None, train=False), [], []
     loader = eval_loader(
-        read_shards(digits, "train"), transform, IMAGENET, rank=0, world_size=1, batch_size=150, examples=600
+        read_shards(digits, "train"), transform, LoaderOptions(normalization=IMAGENET, batch_size=150), examples=600
     ).epoch()
     with model.linear.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0].double())):
         for number, batch in enumerate(loader):

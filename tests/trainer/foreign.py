@@ -1,12 +1,14 @@
 """Shards as other tools write them, and what is read from them."""
 
+import dataclasses
 import json
 
 import pytest
 from pictures import encoded, tar
 
+from trainer.cache import ShardCache
 from trainer.config import UsageError
-from trainer.data import eval_loader, train_loader
+from trainer.data import LoaderOptions, eval_loader, train_loader
 from trainer.normalization import IMAGENET
 from trainer.preprocess import Transform
 from trainer.shards import read_shards
@@ -34,23 +36,13 @@ def put(folder, shards, classes=CLASSES):
 
 def read(shards, cache=None):
     """Labels in order of evaluation; training reads the same samples."""
-    with eval_loader(
-        shards, Transform(16, train=False), IMAGENET, rank=0, world_size=1, batch_size=2, cache=cache
-    ) as loader:
+    options = LoaderOptions(normalization=IMAGENET, batch_size=2, cache=cache or ShardCache())
+    with eval_loader(shards, Transform(16, train=False), options) as loader:
         batches = list(loader.epoch())
     assert all(batch.images.isfinite().all() for batch in batches)
     labels = [int(label) for batch in batches for label in batch.labels]
-    with train_loader(
-        shards,
-        Transform(16, train=True),
-        IMAGENET,
-        rank=0,
-        world_size=1,
-        seed=0,
-        steps=len(labels),
-        batch_size=1,
-        cache=cache,
-    ) as loader:
+    options = dataclasses.replace(options, batch_size=1)
+    with train_loader(shards, Transform(16, train=True), options, seed=0, steps=len(labels)) as loader:
         assert sorted(int(label) for batch in loader.epoch() for label in batch.labels) == sorted(labels)
     return labels
 

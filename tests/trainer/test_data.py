@@ -13,11 +13,13 @@ import pytest
 import torch
 from PIL import Image
 
+from trainer.broken_images import refuse_broken
 from trainer.cache import ShardCache
 from trainer.config import UsageError
-from trainer.data import _TrainStream, eval_loader, refuse_broken, spread, train_loader
+from trainer.data import LoaderOptions, eval_loader, spread, train_loader
 from trainer.normalization import IMAGENET
 from trainer.preprocess import Transform
+from trainer.readers import TrainReader
 from trainer.shards import Sample, encode_jpeg, evaluation_splits, read_shards, write_shards
 
 AS_IS = Transform(None, train=False)
@@ -39,12 +41,8 @@ def evaluated(shards, ranks, workers, examples=None):
         with eval_loader(
             shards,
             AS_IS,
-            IMAGENET,
-            rank=rank,
-            world_size=ranks,
-            batch_size=50,
+            LoaderOptions(normalization=IMAGENET, rank=rank, world_size=ranks, batch_size=50, loader_workers=workers),
             examples=examples,
-            loader_workers=workers,
         ) as loader:
             for batch in loader.epoch():
                 indices = batch.indices.tolist()
@@ -73,7 +71,13 @@ def test_evaluation_reads_only_the_shards_it_needs(digits, monkeypatch):
         return original(self, location, checksum)
 
     monkeypatch.setattr(ShardCache, "open", remember)
-    list(eval_loader(read_shards(digits, "val"), AS_IS, IMAGENET, rank=1, world_size=2, batch_size=50).epoch())
+    list(
+        eval_loader(
+            read_shards(digits, "val"),
+            AS_IS,
+            LoaderOptions(normalization=IMAGENET, rank=1, world_size=2, batch_size=50),
+        ).epoch()
+    )
     assert opened == ["000002.tar", "000003.tar"]
 
 
@@ -83,7 +87,11 @@ def test_training_takes_the_same_number_of_full_batches_on_every_rank(digits, ra
     seen = []
     for rank in range(ranks):
         with train_loader(
-            shards, AS_IS, IMAGENET, rank=rank, world_size=ranks, seed=1, steps=3, batch_size=32, loader_workers=workers
+            shards,
+            AS_IS,
+            LoaderOptions(normalization=IMAGENET, rank=rank, world_size=ranks, batch_size=32, loader_workers=workers),
+            seed=1,
+            steps=3,
         ) as loader:
             batches = list(loader.epoch(0))
         assert [len(batch.labels) for batch in batches] == [32] * 3
@@ -94,7 +102,11 @@ def test_training_takes_the_same_number_of_full_batches_on_every_rank(digits, ra
 def test_order_is_a_function_of_seed_and_epoch(digits):
     def order(seed, epoch):
         loader = train_loader(
-            read_shards(digits, "train"), AS_IS, IMAGENET, rank=0, world_size=1, seed=seed, steps=2, batch_size=64
+            read_shards(digits, "train"),
+            AS_IS,
+            LoaderOptions(normalization=IMAGENET, batch_size=64),
+            seed=seed,
+            steps=2,
         )
         return labels_and_sums(loader.epoch(epoch))
 
@@ -107,10 +119,8 @@ def test_order_is_a_function_of_seed_and_epoch(digits):
 def test_an_epoch_entered_at_a_step_gives_what_is_left_of_it(digits, workers):
     """With random crops; worker processes live through several epochs."""
     shards = read_shards(digits, "train")
-    with train_loader(
-        shards, Transform(None, train=True), IMAGENET, rank=1, world_size=2, seed=3, steps=5, batch_size=16,
-        loader_workers=workers,
-    ) as loader:  # fmt: skip
+    options = LoaderOptions(normalization=IMAGENET, rank=1, world_size=2, batch_size=16, loader_workers=workers)
+    with train_loader(shards, Transform(None, train=True), options, seed=3, steps=5) as loader:
         whole = list(loader.epoch(1))
         for first in (2, 4, 5):
             rest = list(loader.epoch(1, first))
@@ -126,7 +136,7 @@ def test_skipped_steps_are_not_decoded(digits, monkeypatch):
         Transform, "__call__", lambda self, encoded, rng: decoded.append(1) or torch.zeros(3, 4, 4).byte()
     )
     loader = train_loader(
-        read_shards(digits, "train"), AS_IS, IMAGENET, rank=0, world_size=1, seed=0, steps=4, batch_size=8
+        read_shards(digits, "train"), AS_IS, LoaderOptions(normalization=IMAGENET, batch_size=8), seed=0, steps=4
     )
     list(loader.epoch(0, 3))
     assert len(decoded) == 8
@@ -137,13 +147,9 @@ def test_loader_processes_end_with_the_loader(digits):
     with train_loader(
         read_shards(digits, "train"),
         AS_IS,
-        IMAGENET,
-        rank=0,
-        world_size=1,
+        LoaderOptions(normalization=IMAGENET, batch_size=8, loader_workers=2),
         seed=0,
         steps=2,
-        batch_size=8,
-        loader_workers=2,
     ) as loader:
         list(loader.epoch(0))
         list(loader.epoch(1))
@@ -156,7 +162,7 @@ def test_loader_processes_end_with_the_loader(digits):
 
 def test_an_epoch_over_the_whole_split_sees_every_example_once(digits):
     shards = read_shards(digits, "val")
-    loader = train_loader(shards, AS_IS, IMAGENET, rank=0, world_size=1, seed=0, steps=359, batch_size=1)
+    loader = train_loader(shards, AS_IS, LoaderOptions(normalization=IMAGENET, batch_size=1), seed=0, steps=359)
     assert sorted(labels_and_sums(loader.epoch(0))) == sorted(pair for _, pair, _ in evaluated(shards, 1, 0))
 
 
@@ -167,7 +173,7 @@ def one_shard(digits):
 
 def test_epochs_shorter_than_a_shard_have_other_samples_of_it_each_time(digits):
     shards = one_shard(digits)
-    with train_loader(shards, AS_IS, IMAGENET, rank=0, world_size=1, seed=0, steps=2, batch_size=10) as loader:
+    with train_loader(shards, AS_IS, LoaderOptions(normalization=IMAGENET, batch_size=10), seed=0, steps=2) as loader:
         epochs = [labels_and_sums(loader.epoch(number)) for number in range(60)]
     everything = {pair for _, pair, _ in evaluated(shards, 1, 0)}
     assert all(len(set(epoch)) == 20 for epoch in epochs)
@@ -181,7 +187,11 @@ def test_workers_that_share_shards_have_each_sample_once(digits, ranks):
         share, seen = shards.total // ranks, []
         for rank in range(ranks):
             loader = train_loader(
-                shards, AS_IS, IMAGENET, rank=rank, world_size=ranks, seed=2, steps=share, batch_size=1
+                shards,
+                AS_IS,
+                LoaderOptions(normalization=IMAGENET, rank=rank, world_size=ranks, batch_size=1),
+                seed=2,
+                steps=share,
             )
             seen += labels_and_sums(loader.epoch(3))
         if len(shards.paths) < ranks or ranks == 1:
@@ -189,7 +199,8 @@ def test_workers_that_share_shards_have_each_sample_once(digits, ranks):
 
 
 def test_more_workers_than_samples_have_samples_all_the_same(digits):
-    stream = _TrainStream(one_shard(digits), AS_IS, 0, 1, ShardCache(), seed=0, steps=1, batch_size=1)
+    options = LoaderOptions(normalization=IMAGENET, batch_size=1)
+    stream = TrainReader(shards=one_shard(digits), transform=AS_IS, seed=0, steps=1, **options.for_reader())
     first, *_ = islice(stream._endless(0, 130, 200), 3)
     again, *_ = islice(stream._endless(0, 30, 200), 1)
     assert first.key != again.key
@@ -220,7 +231,7 @@ def test_a_few_broken_images_are_left_out_and_counted(many):
     spoil(many / "val-000001.tar", many / "spoilt.tar", broken=(3, 7))
     (many / "spoilt.tar").replace(many / "val-000001.tar")
     shards = read_shards(many, "val")
-    batches = list(eval_loader(shards, AS_IS, IMAGENET, rank=0, world_size=1, batch_size=500).epoch())
+    batches = list(eval_loader(shards, AS_IS, LoaderOptions(normalization=IMAGENET, batch_size=500)).epoch())
     images = torch.cat([batch.images for batch in batches])
     bad = images.isnan().flatten(1).all(1)
     assert bad.nonzero().flatten().tolist() == [1003, 1007]
@@ -230,7 +241,9 @@ def test_a_few_broken_images_are_left_out_and_counted(many):
 def test_the_first_image_may_be_broken(many):
     spoil(many / "val-000000.tar", many / "spoilt.tar", broken=(0, 1))
     (many / "spoilt.tar").replace(many / "val-000000.tar")
-    (first, *_) = eval_loader(read_shards(many, "val"), AS_IS, IMAGENET, rank=0, world_size=1, batch_size=500).epoch()
+    (first, *_) = eval_loader(
+        read_shards(many, "val"), AS_IS, LoaderOptions(normalization=IMAGENET, batch_size=500)
+    ).epoch()
     assert first.images.shape == (500, 3, 8, 8)
     assert first.indices.tolist() == list(range(500))
     assert first.images.isnan().flatten(1).all(1).nonzero().flatten().tolist() == [0, 1]
@@ -240,7 +253,9 @@ def test_more_broken_images_stop_with_the_shard_named(many):
     spoil(many / "val-000001.tar", many / "spoilt.tar", broken=(3, 7, 9))
     (many / "spoilt.tar").replace(many / "val-000001.tar")
     with pytest.raises(UsageError, match=r"val-000001.tar: image 1009 cannot be decoded .*more than 0.1%"):
-        list(eval_loader(read_shards(many, "val"), AS_IS, IMAGENET, rank=0, world_size=1, batch_size=500).epoch())
+        list(
+            eval_loader(read_shards(many, "val"), AS_IS, LoaderOptions(normalization=IMAGENET, batch_size=500)).epoch()
+        )
 
 
 def trained(shards, steps, batch_size=64, seeds=range(1)):
@@ -248,7 +263,7 @@ def trained(shards, steps, batch_size=64, seeds=range(1)):
     found = []
     for seed in seeds:
         loader = train_loader(
-            shards, AS_IS, IMAGENET, rank=0, world_size=1, seed=seed, steps=steps, batch_size=batch_size
+            shards, AS_IS, LoaderOptions(normalization=IMAGENET, batch_size=batch_size), seed=seed, steps=steps
         )
         found.append(sum(int(batch.images.isnan().flatten(1).all(1).sum()) for batch in loader.epoch()))
     return found
@@ -268,7 +283,7 @@ def test_the_limit_of_an_epoch_of_training_is_that_of_the_split(many):
 
 
 def test_a_large_split_that_is_broken_is_refused_early(many, monkeypatch):
-    monkeypatch.setattr("trainer.data.MAX_BROKEN", 0.9)  # so many are not read here
+    monkeypatch.setattr("trainer.broken_images.MAX_BROKEN", 0.9)  # so many are not read here
     for name in ("val-000000.tar", "val-000001.tar"):
         spoil(many / name, many / "spoilt.tar", broken=[number for number in range(1000) if number % 10])
         (many / "spoilt.tar").replace(many / name)
@@ -289,7 +304,9 @@ def test_the_limit_of_a_subset_is_that_of_its_split(many):
     (chosen, *_) = (number for number in spread(2000, 256) if number >= 1000)
     spoil(many / "val-000001.tar", many / "spoilt.tar", broken=(chosen - 1000,))
     (many / "spoilt.tar").replace(many / "val-000001.tar")
-    loader = eval_loader(read_shards(many, "val"), AS_IS, IMAGENET, rank=0, world_size=1, batch_size=100, examples=256)
+    loader = eval_loader(
+        read_shards(many, "val"), AS_IS, LoaderOptions(normalization=IMAGENET, batch_size=100), examples=256
+    )
     broken = [index for batch in loader.epoch() for index in batch.indices[batch.images.isnan().flatten(1).all(1)]]
     assert broken == [chosen]
 
@@ -303,8 +320,10 @@ def test_examples_come_once_where_a_rank_has_broken_images_alone(many, ranks):
     seen, broken = [], []
     for rank in range(ranks):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("trainer.data.MAX_BROKEN", 0.5)
-            for batch in eval_loader(shards, AS_IS, IMAGENET, rank=rank, world_size=ranks, batch_size=2).epoch():
+            patch.setattr("trainer.broken_images.MAX_BROKEN", 0.5)
+            for batch in eval_loader(
+                shards, AS_IS, LoaderOptions(normalization=IMAGENET, rank=rank, world_size=ranks, batch_size=2)
+            ).epoch():
                 seen += batch.indices.tolist()
                 broken += batch.indices[batch.images.isnan().flatten(1).all(1)].tolist()
     assert seen == [0, 1, 2, 3]
@@ -317,8 +336,8 @@ def test_a_short_or_truncated_shard_is_an_error_in_training_and_evaluation(tmp_p
     shards = read_shards(tmp_path, "val")
 
     def streams():
-        yield train_loader(shards, AS_IS, IMAGENET, rank=0, world_size=1, seed=0, steps=7, batch_size=50).epoch()
-        yield eval_loader(shards, AS_IS, IMAGENET, rank=0, world_size=1, batch_size=50).epoch()
+        yield train_loader(shards, AS_IS, LoaderOptions(normalization=IMAGENET, batch_size=50), seed=0, steps=7).epoch()
+        yield eval_loader(shards, AS_IS, LoaderOptions(normalization=IMAGENET, batch_size=50)).epoch()
 
     spoil(digits / "val-000002.tar", tmp_path / "val-000002.tar", keep=60)
     for batches in streams():
@@ -377,17 +396,23 @@ def test_a_pickle_in_a_shard_is_not_opened(tmp_path, digits):
             out.addfile(evil, io.BytesIO(b"cos\n"))
     shards = read_shards(tmp_path, "train")
     assert shards.total == 2
-    (batch,) = eval_loader(shards, AS_IS, IMAGENET, rank=0, world_size=1, batch_size=4).epoch()
+    (batch,) = eval_loader(shards, AS_IS, LoaderOptions(normalization=IMAGENET, batch_size=4)).epoch()
     assert batch.images.shape == (2, 3, 32, 32)
 
 
 def test_fewer_images_than_one_global_batch_are_refused(digits):
     with pytest.raises(UsageError, match="359 val images"):
-        train_loader(read_shards(digits, "val"), AS_IS, IMAGENET, rank=0, world_size=2, seed=0, steps=1, batch_size=200)
+        train_loader(
+            read_shards(digits, "val"),
+            AS_IS,
+            LoaderOptions(normalization=IMAGENET, world_size=2, batch_size=200),
+            seed=0,
+            steps=1,
+        )
 
 
 def test_images_are_normalized(digits):
-    loader = eval_loader(read_shards(digits, "val"), AS_IS, IMAGENET, rank=0, world_size=1, batch_size=359)
+    loader = eval_loader(read_shards(digits, "val"), AS_IS, LoaderOptions(normalization=IMAGENET, batch_size=359))
     (batch,) = loader.epoch()
     black = (0 - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225])
     torch.testing.assert_close(batch.images.amin(dim=(0, 2, 3)), black)

@@ -21,13 +21,16 @@ from PIL import Image
 from torch import nn
 
 from trainer.config import Trial, UsageError
-from trainer.data import _EvalStream, eval_loader, spread
-from trainer.evaluate import Means, accuracy, evaluate, gallery
+from trainer.data import LoaderOptions, eval_loader, spread
 from trainer.evaluate import __main__ as evaluate_command
+from trainer.evaluate import evaluate, gallery
 from trainer.evaluate import plan as plans
+from trainer.evaluate.accuracy import accuracy, calibration_error, calibration_gaps
+from trainer.evaluate.sums import Sums
 from trainer.models import build_model
 from trainer.normalization import IMAGENET
 from trainer.preprocess import Transform
+from trainer.readers import EvalReader
 from trainer.shards import Sample, encode_jpeg, read_shards, write_shards
 
 CPU = torch.device("cpu")
@@ -39,8 +42,8 @@ def trial(digits):
 
 
 def whole_split(digits, split):
-    loader = eval_loader(read_shards(digits, split), Transform(None, train=False), IMAGENET, rank=0, world_size=1,
-                         batch_size=999)  # fmt: skip
+    options = LoaderOptions(normalization=IMAGENET, batch_size=999)
+    loader = eval_loader(read_shards(digits, split), Transform(None, train=False), options)
     (batch,) = loader.epoch()
     return batch
 
@@ -53,20 +56,19 @@ def test_accuracy_and_calibration_equal_torchmetrics(classes):
     logits = 3 * torch.randn(500, classes, generator=generator)
     labels = torch.where(torch.rand(500, generator=generator) < 0.5, logits.argmax(1),
                          torch.randint(classes, (500,), generator=generator))  # fmt: skip
-    means = Means()
+    sums = Sums()
     for part in torch.arange(500).split(64):
-        means.add(accuracy(logits[part], labels[part]))
-    values = means.over_workers(CPU)
-    bins = [values.pop(f"bin{number}") for number in range(15)]
+        sums.add(accuracy(logits[part], labels[part]), calibration_gaps(logits[part], labels[part]))
+    sums = sums.over_workers(CPU)
     options = {"num_classes": classes, "average": "micro"}
     expected = {
         "accuracy": multiclass_accuracy(logits, labels, **options),
         "top5_accuracy": multiclass_accuracy(logits, labels, top_k=min(5, classes), **options),
         "loss": nn.functional.cross_entropy(logits.double(), labels),
     }
-    assert values == {name: pytest.approx(float(value), abs=1e-7) for name, value in expected.items()}
+    assert sums.means() == {name: pytest.approx(float(value), abs=1e-7) for name, value in expected.items()}
     error = multiclass_calibration_error(logits.double(), labels, classes, n_bins=15)
-    assert sum(map(abs, bins)) == pytest.approx(float(error), abs=1e-6)
+    assert calibration_error(sums.calibration_means(500)) == pytest.approx(float(error), abs=1e-6)
 
 
 def test_the_report_is_over_the_whole_split_and_its_subset(trial, solved, digits):
@@ -160,8 +162,8 @@ def test_a_batch_of_broken_images_alone_is_left_out_on_one_worker_and_two(trial,
 def test_broken_images_are_counted_over_all_workers(last_batch_broken, trial, monkeypatch):
     """However few each reader sees of them."""
     shards = read_shards(last_batch_broken, "test")
-    monkeypatch.setattr("trainer.data.MAX_BROKEN", 0.9 / 1026)
-    monkeypatch.setattr(_EvalStream, "allowed", 10**6)
+    monkeypatch.setattr("trainer.broken_images.MAX_BROKEN", 0.9 / 1026)
+    monkeypatch.setattr(EvalReader, "too_many", lambda self, broken, read: "")
     with pytest.raises(UsageError, match=r"1 of 1026 test images cannot be decoded, and at most 0.1% of the split may"):
         evaluate(build_model("resnet8", 10), shards, trial, dataclasses.replace(plans.closing(trial), attacked=1), CPU)
 
@@ -192,10 +194,10 @@ def test_the_order_of_batches_changes_no_digit():
     values = [torch.rand(7, dtype=torch.float64) * 10.0**power for power in range(-8, 9)]
     results = []
     for order in (values, values[::-1], values[5:] + values[:5]):
-        means = Means()
+        sums = Sums()
         for batch in order:
-            means.add({"x": batch})
-        results.append(means.over_workers(CPU))
+            sums.add({"x": batch}, batch[:, None])
+        results.append((sums.over_workers(CPU).means(), sums.over_workers(CPU).calibration_means(7)))
     assert results[0] == results[1] == results[2]
 
 

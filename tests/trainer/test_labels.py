@@ -9,7 +9,7 @@ import pytest
 from pictures import WNIDS, encoded, tar
 
 from trainer.config import UsageError
-from trainer.data import eval_loader, train_loader
+from trainer.data import LoaderOptions, eval_loader, train_loader
 from trainer.normalization import IMAGENET
 from trainer.preprocess import Transform
 from trainer.shards import Sample, read_shards, write_shards
@@ -32,7 +32,7 @@ def folder_of(folder, labels, classes, counted=False):
 
 
 def labels_of(shards):
-    with eval_loader(shards, Transform(16, train=False), IMAGENET, rank=0, world_size=1, batch_size=2) as loader:
+    with eval_loader(shards, Transform(16, train=False), LoaderOptions(normalization=IMAGENET, batch_size=2)) as loader:
         return [int(label) for batch in loader.epoch() for label in batch.labels]
 
 
@@ -69,11 +69,11 @@ def test_shards_that_meta_json_counts_end_a_reader_with_the_same_line(tmp_path, 
     folder_of(tmp_path, labels, ["a", "b", "c"], counted=True)
     for split in ("train", "val"):
         shards = read_shards(tmp_path, split)
-        options = {"rank": 0, "world_size": 1, "batch_size": 2, "loader_workers": workers}
+        options = LoaderOptions(normalization=IMAGENET, batch_size=2, loader_workers=workers)
         if split == "val":
-            loader = eval_loader(shards, Transform(16, train=False), IMAGENET, **options)
+            loader = eval_loader(shards, Transform(16, train=False), options)
         else:
-            loader = train_loader(shards, Transform(16, train=True), IMAGENET, seed=0, steps=1, **options)
+            loader = train_loader(shards, Transform(16, train=True), options, seed=0, steps=1)
         with loader, pytest.raises(UsageError) as refused:
             list(loader.epoch())
         assert re.fullmatch(rf"{tmp_path}/{split}-000000\.tar: {message}.*", str(refused.value))

@@ -16,7 +16,7 @@ from scipy.io import savemat
 from tensorboardX.record_writer import RecordWriter
 
 from trainer.config import UsageError
-from trainer.data import eval_loader
+from trainer.data import LoaderOptions, eval_loader
 from trainer.normalization import IMAGENET
 from trainer.preprocess import Transform
 from trainer.shards import encode_jpeg, read_shards
@@ -33,7 +33,9 @@ def test_class_folders_become_shards_that_stream(tmp_path, command):
     assert shards.classes == WNIDS
     labels = [
         int(y)
-        for b in eval_loader(shards, Transform(None, train=False), IMAGENET, rank=0, world_size=1, batch_size=4).epoch()
+        for b in eval_loader(
+            shards, Transform(None, train=False), LoaderOptions(normalization=IMAGENET, batch_size=4)
+        ).epoch()
         for y in b.labels
     ]
     assert sorted(labels) == [0] * 4 + [1] * 4 + [2] * 4

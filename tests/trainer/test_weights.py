@@ -20,8 +20,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from trainer.config import UsageError
+from trainer.last_layer import imagenet_wnids
 from trainer.models import build_model, last_layers
-from trainer.weights import fit_weights, imagenet_wnids, load_weights
+from trainer.weights import fit_weights, load_weights
 
 PREFIXES = ["module.", "_orig_mod.", "model.", "backbone.", "encoder.", "net.", "encoder_q."]
 WRAPPERS = [

@@ -11,20 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.box import MARKDOWN
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 
 from trainer.arguments import Parser
 from trainer.cache import ShardCache
 from trainer.config import PRECISIONS, Trial, UsageError
-from trainer.evaluate import SEVERITIES, evaluate
+from trainer.evaluate import evaluate
 from trainer.evaluate import plan as plans
 from trainer.evaluate.autoattack import AutoAttack
-from trainer.evaluate.corruptions import CORRUPTIONS
 from trainer.evaluate.gallery import captions, draw_gallery, explain
 from trainer.evaluate.subject import Subject, load_subject
+from trainer.evaluate.table import report_table
 from trainer.locations import absolute, whole_file
 from trainer.model_input import parse_channels
 from trainer.shards import Shards, evaluation_splits, skipped_samples
@@ -134,7 +132,7 @@ def _run(given: argparse.Namespace) -> int:
         )  # fmt: skip
         with whole_file(str(out / "report.json")) as stream:  # after each, so that an interruption loses one at most
             stream.write(json.dumps(report, indent=1).encode())
-    Console(width=1000).print(_table(report))  # a cut name is no name: rather let the terminal break the line
+    Console(width=1000).print(report_table(report))  # a cut name is no name: rather let the terminal break the line
     console.print("accuracies in %")
     console.print(f"{out / 'report.json'}, galleries of heatmaps beside it", soft_wrap=True, highlight=False)
     return 0
@@ -176,45 +174,6 @@ def _gallery(subject: Subject, shards: Shards, device: torch.device, count: int,
     one = explain(subject, shards, count, device)
     with whole_file(str(path)) as stream:
         stream.write(draw_gallery(one.pixels, one.heatmaps, captions(one, shards.classes), subject.label))
-
-
-def _table(report: dict[str, Any]) -> Table:
-    """One row for each metric and one column for each model, as Markdown; of many models a row for each.
-
-    Accuracies are in %.
-    """
-    models, prefix = report["models"], f"{report['split']}/"
-    metrics = [{name.removeprefix(prefix): value for name, value in m["metrics"].items()} for m in models]
-    if len(models) <= 4:
-        table = Table(f"on {report['split']}", box=MARKDOWN)
-        for model in models:
-            table.add_column(model["label"], justify="right")
-        names = list(dict.fromkeys(name for values in metrics for name in values))
-        for name in names:
-            corruption, _, severity = name.removeprefix("accuracy_").rpartition("_")
-            if corruption not in CORRUPTIONS:
-                table.add_row(name, *(_figure(name, values.get(name)) for values in metrics))
-            elif severity == "1":  # all severities in one row
-                of_all = [f"accuracy_{corruption}_{severity}" for severity in SEVERITIES]
-                lines = (" ".join(_figure(one, values.get(one)) for one in of_all) for values in metrics)
-                table.add_row(f"accuracy_{corruption}_1 to 5", *lines)
-    else:
-        attacks = [key for key in models[0]["attacks"] if not key.startswith(("fgsm", "square"))]
-        names = ["accuracy", "calibration_error", *(f"accuracy_{key}" for key in attacks), "heatmap_ssim"]
-        table = Table("model", box=MARKDOWN)
-        for name in names:
-            table.add_column(name.removeprefix("accuracy_"), justify="right")
-        for model, values in zip(models, metrics, strict=True):
-            table.add_row(model["label"], *(_figure(name, values.get(name)) for name in names))
-    return table
-
-
-def _figure(name: str, value: float | None) -> str:
-    if value is None:
-        return ""
-    if name.endswith("examples"):
-        return f"{value:.0f}"
-    return f"{100 * value:.1f}" if "accuracy" in name else f"{value:.4g}"
 
 
 @contextmanager

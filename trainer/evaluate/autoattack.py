@@ -8,7 +8,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from trainer.config import UsageError
-from trainer.evaluate.heatmaps import Classify
+from trainer.evaluate.classify import Classify
 from trainer.evaluate.robustness import NORMS, Outcome, Pixels
 from trainer.normalization import Normalization
 

@@ -157,6 +157,7 @@ def jpeg(pixels: Pixels, severity: int, generator: Generator) -> Pixels:
     return decode(buffer.getvalue()).permute(2, 0, 1).contiguous()
 
 
+SEVERITIES = range(1, 6)
 _FAMILIES: dict[str, tuple[Corruption, ...]] = {
     "noise": (gaussian_noise, shot_noise, impulse_noise),
     "blur": (gaussian_blur, defocus_blur, motion_blur),

@@ -8,7 +8,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from regularizers.ssim import WINDOW, gaussian_average
-from trainer.evaluate.heatmaps import Classify, correlation, heatmap, relevance
+from trainer.evaluate.classify import Classify
+from trainer.evaluate.heatmaps import correlation, heatmap, relevance
 
 BLUR = 5.0  # deviation in pixels, in an 11x11 window, as in RISE's published code
 NOISE = 0.15  # of an image's range, from SmoothGrad's recommended 10 to 20 %

@@ -11,8 +11,8 @@ from torch import Tensor
 from regularizers.base import finite_examples
 from trainer.cache import ShardCache
 from trainer.config import Trial
-from trainer.data import Batch, eval_loader
-from trainer.evaluate import classifier
+from trainer.data import Batch, LoaderOptions, eval_loader
+from trainer.evaluate.classify import classifier
 from trainer.evaluate.heatmaps import heatmap
 from trainer.evaluate.subject import Subject
 from trainer.models import build_model
@@ -45,18 +45,10 @@ class Explained:
 
 def examples(shards: Shards, trial: Trial, count: int, device: torch.device, cache: ShardCache | None = None) -> Batch:
     """Images from all over a split, always the same, as the trial's model takes them; none that cannot be decoded."""
-    loader = eval_loader(
-        shards,
-        Transform(trial.image_size, train=False),
-        trial.normalization,
-        rank=0,
-        world_size=1,
-        batch_size=count,
-        examples=count,
-        device=device,
-        cache=cache,
+    options = LoaderOptions(
+        normalization=trial.normalization, batch_size=count, device=device, cache=cache or ShardCache()
     )
-    with loader:
+    with eval_loader(shards, Transform(trial.image_size, train=False), options, examples=count) as loader:
         batch = next(iter(loader.epoch()))
     whole = finite_examples(batch.images)
     return Batch(batch.images[whole], batch.labels[whole])

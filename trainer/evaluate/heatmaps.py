@@ -3,8 +3,6 @@
 All are computed in float64: heatmaps may be so small or large that float32 cannot hold their squares.
 """
 
-from collections.abc import Callable
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -13,11 +11,11 @@ from regularizers import REGULARIZERS, Forward
 from regularizers._dct import luma
 from regularizers._images import Images, normalize, total_variation
 from regularizers.psnr_hvs_dct import visible_error
+from trainer.evaluate.classify import Classify
+from trainer.metrics import HEATMAP_CORRELATION, HEATMAP_SSIM
+from trainer.precision import at_least_float32
 
 MAX_DECIBEL = 100.0  # an identical pair has an infinite PSNR, of which there is no mean
-
-Classify = Callable[[Tensor], Tensor]
-"""Images `(b, 3, h, w)` to logits `(b, k)`: a model in evaluation mode, or one with autocast around it."""
 
 
 def heatmap(
@@ -32,7 +30,7 @@ def heatmap(
     images = images.detach().requires_grad_()
     score = Forward(images, labels, classify(images)).class_logits.sum()
     (gradient,) = torch.autograd.grad(score, images)
-    return gradient.to(torch.promote_types(gradient.dtype, torch.float32))
+    return at_least_float32(gradient)
 
 
 def similarity(heatmaps: Float[Tensor, "b 3 h w"], images: Float[Tensor, "b 3 h w"]) -> dict[str, Float[Tensor, " b"]]:
@@ -57,8 +55,8 @@ def similarity(heatmaps: Float[Tensor, "b 3 h w"], images: Float[Tensor, "b 3 h 
     small = min(images.shape[-2:]) < 11
     dissimilarity = REGULARIZERS["ssim_unfiltered" if small else "ssim"]()
     return {
-        "heatmap_ssim": -dissimilarity.formula(heatmaps, images),
-        "heatmap_correlation": correlation(heatmaps, images),
+        HEATMAP_SSIM: -dissimilarity.formula(heatmaps, images),
+        HEATMAP_CORRELATION: correlation(heatmaps, images),
         "heatmap_psnr": _decibel((heatmaps - images).square().mean(dim=(1, 2, 3))),
         "heatmap_psnr_hvs": _decibel(visible_error(luma(heatmaps), luma(images)).mean(dim=1)),
     }

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from trainer.config import UsageError
-from trainer.evaluate.heatmaps import Classify
+from trainer.evaluate.classify import Classify
 from trainer.normalization import Normalization
 
 Pixels = Float[Tensor, "b 3 h w"]

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from trainer.config import Trial, UsageError
+from trainer.last_layer import match_classes, taken, trial_settings
 from trainer.models import build_model
 from trainer.published import PRETRAINED, published
 from trainer.shards import named_classes, read_shards
-from trainer.weights import fit_weights, match_classes, taken, trial_settings
+from trainer.weights import fit_weights
 from trainer.weights_file import checkpoint_in, read_content, weights_file
 
 

@@ -5,7 +5,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from trainer.shards import encode_jpeg
+from trainer.shards.write import encode_jpeg
 
 JPEG_FORMATS = ("JPEG", "MPO")  # MPO: a JPEG with further pictures behind it, as some cameras write
 ORIENTATION = 0x0112  # EXIF tag; 1 is upright

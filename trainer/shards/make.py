@@ -17,19 +17,12 @@ from typing import Any
 
 from trainer.config import UsageError
 from trainer.locations import file_size, is_url, list_folder, read_json, remove_file, whole_file
-from trainer.shards import (
-    Sample,
-    Shards,
-    check_classes,
-    read_shards,
-    shard_name,
-    write_meta,
-    write_shard,
-)
+from trainer.shards.find import Shards, read_shards
 from trainer.shards.images import BrokenImage, as_jpeg
 from trainer.shards.layout import plan_name
 from trainer.shards.processes import in_order
 from trainer.shards.sources import Item, Source, read_item
+from trainer.shards.write import Sample, check_classes, shard_name, write_meta, write_shard
 
 NAMED = 5  # broken images in a message
 
