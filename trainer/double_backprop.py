@@ -14,7 +14,7 @@ Works on any module: it replaces functions while the model is applied, not layer
 - **Hard sigmoid** has a second derivative.
 
 Where the conditions of a replacement do not hold, PyTorch's own function serves: values and gradients are those of the
-model without this block, whatever it does (`tests/trainer/test_any_model.py`).
+model without this block, whatever it does (`tests/trainer/test_double_backprop_any_model.py`).
 """
 
 import re

@@ -5,6 +5,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
+from weight_files import noisy
 
 
 @pytest.fixture
@@ -58,3 +59,11 @@ def solved(digits):
     model.linear.weight.copy_(matrix.T)
     model.linear.bias.copy_(targets.mean(0) - mean @ matrix)
     return model
+
+
+@pytest.fixture(scope="session")
+def source():
+    """A small network with weights of its own in every parameter and buffer."""
+    from trainer.models import build_model
+
+    return noisy(build_model("resnet8", 10), 1)

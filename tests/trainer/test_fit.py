@@ -11,8 +11,6 @@ import torch
 
 from regularizers import REGULARIZERS, Regularizer
 from regularizers.base import tunable
-from trainer.cache import ShardCache
-from trainer.calibrate import calibrate
 from trainer.config import Trial, UsageError
 from trainer.fit import fit
 from trainer.preprocess import DecodeError, Transform
@@ -119,20 +117,6 @@ def test_one_broken_image_of_many_is_left_out_of_a_small_epoch(trial, one_broken
     assert math.isfinite(metrics["train/loss"])
 
 
-def test_calibration_leaves_broken_images_out(trial, one_broken):
-    units = calibrate(trial, ["l2", "psnr"], torch.device("cpu"), ShardCache())
-    assert all(math.isfinite(unit) and unit > 0 for unit in units.values())
-
-
-def test_calibration_on_broken_images_says_so(trial, monkeypatch):
-    def broken(self, encoded, randomness):
-        raise DecodeError("cut off")
-
-    monkeypatch.setattr(Transform, "__call__", broken)
-    with pytest.raises(UsageError, match=r"image digit_\d+ cannot be decoded \(cut off\)"):
-        calibrate(trial, ["l2"], torch.device("cpu"), ShardCache())
-
-
 def test_images_of_several_sizes_need_an_image_size(trial, monkeypatch):
     decode, sizes = Transform.__call__, itertools.cycle([0, 1])
     monkeypatch.setattr(Transform, "__call__", lambda self, *a: decode(self, *a)[:, next(sizes) :])
@@ -146,11 +130,6 @@ def test_a_trial_that_diverges_ends_with_the_worst_score(trial):
     assert metrics["val/robust_accuracy"] == 0
 
 
-def test_compile_refuses_batch_statistics(trial):
-    with pytest.raises(UsageError, match="compile needs batch_norm 'frozen'"):
-        dataclasses.replace(trial, compile=True, batch_norm="stop")
-
-
 @dataclass(frozen=True, kw_only=True)
 class Scalar(Regularizer):
     name = "scalar"
@@ -160,32 +139,12 @@ class Scalar(Regularizer):
         return heatmap.square().mean()
 
 
-def test_a_wrong_regularizer_ends_calibration_and_trial_by_its_name(trial, monkeypatch):
+def test_a_wrong_regularizer_ends_a_trial_by_its_name(trial, monkeypatch):
     monkeypatch.setitem(REGULARIZERS, "scalar", Scalar)
     wrong = dataclasses.replace(trial, regularizer="scalar")
     for run_it in (
-        lambda: calibrate(trial, ["none", "l2", "scalar"], torch.device("cpu"), ShardCache()),
         lambda: run(wrong),
         lambda: run(dataclasses.replace(wrong, compile=True)),
     ):
         with pytest.raises(UsageError, match="regularizer 'scalar': formula returned shape .*not over the batch"):
             run_it()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Entropy(Regularizer):
-    """Of the output; looks at no heatmap."""
-
-    name = "entropy"
-    needs_heatmap = False
-    weight: float = tunable(0.5, 0.1, 1000.0)
-
-    def penalty(self, forward):
-        return -(forward.logits.softmax(dim=1) * forward.logits.log_softmax(dim=1)).sum(dim=1)
-
-
-def test_a_penalty_without_a_heatmap_is_calibrated_too(trial, monkeypatch):
-    monkeypatch.setitem(REGULARIZERS, "entropy", Entropy)
-    units = calibrate(trial, ["none", "entropy"], torch.device("cpu"), ShardCache())
-    assert units.keys() == {"entropy"}
-    assert units["entropy"] > 0

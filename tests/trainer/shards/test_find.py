@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tarfile
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -11,6 +12,7 @@ from foreign import CLASSES, pairs, put, read, refusal
 from pictures import encoded, tar
 
 from trainer.cache import ShardCache
+from trainer.config import UsageError
 from trainer.shards import MissingSplit, Sample, evaluation_splits, read_shards, skipped_samples, write_shards
 from trainer.shards.layout import of_split
 
@@ -147,3 +149,24 @@ def test_a_shard_of_train_that_is_in_val_too_is_named(tmp_path, ours):
         f"here: {name}/train-000002.tar and {name}/val-000000.tar are the same file, so the splits share images"
     )
     assert skipped_samples("here", *evaluated) == ""
+
+
+def test_missing_and_empty_shards_are_refused(tmp_path, digits):
+    with pytest.raises(UsageError, match="no such folder"):
+        read_shards(tmp_path / "nowhere", "train")
+    with pytest.raises(UsageError, match=r"no train-\*\.tar"):
+        read_shards(tmp_path, "train")
+    with pytest.raises(UsageError, match="no image to write"):
+        write_shards([], tmp_path, "train", ["a"], "nothing")
+    with tarfile.open(tmp_path / "train-000000.tar", "w"):
+        pass
+    with pytest.raises(UsageError, match="hold no image"):
+        read_shards(tmp_path, "train")
+
+
+def test_a_lost_shard_is_named(tmp_path):
+    samples = [Sample(str(i), b"x", 0) for i in range(4)]
+    write_shards(samples, tmp_path, "train", ["a"], "test", per_shard=2)
+    (tmp_path / "train-000001.tar").unlink()
+    with pytest.raises(UsageError, match="train-000001"):
+        read_shards(tmp_path, "train")

@@ -20,7 +20,7 @@ with warnings.catch_warnings():  # of the libraries' own imports
     from captum.attr import Saliency
     from torchmetrics.functional import image as torchmetrics
 
-FOLDER = Path(__file__).parents[1] / "golden"
+FOLDER = Path(__file__).parents[2] / "golden"
 MAIN, HVS = (np.load(FOLDER / f"{name}.npz") for name in ("metric_main", "psnr_hvs"))
 ROWS = torch.arange(16.0).reshape(1, 1, 16, 1).expand(1, 3, 16, 16)
 ZERO = torch.zeros(1, 3, 16, 16)

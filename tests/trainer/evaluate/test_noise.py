@@ -8,7 +8,7 @@ import torch
 
 from trainer.evaluate.noise import r_normal, r_uniform
 
-GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "noise.npz")
+GOLDEN = np.load(Path(__file__).parents[2] / "golden" / "noise.npz")
 NAMES = [str(name) for name in GOLDEN["names"]]
 
 

@@ -1,12 +1,15 @@
 """Shards that other tools or hands described, or nobody, are verified too."""
 
 import json
+import tarfile
 
 import pytest
 from foreign import pairs, put
-from pictures import encoded, tar
+from pictures import encoded, tar, tree
 
 from trainer.shards import Sample, write_shards
+from trainer.shards.make import Settings, make_shards
+from trainer.shards.sources import class_folders
 
 
 def test_verify_reads_shards_of_other_tools(tmp_path, command, capsys):
@@ -38,3 +41,34 @@ def test_verify_needs_no_classes_in_meta_json(tmp_path, command, capsys, checksu
     (tmp_path / "classes.json").write_text('["x"]')
     assert command("--verify", tmp_path, "--workers", 1) == 1
     assert "b has label 1: 1 classes are named" in capsys.readouterr().out
+
+
+def test_verify_names_what_is_broken(tmp_path, command, capsys):
+    def verify(*more):
+        capsys.readouterr()
+        status = command("--verify", tmp_path / "out", "--workers", 1, *more)
+        return status, capsys.readouterr().out
+
+    tree(tmp_path / "in")
+    make_shards(class_folders(tmp_path / "in"), str(tmp_path / "out"), "train", Settings(per_shard=3))
+    assert verify() == (0, "12 images read, all is well\n")
+    paths = sorted((tmp_path / "out").glob("*.tar"))
+    with tarfile.open(paths[0]) as archive:
+        image = next(member for member in archive if member.name.endswith(".jpg"))
+    flipped = bytearray(paths[0].read_bytes())
+    flipped[image.offset_data] ^= 1  # the first byte of a JPEG
+    paths[0].write_bytes(flipped)
+    short = paths[1].read_bytes()[:2000]
+    paths[1].write_bytes(short)
+    paths[2].rename(tmp_path / "out/train-000009.tar")
+    status, printed = verify("--split", "train")
+    assert status == 1
+    lines = printed.splitlines()
+    assert f"{paths[0].name}: sha256 differs from meta.json" in lines
+    assert f"{paths[0].name}: {image.name}: not an image" in lines
+    assert f"{paths[1].name}: sha256 differs from meta.json" in lines
+    assert any(line.startswith(f"{paths[1].name}: ") and "meta.json says 3" in line for line in lines)
+    assert f"{paths[2].name}: missing" in lines
+    assert "train-000009.tar: not in meta.json" in lines
+    assert not any(line.startswith(paths[3].name) for line in lines)
+    assert command("--verify", tmp_path / "nowhere") == 2
