@@ -25,7 +25,7 @@ from torch import Tensor
 from regularizers import REGULARIZERS
 from regularizers._picture import descend
 from sweeps.plots import STYLE, image
-from trainer.evaluate.gallery import COLOURS
+from trainer.evaluate.gallery import COLORS
 from trainer.normalization import IMAGENET
 
 STEPS = 300
@@ -62,7 +62,7 @@ def draw(out: Path, names: Iterable[str] = REGULARIZERS, steps: int = STEPS) -> 
         first.set_title("image", fontsize=8)
         for cell, (name, heatmap) in zip(cells, heatmaps.items(), strict=False):
             limit = max(limits[name], limits["heatmap at first"])
-            cell.imshow(heatmap[0].sum(0).numpy(), cmap=COLOURS, vmin=-limit, vmax=limit)
+            cell.imshow(heatmap[0].sum(0).numpy(), cmap=COLORS, vmin=-limit, vmax=limit)
             cell.set_title(name, fontsize=8)
         for cell in figure.axes:
             cell.set_axis_off()

@@ -18,7 +18,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 from regularizers import REGULARIZERS
 from sweeps.ranking import Row, pareto
 from sweeps.results import Result
-from trainer.evaluate.gallery import COLOURS as HEATMAP
+from trainer.evaluate.gallery import COLORS as HEATMAP
 from trainer.evaluate.gallery import Explained, scaled
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F6000")  # their yellow is pale on white

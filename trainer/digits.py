@@ -33,6 +33,6 @@ def write_digits(folder: str, seed: int = 0) -> None:
 
 def _samples(images: np.ndarray, labels: np.ndarray, rows: np.ndarray) -> Iterator[Sample]:
     for row in rows:
-        grey = Image.fromarray((images[row] * (255 / 16)).astype(np.uint8))
-        picture = grey.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+        gray = Image.fromarray((images[row] * (255 / 16)).astype(np.uint8))
+        picture = gray.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
         yield Sample(f"digit_{row:04d}", encode_jpeg(picture), int(labels[row]))

@@ -29,7 +29,7 @@ class Head:
     """A last layer that was trained.
 
     Args:
-        state: of the whole model, on the CPU.
+        state: state dict of the whole model, on the CPU.
         before: accuracy on val with the random layer, fraction of 1.
         after: the same with the trained one.
     """
@@ -53,9 +53,9 @@ def train_head(
         trial: model and data; its regularizer does not matter.
         state: weights of the whole model, those of the last layer fresh.
         steps: batches to train on.
-        device: where to compute.
-        cache: of remote shards.
-        done: called after each step.
+        device: device to compute on.
+        cache: local copies of remote shards.
+        done: callback after each step.
 
     Raises:
         UsageError: if the loss does not stay finite.

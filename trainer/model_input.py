@@ -19,8 +19,8 @@ class ModelInput:
     """What a model is fed.
 
     Args:
-        mean: of the normalization, pixel fractions in [0, 1] of red, green and blue.
-        std: its deviation, pixel fractions in (0, 1].
+        mean: mean of the normalization, pixel fractions in [0, 1] of red, green and blue.
+        std: deviation of the normalization, pixel fractions in (0, 1].
         image_size: side in pixels; None takes images as large as they are.
         fixed: whether the model takes images of that size only.
     """
@@ -39,7 +39,7 @@ def model_input(name: str) -> ModelInput:
     higher, would make each regularized step dearer, and a trial trains and evaluates at one size.
 
     Args:
-        name: of the model: `resnet50`, `timm:NAME`, `timm:NAME.TAG` or `timm:hf-hub:ORGANIZATION/NAME`, whose
+        name: name of the model: `resnet50`, `timm:NAME`, `timm:NAME.TAG` or `timm:hf-hub:ORGANIZATION/NAME`, whose
             configuration is downloaded, or taken from the hub's cache. Of a name that is none of these ImageNet's mean
             and deviation, and the images' own size.
 
@@ -98,7 +98,7 @@ def _channels(kind: str, values: Any, given: str = "") -> Channels:
     if not good:
         raise UsageError(
             f"{given or f'{kind}={values}'}: give three pixel fractions, {lowest} to 1, for red, green and blue, such "
-            f"as {usual}; divide grey levels by 255"
+            f"as {usual}; divide gray levels by 255"
         )
     return red, green, blue
 

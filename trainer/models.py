@@ -30,7 +30,7 @@ def build_model(name: str, classes: int, activation: str = "relu") -> nn.Module:
         name: one of `MODELS`, or `timm:NAME` for any model of an installed timm, with or without the tag of its weights
             (`timm:resnet18.a1_in1k`), or `timm:hf-hub:OWNER/NAME` for one that is published on the Hugging Face Hub.
         classes: number of outputs.
-        activation: of our own models; timm's keep theirs.
+        activation: non-linearity of our own models; timm's keep theirs.
 
     Raises:
         UsageError: if the name or the activation is unknown or timm is not installed.

@@ -1,4 +1,4 @@
-"""Grey levels, pixel fractions and what a model is fed: fractions minus a mean, over a deviation, channel by channel.
+"""Gray levels, pixel fractions and what a model is fed: fractions minus a mean, over a deviation, channel by channel.
 
 Attacks and pictures work on pixel fractions, so a radius means the same whatever a model's deviation.
 """
@@ -26,7 +26,7 @@ class Normalization:
     std: Channels
 
     def normalize(self, levels: UInt8[Tensor, "b 3 h w"]) -> Images:
-        """Normalized images of grey levels in [0, 255]."""
+        """Normalized images of gray levels in [0, 255]."""
         mean, std = (torch.tensor(values, device=levels.device)[:, None, None] for values in (self.mean, self.std))
         # In place: a pass over memory saved is a third of the time.
         return levels.float().mul_(1 / (255 * std)).sub_(mean / std)

@@ -26,7 +26,7 @@ RATIOS = (3 / 4, 4 / 3)  # width / height
 TRIES = 10
 SMALL = 64  # pixels: square images up to here are thumbnails (CIFAR, digits), shown whole
 SHIFT = 4  # pixels a thumbnail moves by at most
-LIMIT = 2**26  # pixels of an image; more is a mistake or an attack on memory
+MAX_PIXELS = 2**26  # pixels of an image; more is a mistake or an attack on memory
 
 Window = tuple[int, int, int, int]  # top, left, height, width in pixels
 
@@ -40,13 +40,13 @@ class Transform:
     """Encoded image to pixels of one size; picklable, and a function of the bytes and the generator alone.
 
     Training shows a random window (10–100 % of the area, aspect ratio 3/4–4/3), evaluation the central one; both are
-    resized by the bicubic kernel without antialiasing and rounded to whole grey levels in [0, 255]. Images of the
+    resized by the bicubic kernel without antialiasing and rounded to whole gray levels in [0, 255]. Images of the
     output's size already and square ones of at most 64 pixels are shown whole: in training moved by up to 4 pixels
     over black, in evaluation as they are.
 
     Differences to the original: it does not flip; it keeps fractions and the kernel's overshoot (on two photographs
-    what rounding and clipping change is 0.24 grey levels in the mean and 16 at most; a value takes a quarter of the
-    memory); its greyscale files never fall back to the central window. Orientation in EXIF is ignored, as there and
+    what rounding and clipping change is 0.24 gray levels in the mean and 16 at most; a value takes a quarter of the
+    memory); its grayscale files never fall back to the central window. Orientation in EXIF is ignored, as there and
     in torchvision.
 
     Args:
@@ -90,7 +90,7 @@ class Transform:
 def decode(encoded: bytes) -> UInt8[Tensor, "h w 3"]:
     """Red, green and blue of a JPEG, PNG or WebP file; of an animation, its first picture.
 
-    Greyscale is repeated, CMYK converted without colour profile, alpha dropped, the low byte of 16 bits cut off;
+    Grayscale is repeated, CMYK converted without color profile, alpha dropped, the low byte of 16 bits cut off;
     the orientation in EXIF is ignored.
 
     Raises:
@@ -98,16 +98,16 @@ def decode(encoded: bytes) -> UInt8[Tensor, "h w 3"]:
     """
     if encoded.startswith(b"\xff\xd8"):
         with suppress(ValueError):  # whatever is irregular, Pillow decides on
-            height, width, colours, _ = simplejpeg.decode_jpeg_header(encoded)
-            if colours in ("YCbCr", "Gray", "RGB") and height * width <= LIMIT:  # its CMYK is not the original's
+            height, width, colors, _ = simplejpeg.decode_jpeg_header(encoded)
+            if colors in ("YCbCr", "Gray", "RGB") and height * width <= MAX_PIXELS:  # its CMYK is not the original's
                 return torch.from_numpy(simplejpeg.decode_jpeg(encoded, "RGB"))
     try:
         # Other formats are not for bytes from strangers: for some, Pillow starts programs.
         with Image.open(io.BytesIO(encoded), formats=("JPEG", "PNG", "WEBP")) as image:
-            if image.height * image.width > LIMIT:
-                raise ValueError(f"{image.width} x {image.height} pixels are more than {LIMIT}")
+            if image.height * image.width > MAX_PIXELS:
+                raise ValueError(f"{image.width} x {image.height} pixels are more than {MAX_PIXELS}")
             image.info.pop("transparency", None)
-            if image.mode.startswith("I"):  # 16 bits of grey, which `convert` would clip at 255
+            if image.mode.startswith("I"):  # 16 bits of gray, which `convert` would clip at 255
                 rgb = image.convert("I").point(lambda value: value / 256).convert("L").convert("RGB")
             else:
                 rgb = image.convert("RGB")
@@ -147,12 +147,12 @@ def random_window(height: int, width: int, random: Random) -> Window | None:
 def resize(
     pixels: UInt8[Tensor, "h w 3"], height: int, width: int, flip: bool = False
 ) -> UInt8[Tensor, "3 {height} {width}"]:
-    """Bicubic resize (Keys, a = −0.5, pixel centres at halves, no antialiasing), rounded and clipped to [0, 255].
+    """Bicubic resize (Keys, a = −0.5, pixel centers at halves, no antialiasing), rounded and clipped to [0, 255].
 
     Args:
-        pixels: of any size.
-        height: of the output in pixels.
-        width: of the output in pixels.
+        pixels: image of any size.
+        height: height of the output in pixels.
+        width: width of the output in pixels.
         flip: whether left and right change places.
     """
     rows, columns, _ = pixels.shape
@@ -172,9 +172,9 @@ def resize(
 @lru_cache(maxsize=512)
 def _kernel(source: int, target: int) -> tuple[Int[Tensor, "{target} 4"], Float[Tensor, "{target} 4"]]:
     """The four source pixels of each target pixel and their weights; beyond the border there is nothing."""
-    centres = (torch.arange(target, dtype=torch.float64) + 0.5) * source / target - 0.5
-    taps = centres.floor().to(torch.int64)[:, None] + torch.arange(-1, 3)
-    far = (centres[:, None] - taps).abs()
+    centers = (torch.arange(target, dtype=torch.float64) + 0.5) * source / target - 0.5
+    taps = centers.floor().to(torch.int64)[:, None] + torch.arange(-1, 3)
+    far = (centers[:, None] - taps).abs()
     weights = torch.where(far < 1, (1.5 * far - 2.5) * far**2 + 1, ((-0.5 * far + 2.5) * far - 4) * far + 2)
     weights = weights * ((taps >= 0) & (taps < source) & (far < 2))
     weights /= weights.sum(1, keepdim=True)

@@ -20,11 +20,11 @@ def learning_rate(trial: Trial, step: int, world_size: int) -> float:
 
 
 def factor(epoch: float, epochs: float) -> float:
-    """Of the learning rate at a time in a run; milestones are whole epochs, so a run of less than 18 has no warm-up.
+    """Factor on the learning rate; milestones are whole epochs, so a run of less than 18 epochs has no warm-up.
 
     Args:
-        epoch: passes that are done, with fractions.
-        epochs: of the whole run.
+        epoch: number of passes done, with fractions.
+        epochs: number of epochs of the whole run.
     """
     starts = [start * epochs // 90 for start, _ in MILESTONES]
     if epoch < starts[0]:

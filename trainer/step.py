@@ -36,7 +36,7 @@ class RegularizedLoss(nn.Module):
     Args:
         model: the classifier, its modes set by `set_mode`.
         regularizer: the penalty and its weight.
-        label_smoothing: of the cross-entropy (the penalty's score has none).
+        label_smoothing: label smoothing of the cross-entropy (the penalty's score has none).
         batch_norm: `frozen`, `stop` or `flow`.
         precision: `bfloat16` applies the model under autocast; loss, heatmap and penalty stay in float32.
         double_backprop: `fast` (`trainer.double_backprop`), or `pytorch` for PyTorch's functions alone.
@@ -111,8 +111,8 @@ class CompiledLoss(RegularizedLoss):
     Args:
         model: the classifier; its statistics must not change.
         regularizer: the penalty and its weight.
-        backend: of torch.compile.
-        **options: of `RegularizedLoss`.
+        backend: backend of torch.compile.
+        **options: options of `RegularizedLoss`.
 
     Raises:
         UsageError: if the regularizer overrides `penalty`; by its first call, if the model cannot be compiled or the
@@ -207,11 +207,11 @@ def train_step(
     """One step of the weights down the gradient of `loss`, a `RegularizedLoss`; under DDP the mean over workers.
 
     Args:
-        loss: called with images, labels and generator.
-        batch: of this worker.
-        optimizer: holds the weights.
+        loss: module that takes images, labels and generator.
+        batch: batch of this worker.
+        optimizer: optimizer of the weights.
         clip_norm: largest norm of the gradient of all weights; None leaves it as it is.
-        generator: of the penalty's random draws.
+        generator: generator of the penalty's random draws.
     """
     result = loss(batch.images, batch.labels, generator)
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]

@@ -1,13 +1,13 @@
-"""What a trial has to say, in its own folder of the storage; only rank 0 writes it.
+"""The log of a trial, in its own folder of the storage; only rank 0 writes it.
 
     trial.json               what the worker trains with, and the digest of it
-    points/epoch_0001.jsonl  a line for each step of the epoch, and for each sample of the machine's load
+    points/epoch_0001.jsonl  one line for each step of the epoch, and for each sample of system metrics
     reports/epoch_0001.json  what was measured after the epoch
     gallery.png              heatmaps of the trained model
-    failure.json             why the trial failed, where trying again is useless
+    failure.json             why the trial failed, where the error is non-retryable
 
-Each file is there whole or not at all. An epoch that is done again, after a kill, finds what it said before and adds
-nothing to it: readers meet every point once, with the time at which it was measured.
+Each file is there whole or not at all. An epoch that is trained again, after a kill, finds its earlier
+points and adds only what is missing: readers meet every point once, with the time at which it was measured.
 """
 
 import contextlib
@@ -28,12 +28,12 @@ Point = dict[str, Any]  # step, time in ms since 1970, metrics
 
 
 class TrialLog:
-    """Writes what a trial has to say; storage that cannot be written for a while costs no point and ends no training.
+    """Writes a trial's log; storage that cannot be written for a while costs no point and ends no training.
 
     Args:
-        folder: of the trial, a path or URL.
-        digest: of its configuration.
-        epoch: the one that is trained now, counted from 1.
+        folder: folder of the trial, a path or URL.
+        digest: digest of its configuration.
+        epoch: number of the epoch in training, counted from 1.
     """
 
     def __init__(self, folder: str, digest: str, epoch: int = 1) -> None:
@@ -70,7 +70,7 @@ class TrialLog:
                 self._changed = True
 
     def report(self, metrics: Metrics, step: int) -> None:
-        """Keep what was measured after the epoch, as its last word; the next epoch begins."""
+        """Keep what was measured after the epoch, which ends its log; the next epoch begins."""
         self.flush()  # readers take a report for the end of the epoch's points
         earlier = None
         with contextlib.suppress(OSError):
@@ -94,7 +94,7 @@ class TrialLog:
                     with whole_file(f"{self.folder}/{name}") as stream:
                         stream.write(content)
                 except (UsageError, OSError) as error:
-                    print(f"{error}; {len(waiting)} files of metrics are kept in memory and written later")
+                    print(f"{error}; {len(waiting)} files of metrics are queued in memory and written later")
                     return
                 with self._lock:
                     if self._waiting.get(name) is content:
@@ -139,7 +139,7 @@ def read_report(folder: str, epoch: int) -> dict[str, Any] | None:
 
 
 def failure_of(folder: str) -> str | None:
-    """Why a trial failed, if trying it again would be useless."""
+    """Why a trial failed, if the error is non-retryable."""
     failure = read_json(f"{folder}/{FAILURE}")
     return failure["reason"] if failure else None
 

@@ -36,9 +36,9 @@ class WeightCopy:
 
     Args:
         place: keys of the dictionary within the file, and the prefix there, such as `state_dict/module.`.
-        tensors: by the model's names.
-        inside: names that would belong to the model if it had them.
-        beside: names of what stands beside the model.
+        tensors: parameters by the model's names.
+        inside: names that would belong to the model if it had them, such as further layers of its stages.
+        beside: names of other tensors beside the model's.
     """
 
     place: str

@@ -47,7 +47,7 @@ class _Mapping:
 
 
 # Settings and figures that training scripts keep beside the weights. PyTorch's reader, which makes tensors and plain
-# values alone, is given stand-ins without behaviour for them: no code of these libraries runs, nor need they be there.
+# values alone, is given stand-ins without behavior for them: no code of these libraries runs, nor need they be there.
 OBJECTS = {
     "argparse": ("Namespace",),
     "types": ("SimpleNamespace",),

@@ -10,7 +10,6 @@ import pytest
 import ray
 import torch
 from mlflow import MlflowClient
-from PIL import Image
 from ray import cloudpickle
 
 from sweeps.callback import MOST_FAILURES, SweepCallback, failure_in_words, last_failure, trial_ended
@@ -21,11 +20,10 @@ from sweeps.recording import start_sweep
 from sweeps.search import METRIC
 from sweeps.settings import Sweep
 from sweeps.trials import TrialState, mismatch, read_trials, results
-from trainer import ray_trial, system_metrics
+from trainer import ray_trial
 from trainer.cache import ShardCache
 from trainer.config import Trial
 from trainer.epoch_report import failed_report
-from trainer.evaluate import gallery
 from trainer.locations import read_json
 from trainer.ray_driver import WorkerConfig
 from trainer.trial_log import read_points, read_report
@@ -213,24 +211,6 @@ def test_the_last_failure_of_a_trial_is_the_one_that_is_told():
     text = "Failure # 1 (occurred at x)\nthe actor has died\nFailure # 2 (occurred at y)\nValueError: no\n"
     trial = SimpleNamespace(get_error=lambda: text)
     assert failure_in_words(last_failure(trial)) == "ValueError: no"
-
-
-def test_a_trial_leaves_pictures_of_its_heatmaps_and_how_busy_its_machine_was(sweep, work, monkeypatch, capsys):
-    monkeypatch.setattr(system_metrics, "FIRST", 0.01)
-    reports, losses = work(CONFIG)
-    with Image.open(work.folder / "gallery.png") as picture:
-        assert picture.format == "PNG"
-        assert picture.height > picture.width  # four images below each other
-    busy = [point["metrics"] for point in work.points if "system/cpu_utilization_percentage" in point["metrics"]]
-    assert 0 < busy[0]["system/system_memory_usage_percentage"] < 100
-    assert busy[0]["system/system_memory_usage_megabytes"] > 10
-
-    monkeypatch.setattr(gallery, "draw_gallery", lambda *rest: 1 / 0)
-    shutil.rmtree(work.folder)
-    again, _ = work(CONFIG)
-    assert not (work.folder / "gallery.png").exists()
-    assert "no gallery: ZeroDivisionError" in capsys.readouterr().out
-    assert again[-1]["epoch"] == reports[-1]["epoch"]
 
 
 def test_a_run_has_the_number_of_its_trial_or_of_its_repetition(sweep):

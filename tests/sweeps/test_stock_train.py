@@ -16,18 +16,9 @@ from sweeps.cluster import ray_cluster
 from sweeps.early_stopping import make_scheduler
 from sweeps.recording import start_sweep
 from sweeps.tuning import run_sweep
-from trainer.ray_driver import TESTED_RAY, Placement
+from trainer.ray_driver import Placement
 
 ROOT = Path(__file__).parents[2]
-
-
-def test_another_ray_than_the_tested_one_runs_stock(monkeypatch):
-    assert f"ray=={TESTED_RAY}" in (ROOT / "constraints.txt").read_text().splitlines()
-    monkeypatch.setattr(ray, "__version__", TESTED_RAY)
-    assert Placement().lean
-    assert not Placement(ray_train="stock").lean
-    monkeypatch.setattr(ray, "__version__", "2.999.0")
-    assert not Placement().lean
 
 
 def test_what_is_changed_of_ray_train_is_not_imported_for_stock():

@@ -53,9 +53,9 @@ def solved(digits):
             labels.append(batch.labels)
     targets = 10 * F.one_hot(torch.cat(labels)).double()
     mean = torch.cat(features).mean(0)
-    centred = torch.cat(features) - mean
-    ridge = 0.03 / 64 * centred.square().sum() * torch.eye(64)
-    matrix = torch.linalg.solve(centred.T @ centred + ridge, centred.T @ targets)
+    centered = torch.cat(features) - mean
+    ridge = 0.03 / 64 * centered.square().sum() * torch.eye(64)
+    matrix = torch.linalg.solve(centered.T @ centered + ridge, centered.T @ targets)
     model.linear.weight.copy_(matrix.T)
     model.linear.bias.copy_(targets.mean(0) - mean @ matrix)
     return model

@@ -11,9 +11,9 @@ from trainer.shards import read_shards
 WNIDS = ("n01440764", "n01443537", "n02105855")
 
 
-def encoded(colour, form="JPEG", size=(24, 16), mode="RGB", **options):
+def encoded(color, form="JPEG", size=(24, 16), mode="RGB", **options):
     buffer = io.BytesIO()
-    Image.new("RGB", size, (colour, 255 - colour, 0)).convert(mode).save(buffer, form, **options)
+    Image.new("RGB", size, (color, 255 - color, 0)).convert(mode).save(buffer, form, **options)
     return buffer.getvalue()
 
 

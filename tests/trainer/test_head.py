@@ -13,18 +13,18 @@ from trainer.head import train_head
 from trainer.models import build_model
 from trainer.shards import Sample, encode_jpeg, write_shards
 
-COLOURS = ((230, 0, 0), (0, 230, 0), (0, 0, 230), (230, 230, 230), (20, 20, 20))
+COLORS = ((230, 0, 0), (0, 230, 0), (0, 0, 230), (230, 230, 230), (20, 20, 20))
 
 
 @pytest.fixture
 def trial(tmp_path):
-    """Five classes of one colour each, which random features tell apart: no training decides what is in them."""
+    """Five classes of one color each, which random features tell apart: no training decides what is in them."""
     generator = random.Random(1)
     for split, images in (("train", 60), ("val", 40)):
-        shades = [tuple(part + generator.randrange(25) for part in COLOURS[i % 5]) for i in range(images)]
+        shades = [tuple(part + generator.randrange(25) for part in COLORS[i % 5]) for i in range(images)]
         samples = [Sample(f"{i}", encode_jpeg(Image.new("RGB", (32, 32), shades[i])), i % 5) for i in range(images)]
-        write_shards(samples, tmp_path / "colours", split, list("abcde"), "drawn")
-    return Trial(data=str(tmp_path / "colours"), model="resnet8", batch_size=16, augment=False)
+        write_shards(samples, tmp_path / "colors", split, list("abcde"), "drawn")
+    return Trial(data=str(tmp_path / "colors"), model="resnet8", batch_size=16, augment=False)
 
 
 @pytest.fixture

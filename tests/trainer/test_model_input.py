@@ -76,8 +76,8 @@ def test_names_that_timm_does_not_know_are_refused(name, words):
 def test_other_channels_than_three_are_refused(monkeypatch):
     import timm
 
-    grey = timm.models.PretrainedCfg(input_size=(1, 96, 96), mean=(0.5,), std=(0.5,))
-    monkeypatch.setattr(timm, "get_pretrained_cfg", lambda name: grey)
+    gray = timm.models.PretrainedCfg(input_size=(1, 96, 96), mean=(0.5,), std=(0.5,))
+    monkeypatch.setattr(timm, "get_pretrained_cfg", lambda name: gray)
     with pytest.raises(UsageError, match="'timm:resnet18' takes images of 1 channels"):
         model_input("timm:resnet18")
 
@@ -172,7 +172,7 @@ def test_a_trial_from_before_there_was_a_choice_was_fed_with_imagenets():
 
 @pytest.mark.parametrize(("wrong", "words"), [
     ({"mean": (0.5, 0.5)}, r"mean=\(0.5, 0.5\): give three pixel fractions, from 0 to 1"),
-    ({"mean": (123.7, 116.3, 103.5)}, "mean=.*such as 0.485,0.456,0.406; divide grey levels by 255"),
+    ({"mean": (123.7, 116.3, 103.5)}, "mean=.*such as 0.485,0.456,0.406; divide gray levels by 255"),
     ({"mean": (-0.1, 0.5, 0.5)}, "mean="), ({"mean": (float("nan"), 0.5, 0.5)}, "mean="),
     ({"std": (0.5, 0.0, 0.5)}, "std=.*above 0 to 1.*such as 0.229,0.224,0.225"), ({"std": (1.0, 1.0, 1.1)}, "std="),
     ({"model": "timm:test_vit", "image_size": 224}, "image_size=224: .*160 pixels a side only; give --image-size 160"),

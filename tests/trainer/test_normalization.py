@@ -47,7 +47,7 @@ class Fed(nn.Module):
 
 
 def levels_of(digits, trial, count):
-    """Grey levels of images of val as the trial's size has them."""
+    """Gray levels of images of val as the trial's size has them."""
     pixels = examples(read_shards(digits, "val"), dataclasses.replace(trial, **dataclasses.asdict(NONE)), count, CPU)
     return (255 * pixels.images).round().byte()
 

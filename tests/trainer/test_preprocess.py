@@ -164,7 +164,7 @@ def test_a_mirrored_resize_is_the_mirror_of_the_resize():
         ("RGB", {"keep_rgb": True}),
         ("RGB", {"restart_marker_rows": 1}),
         ("L", {}),
-        ("CMYK", {}),  # the fast decoder takes it and shows other colours
+        ("CMYK", {}),  # the fast decoder takes it and shows other colors
     ],
     ids=str,
 )
@@ -190,16 +190,16 @@ def test_png_modes_lose_alpha_and_become_rgb(photograph, mode):
 
 
 @pytest.mark.filterwarnings("error")
-def test_transparent_palettes_keep_their_colours(photograph):
+def test_transparent_palettes_keep_their_colors(photograph):
     image = photograph.quantize(16)
     expected = np.array(image.convert("RGB"))
     assert np.array_equal(decode(encode(image, transparency=bytes(range(16)))), expected)
 
 
-def test_16_bit_greys_lose_the_low_byte():
-    grey = np.arange(65536, dtype=np.uint16).reshape(128, 512)
-    decoded = decode(encode(Image.fromarray(grey)))
-    assert np.array_equal(decoded, np.repeat((grey >> 8).astype(np.uint8)[..., None], 3, 2))
+def test_16_bit_grays_lose_the_low_byte():
+    gray = np.arange(65536, dtype=np.uint16).reshape(128, 512)
+    decoded = decode(encode(Image.fromarray(gray)))
+    assert np.array_equal(decoded, np.repeat((gray >> 8).astype(np.uint8)[..., None], 3, 2))
 
 
 def test_exif_orientation_is_ignored(photograph):
@@ -262,9 +262,9 @@ def test_huge_images_are_refused_before_memory_is_taken(kind):
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 def test_whole_images_above_the_limit_are_refused(kind, monkeypatch):
     encoded = encode(noise(24, 24), kind)
-    monkeypatch.setattr("trainer.preprocess.LIMIT", 24 * 24)
+    monkeypatch.setattr("trainer.preprocess.MAX_PIXELS", 24 * 24)
     decode(encoded)
-    monkeypatch.setattr("trainer.preprocess.LIMIT", 24 * 24 - 1)
+    monkeypatch.setattr("trainer.preprocess.MAX_PIXELS", 24 * 24 - 1)
     with pytest.raises(DecodeError, match="24 x 24 pixels"):
         decode(encoded)
 
@@ -309,18 +309,18 @@ def test_thumbnails_of_another_size_are_resized_whole():
     width=st.integers(1, 150),
     size=st.one_of(st.none(), st.integers(1, 80)),
     train=st.booleans(),
-    grey=st.integers(0, 255),
+    gray=st.integers(0, 255),
     seed=st.integers(0, 2**32),
 )
-def test_every_size_gives_the_promised_shape_and_constants_stay(height, width, size, train, grey, seed):
-    encoded = encode(Image.new("RGB", (width, height), (grey, grey, grey)))
+def test_every_size_gives_the_promised_shape_and_constants_stay(height, width, size, train, gray, seed):
+    encoded = encode(Image.new("RGB", (width, height), (gray, gray, gray)))
     pixels = Transform(size, train)(encoded, Random(seed))
     assert pixels.shape == (3, size or height, size or width)
     assert pixels.dtype == torch.uint8
     assert pixels.is_contiguous()
     moved = train and (size is None or (height == width and (height <= 64 or height == size)))
     if not moved:  # black moves in
-        assert bool((pixels == grey).all())
+        assert bool((pixels == gray).all())
 
 
 def test_a_size_of_nothing_is_refused():

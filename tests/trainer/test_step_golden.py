@@ -177,6 +177,6 @@ def test_frozen_statistics_leave_examples_apart(name):
 
 def fixed(norm, x):
     shape = (1, -1, 1, 1)
-    centred = x - norm.running_mean.reshape(shape)
+    centered = x - norm.running_mean.reshape(shape)
     scale = norm.weight / torch.sqrt(norm.running_var + norm.eps)
-    return centred * scale.reshape(shape) + norm.bias.reshape(shape)
+    return centered * scale.reshape(shape) + norm.bias.reshape(shape)

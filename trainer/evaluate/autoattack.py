@@ -18,7 +18,7 @@ class AutoAttack:
     """APGD on two losses, FAB and Square, each on what the others left: several hundred times the cost of PGD.
 
     Args:
-        eps: radius in grey levels.
+        eps: radius in gray levels.
         norm: `linf` or `l2`.
 
     Raises:

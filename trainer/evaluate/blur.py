@@ -1,8 +1,8 @@
 """Blurs by one model of a camera, so that a radius well below a pixel means something and small images need no table.
 
-Pixels are squares of constant colour, light spreads in the continuous plane, and each pixel of the result is the mean
+Pixels are squares of constant color, light spreads in the continuous plane, and each pixel of the result is the mean
 over its square. The kernel is then the point spread convolved with the triangle (1 - |x|)(1 - |y|), whose variance of
-1/6 square pixels is what it adds to a blur sampled at pixel centres.
+1/6 square pixels is what it adds to a blur sampled at pixel centers.
 """
 
 from functools import lru_cache
@@ -24,8 +24,8 @@ def convolve(planes: Float[Tensor, "c h w"], kernel: Kernel) -> Float[Tensor, "c
     """Planes blurred; beyond the border the outermost pixels go on.
 
     Args:
-        planes: of any unit.
-        kernel: where the light of a pixel goes: of odd size, the pixel itself in the middle.
+        planes: images of any unit.
+        kernel: distribution of a pixel's light, of odd size with the pixel itself in the middle.
     """
     reach = len(kernel) // 2
     padded = F.pad(planes, (reach, reach, reach, reach), mode="replicate")
@@ -56,7 +56,7 @@ def disk(radius: float) -> Kernel:
     """Kernel of a uniform disk, as of a lens out of focus.
 
     Args:
-        radius: in pixels.
+        radius: radius in pixels.
     """
     along = (torch.arange(POINTS, dtype=torch.float64) + 0.5) * 2 / POINTS - 1
     y, x = torch.meshgrid(along, along, indexing="ij")
@@ -68,9 +68,9 @@ def line(length: float, sigma: float, angle: float, scale: float = 1.0) -> Kerne
     """Kernel of a motion: half a normal distribution, from the pixel on along a line.
 
     Args:
-        length: where the line ends, in pixels.
+        length: length of the line, in pixels.
         sigma: standard deviation in pixels.
-        angle: in radians, from rightwards to downwards.
+        angle: direction in radians, from rightwards to downwards.
         scale: factor on both lengths.
     """
     along = torch.arange(0, length + STEP, STEP, dtype=torch.float64)

@@ -8,7 +8,7 @@ them with each other, not with published error rates. What differs:
 * lengths are in pixels of an image whose shorter side is 224 and shrink or grow with it: a thumbnail is treated as the
   same scene at a lower resolution, not by the separate tables that were published for CIFAR and Tiny ImageNet;
 * the blurs integrate over pixels (`trainer.evaluate.blur`), fog is a sum of smooth noise in place of a plasma fractal,
-  grey levels are rounded and not truncated, and the result is not stored as JPEG.
+  gray levels are rounded and not truncated, and the result is not stored as JPEG.
 
 Everything is a function of pixels, severity and a CPU generator. Give every example a generator of its own, and what it
 gets depends on no other; with the same seed for each severity the same specks only grow stronger.
@@ -32,7 +32,7 @@ from torch import Generator, Tensor
 from trainer.evaluate.blur import convolve, disk, gaussian, line
 from trainer.preprocess import decode
 
-Pixels = UInt8[Tensor, "3 h w"]  # grey levels in [0, 255], before normalization
+Pixels = UInt8[Tensor, "3 h w"]  # gray levels in [0, 255], before normalization
 Corruption = Callable[[Pixels, int, Generator], Pixels]
 Parameter = TypeVar("Parameter")
 SIDE = 224  # pixels of the shorter side that lengths refer to
@@ -80,7 +80,7 @@ def brightness(pixels: Pixels, severity: int, generator: Generator) -> Pixels:
     fractions = _fractions(pixels)
     value = fractions.amax(dim=0, keepdim=True)
     bright = (value + raised).clamp(max=1)
-    # Hue and saturation stay as they are if all three colours grow by one factor; black has neither.
+    # Hue and saturation stay as they are if all three colors grow by one factor; black has neither.
     return _levels(torch.where(value == 0, bright, fractions / value.clamp(min=1 / 255) * bright))
 
 
@@ -104,7 +104,7 @@ def snow(pixels: Pixels, severity: int, generator: Generator) -> Pixels:
 
     The flakes are drawn at 224 pixels and shown at the resolution of the image. Mean of the field they are cut from
     (its deviation is 0.3), size of its grains in pixels, what it must exceed to be a flake; length and deviation of the
-    trace in pixels; how much of the scene keeps its colour.
+    trace in pixels; how much of the scene keeps its color.
     """
     mean, grain, threshold, length, sigma, keep = _at(
         severity,
@@ -124,8 +124,8 @@ def snow(pixels: Pixels, severity: int, generator: Generator) -> Pixels:
     flakes = convolve(flakes, line(length, sigma, _angle(generator, pi / 4, 3 * pi / 4)))
     flakes = flakes + flakes.flip(1, 2)
     flakes = F.interpolate(flakes[None], pixels.shape[1:], mode="bilinear", antialias=True)[0]
-    grey = (fractions * torch.tensor(LUMA)[:, None, None]).sum(dim=0)
-    scene = torch.lerp(fractions.maximum(1.5 * grey + 0.5), fractions, keep)
+    gray = (fractions * torch.tensor(LUMA)[:, None, None]).sum(dim=0)
+    scene = torch.lerp(fractions.maximum(1.5 * gray + 0.5), fractions, keep)
     return _levels(scene + flakes)
 
 

@@ -26,14 +26,14 @@ def insertion_deletion(
     """Area under the true class's probability while the most relevant pixels are taken away or shown first.
 
     Pixels are ranked by the sum over channels of the heatmap's absolute value, equal ones row by row. Deletion
-    sets the first ones to 0, the mean colour of the normalization; insertion shows them in a blurred image (11x11
-    Gaussian of deviation 5 pixels, mean colour outside). Costs 2·steps + 1 forward passes.
+    sets the first ones to 0, the mean color of the normalization; insertion shows them in a blurred image (11x11
+    Gaussian of deviation 5 pixels, mean color outside). Costs 2·steps + 1 forward passes.
 
     Args:
         classify: images to logits.
         images: normalized pixels.
         labels: true classes.
-        heatmaps: what is judged.
+        heatmaps: heatmaps to judge.
         steps: the curve has its points at the fractions 0, 1/steps, …, 1 of the pixels, rounded to whole pixels.
 
     Returns:
@@ -52,8 +52,8 @@ def insertion_deletion(
         return classify(mixed).double().softmax(dim=1).gather(1, labels[:, None])[:, 0]
 
     fractions = [step / steps for step in range(steps + 1)]
-    mean_colour = torch.zeros_like(images)
-    deletion = [probabilities(fraction, mean_colour, keep_first=False) for fraction in fractions]
+    mean_color = torch.zeros_like(images)
+    deletion = [probabilities(fraction, mean_color, keep_first=False) for fraction in fractions]
     insertion = [probabilities(fraction, blurred, keep_first=True) for fraction in fractions[:-1]]
     insertion.append(deletion[0])  # both ends of the curves that show the whole image
     return {
@@ -82,7 +82,7 @@ def agreement(
 
     Returns:
         Per example `smoothgrad_agreement` and `integrated_agreement`: near 1 if the gradient at the image is that of
-        its neighbourhood and of the way to it from the mean colour; 0 if either is constant.
+        its neighborhood and of the way to it from the mean color; 0 if either is constant.
     """
     smooth = smooth_gradient(classify, images, labels, generators, samples)
     integrated = integrated_gradient(classify, images, labels, samples)
@@ -123,7 +123,7 @@ def smooth_gradient(
 def integrated_gradient(
     classify: Classify, images: Float[Tensor, "b 3 h w"], labels: Int[Tensor, " b"], steps: int = 16
 ) -> Float[Tensor, "b 3 h w"]:
-    """Mean heatmap along the straight path to each image from 0, the mean colour of the normalization; midpoint rule.
+    """Mean heatmap along the straight path to each image from 0, the mean color of the normalization; midpoint rule.
 
     Integrated gradients without the product with the image, so that it compares with other gradients.
 

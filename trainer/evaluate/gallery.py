@@ -19,9 +19,9 @@ from trainer.models import build_model
 from trainer.preprocess import Transform
 from trainer.shards import Shards, evaluation_splits
 
-COLOURS = "RdBu_r"  # matplotlib's name: red raises the class's score, blue lowers it, white is zero
+COLORS = "RdBu_r"  # matplotlib's name: red raises the class's score, blue lowers it, white is zero
 IMAGES = 4  # of a trial's gallery
-PERCENTILE = 99.0  # of |heatmap|: what is beyond has the end's colour
+PERCENTILE = 99.0  # of |heatmap|: what is beyond has the end's color
 
 
 @dataclass(frozen=True)
@@ -60,11 +60,11 @@ def explain(
     """Heatmaps of images from all over a split, the same for every model with this image size.
 
     Args:
-        subject: its model is on the device.
-        shards: the split.
-        count: of images; those that cannot be decoded are left out.
-        device: where the model is.
-        cache: of remote shards.
+        subject: model, on the device, and its trial.
+        shards: split to show.
+        count: number of images; those that cannot be decoded are left out.
+        device: device of the model.
+        cache: local copies of remote shards.
     """
     batch = examples(shards, subject.trial, count, device, cache)
     images, labels = batch.images, batch.labels
@@ -88,7 +88,7 @@ def captions(explained: Explained, classes: Sequence[str]) -> list[str]:
     """The class of each image, what it was taken for, and how surely.
 
     Args:
-        explained: the images.
+        explained: images with the model's guesses.
         classes: names; numbers where the shards have none.
     """
     last = int(torch.cat([explained.labels, explained.guesses]).max())
@@ -109,7 +109,7 @@ def draw_gallery(
         pixels: the images, pixel fractions in [0, 1].
         heatmaps: signed; summed over channels, each scaled to the `PERCENTILE` of its own absolute values.
         captions: one for each image.
-        title: above all of them.
+        title: line above all of them.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -121,12 +121,12 @@ def draw_gallery(
     axes = figure.subplots(rows, 3, squeeze=False)
     for line, one, signed, caption in zip(axes, pixels, scaled(heatmaps), captions, strict=True):
         picture = one.permute(1, 2, 0).cpu().numpy()
-        grey = one.mean(0).cpu().numpy()
-        colours = {"cmap": COLOURS, "vmin": -1.0, "vmax": 1.0, "interpolation": "nearest"}
+        gray = one.mean(0).cpu().numpy()
+        colors = {"cmap": COLORS, "vmin": -1.0, "vmax": 1.0, "interpolation": "nearest"}
         line[0].imshow(picture, interpolation="nearest")
-        shown = line[1].imshow(signed.cpu().numpy(), **colours)
-        line[2].imshow(grey, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-        line[2].imshow(signed.cpu().numpy(), alpha=signed.abs().sqrt().cpu().numpy(), **colours)
+        shown = line[1].imshow(signed.cpu().numpy(), **colors)
+        line[2].imshow(gray, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        line[2].imshow(signed.cpu().numpy(), alpha=signed.abs().sqrt().cpu().numpy(), **colors)
         line[0].set_title(caption, fontsize=8, loc="left")
         for axis in line:
             axis.set_axis_off()

@@ -68,7 +68,7 @@ def structure(heatmaps: Float[Tensor, "b 3 h w"]) -> dict[str, Float[Tensor, " b
     Returns:
         Per example:
         `heatmap_tv` in [0, 1]: the heatmap is scaled to [0, 1] by its minimum and maximum over all channels; mean
-        absolute difference over all pairs of vertical and horizontal neighbours in each channel,
+        absolute difference over all pairs of vertical and horizontal neighbors in each channel,
         3·((h-1)·w + h·(w-1)) pairs. 0 for a constant one; independent uniform noise has 1/3.
         `heatmap_gini` in [0, 1): Gini index of the relevance of the h·w pixels (`relevance`). 0 if all are equal
         (also if all are 0), 1 - 1/(h·w) if one pixel has everything.
@@ -100,8 +100,8 @@ def correlation(x: Images, y: Images) -> Float[Tensor, " b"]:
     """Signed Pearson correlation of each example over all channels and pixels, in [-1, 1]; 0 if either is constant."""
     # Scaled first: a constant becomes 0 everywhere, where subtracting its mean would leave rounding noise.
     flat = torch.stack([normalize(x.double()).flatten(1), normalize(y.double()).flatten(1)])
-    centred = flat - flat.mean(dim=2, keepdim=True)
-    unit = centred / centred.norm(dim=2, keepdim=True).clamp(min=torch.finfo(flat.dtype).tiny)
+    centered = flat - flat.mean(dim=2, keepdim=True)
+    unit = centered / centered.norm(dim=2, keepdim=True).clamp(min=torch.finfo(flat.dtype).tiny)
     return (unit[0] * unit[1]).sum(dim=1).clamp(-1, 1)
 
 

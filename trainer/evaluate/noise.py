@@ -22,8 +22,8 @@ def r_normal(images: Images, unit: Images, multiple: float) -> Images:
     """Normal noise with a deviation of `multiple` times the range of the image; none on a constant image.
 
     Args:
-        images: of any unit; the range is maximum minus minimum over all channels and pixels of each example.
-        unit: draws of deviation 1.
+        images: images of any unit; the range is maximum minus minimum over all channels and pixels of each example.
+        unit: random draws of deviation 1.
         multiple: factor on the range, dimensionless; the original's default is 0.15.
     """
     span = images.amax(dim=(1, 2, 3), keepdim=True) - images.amin(dim=(1, 2, 3), keepdim=True)
@@ -36,10 +36,10 @@ def r_uniform(images: Images, unit: Images, percentile: float = 10.0) -> Images:
     A normalized image has a negative p as a rule, which swaps the bounds; where p is 0 there is no noise.
 
     Args:
-        images: of any unit; p is taken over all channels and pixels of each example, by nearest rank: a value of the
-            image, not interpolated.
-        unit: draws between 0 and 1.
-        percentile: in [0, 100].
+        images: images of any unit; p is taken over all channels and pixels of each example, by nearest rank: a value of
+            the image, not interpolated.
+        unit: random draws between 0 and 1.
+        percentile: percentile in [0, 100].
     """
     values = images.flatten(1)
     count = values.shape[1]
@@ -55,8 +55,8 @@ def noisy(
     """The images with each kind and level of noise, under its name in metrics: `normal_0.1`, `uniform_10`.
 
     Args:
-        pixels: pixel fractions.
-        generators: makes one for each example, given what for.
+        pixels: images, pixel fractions.
+        generators: function that makes one generator for each example, given their purpose.
     """
     for multiple in MULTIPLES:
         unit = [torch.randn(pixels.shape[1:], generator=generator) for generator in generators("normal")]

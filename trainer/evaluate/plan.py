@@ -15,9 +15,9 @@ class Plan:
     """What one evaluation measures.
 
     Args:
-        examples: for accuracy, loss and calibration; None takes the whole split.
-        attacked: examples that are attacked and explained, spread over the split; None takes all.
-        attacks: the first gives `robust_accuracy`.
+        examples: number of examples for accuracy, loss and calibration; None takes the whole split.
+        attacked: number of examples that are attacked and explained, spread over the split; None takes all.
+        attacks: attacks in order; the first gives `robust_accuracy`.
         full: whether noise, corruptions and faithfulness of the heatmap are measured too.
         majority: whether the share of the most frequent class is, the accuracy of always answering that one.
     """
@@ -30,7 +30,7 @@ class Plan:
 
 
 def own_attack(trial: Trial) -> Gradient:
-    """The attack whose success the sweep minimises."""
+    """The attack whose success the sweep minimizes."""
     return Gradient(eps=trial.pgd_eps * 255, steps=trial.pgd_steps)
 
 
@@ -42,8 +42,8 @@ def light(trial: Trial, total: int) -> Plan:
     `FEWEST` examples are attacked all the same.
 
     Args:
-        trial: gives the epoch's images and the attack.
-        total: examples of the split.
+        trial: configuration; it gives the epoch's images and the attack.
+        total: number of examples of the split.
     """
     budget = LIGHT_SHARE * 3 * trial.images_per_epoch
     attack = own_attack(trial)
@@ -71,13 +71,13 @@ def full(
     """Everything.
 
     Args:
-        trial: gives the attack of `robust_accuracy`.
-        attacked: examples to attack and explain; None takes all.
-        eps: ℓ∞ radii of FGSM, PGD and Square, in grey levels.
-        l2_eps: ℓ2 radii of PGD, in grey levels.
-        steps: of PGD.
-        restarts: of PGD.
-        queries: of Square; 0 leaves it out.
+        trial: configuration; it gives the attack of `robust_accuracy`.
+        attacked: number of examples to attack and explain; None takes all.
+        eps: ℓ∞ radii of FGSM, PGD and Square, in gray levels.
+        l2_eps: ℓ2 radii of PGD, in gray levels.
+        steps: number of steps of PGD.
+        restarts: number of random starts of PGD.
+        queries: number of squares that Square tries; 0 leaves it out.
     """
     attacks: list[Attack] = [own_attack(trial)]
     attacks += [fgsm(radius) for radius in eps]

@@ -1,7 +1,7 @@
-"""Attacks on a classifier: FGSM, PGD and Square. Radii are in grey levels of 255, before normalization.
+"""Attacks on a classifier: FGSM, PGD and Square. Radii are in gray levels of 255, before normalization.
 
 Attacks work on pixel fractions in [0, 1] and never leave that range. An example withstands an attack if it is
-classified rightly as it is and at every point the attack visits, so a stronger attack can only find more.
+classified correctly as it is and at every point the attack visits, so a stronger attack can only find more.
 """
 
 import math
@@ -62,9 +62,9 @@ class Gradient:
 
     Args:
         norm: `linf` or `l2`, of the perturbation.
-        eps: radius in grey levels.
+        eps: radius in gray levels.
         steps: gradient steps.
-        step_size: in grey levels; 2.5·eps/steps by default.
+        step_size: length of a step in gray levels; 2.5·eps/steps by default.
         restarts: attempts, each from another random start.
         random_start: whether to begin somewhere in the ball (uniformly) or at the image.
 
@@ -88,11 +88,11 @@ class Gradient:
             if getattr(self, name) < 1:
                 raise UsageError(f"{name}={getattr(self, name)} of an attack: give a whole number of at least 1")
         if not 0 <= self.eps < math.inf:
-            raise UsageError(f"eps={self.eps} of an attack: give grey levels, 0 or more")
+            raise UsageError(f"eps={self.eps} of an attack: give gray levels, 0 or more")
 
     @property
     def step(self) -> float:
-        """Length of one step in grey levels."""
+        """Length of one step in gray levels."""
         return 2.5 * self.eps / self.steps if self.step_size is None else self.step_size
 
     @property
@@ -178,7 +178,7 @@ class Square:
     A model that withstands gradients better than this hides its gradient (gradient masking).
 
     Args:
-        eps: radius in grey levels.
+        eps: radius in gray levels.
         queries: squares tried on each example.
 
     References:
@@ -206,11 +206,11 @@ class Square:
         on_pixels = _on_pixels(classify, normalization)
         (height, width), device = clean.shape[-2:], clean.device
         found, withstood = clean.clone(), torch.ones(len(images), dtype=torch.bool, device=device)
-        everyone = torch.arange(len(images), device=device)
-        _visit(on_pixels, clean, labels, everyone, found, withstood)
+        all_examples = torch.arange(len(images), device=device)
+        _visit(on_pixels, clean, labels, all_examples, found, withstood)
         stripes = torch.stack([_signs((3, 1, width), generator) for generator in generators]).to(clean)
         best = (clean + radius * stripes).clamp(0, 1)
-        margins = _visit(on_pixels, best, labels, everyone, found, withstood, margin=True)
+        margins = _visit(on_pixels, best, labels, all_examples, found, withstood, margin=True)
         corners = torch.stack([torch.rand(self.queries, 2, generator=generator) for generator in generators]).to(device)
         signs = torch.stack([_signs((self.queries, 3, 1, 1), generator) for generator in generators]).to(clean)
         rows, columns = torch.arange(height, device=device), torch.arange(width, device=device)
@@ -244,7 +244,7 @@ def _visit(
     withstood: Tensor,
     margin: bool = False,
 ) -> Float[Tensor, " a"]:
-    """Classify a point of each active example, note who falls there, and return losses in nats (or logit margins)."""
+    """Classify a point of each active example, note errors, and return losses in nats (or logit margins)."""
     with torch.set_grad_enabled(pixels.requires_grad):
         logits = on_pixels(pixels)
     labels = labels[active]

@@ -24,8 +24,8 @@ class Subject:
 
     Args:
         label: short, for tables and file names.
-        model: on the CPU.
-        trial: how it is to be evaluated; for a checkpoint of a trial, that trial's own settings.
+        model: model, on the CPU.
+        trial: settings of its evaluation; for a checkpoint of a trial, that trial's own.
     """
 
     label: str
@@ -46,7 +46,7 @@ def load_subject(
             WordNet ids.
         changes: settings of `Trial` given by the user; published weights need `model`, their architecture.
         ema: whether to take the moving average that a file has beside its weights.
-        say: takes a line for the user, on what was chosen in a file or left out.
+        say: callback for a line to the user, on what was chosen in a file or left out.
 
     Raises:
         UsageError: if it cannot be loaded, or is not said to be what it needs to be said to be.

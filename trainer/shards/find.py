@@ -25,7 +25,7 @@ class Shards:
 
     Args:
         split: train, val or test.
-        paths: or URLs, in order.
+        paths: paths or URLs, in order.
         counts: samples in each.
         checksums: sha256 of each, None where nothing says it.
         classes: name of each class index.

@@ -21,7 +21,7 @@ def decode(encoded: bytes, glance: bool = False) -> Image.Image:
     """An image with its pixels.
 
     Args:
-        encoded: of any format that Pillow reads.
+        encoded: image in any format that Pillow reads.
         glance: take JPEGs at an eighth of their size: every byte is read all the same, in half the time.
 
     Raises:
@@ -44,9 +44,9 @@ def as_jpeg(encoded: bytes, shorter_side: int | None = None, quality: int = 95) 
     """JPEG bytes of any image; what is JPEG and small enough stays as it is, byte for byte.
 
     Args:
-        encoded: of any format that Pillow reads.
+        encoded: image in any format that Pillow reads.
         shorter_side: the largest allowed, in pixels; smaller images are not enlarged. None keeps sizes.
-        quality: of re-encoded images.
+        quality: JPEG quality of re-encoded images.
 
     Raises:
         BrokenImage: if it cannot be decoded.
@@ -78,7 +78,7 @@ def _turn(image: Image.Image) -> str | None:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """16-bit grey scaled to 8 bits, where Pillow would clip it to white."""
+    """16-bit gray scaled to 8 bits, where Pillow would clip it to white."""
     if not image.mode.startswith("I"):
         return image
     return Image.fromarray((np.asarray(image).astype(np.int64) // 256).clip(0, 255).astype(np.uint8))

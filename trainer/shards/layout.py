@@ -32,7 +32,7 @@ class Place:
     """What `--data` names.
 
     Args:
-        given: as the user wrote it.
+        given: location as the user wrote it.
         root: folder or URL that holds meta.json and classes.json.
         asked: names that braces ask for, relative to the root; None for all that are there.
     """

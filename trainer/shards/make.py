@@ -32,11 +32,11 @@ class Settings:
     """What, besides the source, decides the bytes of the shards.
 
     Args:
-        per_shard: images in each shard but the last; not looked at where `shard_megabytes` is given.
+        per_shard: number of images in each shard but the last; not looked at where `shard_megabytes` is given.
         shard_megabytes: size of the images in a shard before they are re-encoded, in MB of 10^6 bytes; at least one.
-        seed: of the shuffle over the whole split.
+        seed: seed of the shuffle over the whole split.
         shorter_side: larger images are scaled down to it, in pixels; None leaves JPEGs as they are.
-        quality: of JPEGs written anew, 1 to 95.
+        quality: quality of re-encoded JPEGs, 1 to 95.
     """
 
     per_shard: int | None = 1000
@@ -109,13 +109,13 @@ def make_shards(
     """Make the shards of a split, or what is missing of them.
 
     Args:
-        source: of the images.
+        source: source of the images.
         folder: path or URL (s3://, gs://) of the shards; may hold other splits of the same classes.
         split: train, val or test.
-        settings: what the shards are to be.
+        settings: settings of the shards.
         workers: processes; each writes whole shards.
         skip_broken: leave out images that cannot be decoded, instead of refusing.
-        progress: called with each shard in order.
+        progress: callback for each shard, in order.
 
     Raises:
         UsageError: if an image is broken, the folder cannot be written, or it holds this split made of something else.

@@ -20,7 +20,7 @@ class Counted:
     """What the shards of a split hold.
 
     Args:
-        samples: in each shard.
+        samples: number of samples in each shard.
         skipped: samples without an image or without a class, in all of them.
         example: the first of those, in words.
         empty: class indices without a sample.
@@ -48,7 +48,7 @@ def count_samples(paths: Sequence[str], classes: tuple[str, ...]) -> Counted:
     """Count the samples of a split's shards and check their labels.
 
     Args:
-        paths: of the shards, in order.
+        paths: paths of the shards, in order.
         classes: name of each class index; empty where nothing names them.
 
     Raises:

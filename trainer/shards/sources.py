@@ -27,9 +27,9 @@ class Item:
 
     Args:
         key: unique in its source.
-        path: of the file or archive.
-        offset: of the image or TFRecord in it, in bytes.
-        size: of the image or TFRecord, in bytes.
+        path: path of the file or archive.
+        offset: position of the image or TFRecord in it, in bytes.
+        size: size of the image or TFRecord, in bytes.
         label: class index; None where it is in the TFRecord at the offset.
     """
 
@@ -50,7 +50,7 @@ class Source:
     Args:
         name: kept in meta.json.
         classes: name of each class index.
-        items: of all images.
+        items: items of all images.
         ignored: number of files that are no images by their suffix, for each suffix.
         empty: classes without an image.
     """
@@ -66,8 +66,8 @@ def class_folders(folder: Path, out: str = "SHARDS") -> Source:
     """A tree with one folder per class; deeper folders belong to their class.
 
     Args:
-        folder: of the class folders.
-        out: where the shards are to lie, for the command in a message.
+        folder: folder of the class folders.
+        out: folder of the shards, for the command in a message.
 
     Raises:
         UsageError: if there is no class folder or no image, or if the folders are splits.

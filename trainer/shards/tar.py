@@ -40,10 +40,10 @@ class Entry:
     """Where a sample lies in its shard.
 
     Args:
-        key: its name in the shard.
-        offset: of the image, in bytes.
-        size: of the image, in bytes.
-        label: what its class member holds, no more than 200 bytes of it.
+        key: name of the sample in the shard.
+        offset: position of the image, in bytes.
+        size: size of the image, in bytes.
+        label: content of its class member, no more than 200 bytes of it.
     """
 
     key: str
@@ -72,7 +72,7 @@ def open_samples(name: str, stream: IO[bytes]) -> Iterator[tuple[IO[bytes], Cont
     """The shard's tar file, decompressed, and what it holds; no image is read.
 
     Args:
-        name: of the shard, for messages.
+        name: name of the shard, for messages.
         stream: seekable, at its start.
 
     Raises:

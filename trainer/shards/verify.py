@@ -39,7 +39,7 @@ def verify(
         folder: path or URL.
         split: train, val or test; None checks all that are there.
         workers: processes.
-        progress: called with each shard in order.
+        progress: callback for each shard, in order.
 
     Returns:
         The number of images read and a line for everything that is wrong.

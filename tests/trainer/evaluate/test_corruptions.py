@@ -40,7 +40,7 @@ def shrunk(pixels, factor):
     return torch.nn.functional.avg_pool2d(pixels.double(), factor)
 
 
-def grey(level, side=224):
+def gray(level, side=224):
     return torch.full((3, side, side), level, dtype=torch.uint8)
 
 
@@ -92,14 +92,14 @@ def test_a_thumbnail_is_treated_as_the_scene_at_a_lower_resolution(name):
         thumbnail = shrunk(photograph, 7).round().to(torch.uint8)
         for severity in SEVERITIES:
             wanted = shrunk(corrupt(name, photograph, severity), 7)
-            # Grey levels; blurs of the same radius in pixels as at 224 are 13 to 42 apart.
+            # Gray levels; blurs of the same radius in pixels as at 224 are 13 to 42 apart.
             apart = distance(corrupt(name, thumbnail, severity), wanted)
             assert apart < 4.5 + 0.1 * distance(thumbnail, wanted), severity
 
 
 def test_gaussian_noise_has_its_deviation():
     for severity, std in zip(SEVERITIES, (0.08, 0.12, 0.18), strict=False):  # stronger ones are clipped
-        noise = (corrupt("gaussian_noise", grey(128), severity).double() - 128) / 255
+        noise = (corrupt("gaussian_noise", gray(128), severity).double() - 128) / 255
         assert noise.mean().abs() < 5 * std / noise.numel() ** 0.5 + 1e-3
         assert noise.std().item() == pytest.approx(std, rel=0.01)
     red, green, _ = noise.flatten(1)
@@ -109,16 +109,16 @@ def test_gaussian_noise_has_its_deviation():
 def test_shot_noise_has_the_variance_of_counts():
     for severity, photons in zip(SEVERITIES, (60, 25, 12, 5, 3), strict=True):
         level = 51  # a fifth: nothing is clipped but for the last two
-        counts = corrupt("shot_noise", grey(level), severity).double() / 255 * photons
+        counts = corrupt("shot_noise", gray(level), severity).double() / 255 * photons
         assert counts.mean().item() == pytest.approx(photons / 5, rel=0.02)
         assert counts.var().item() == pytest.approx(photons / 5, rel=0.03 if severity < 4 else 0.1)
         assert (counts - counts.round()).abs().max() < photons / 255
-    assert torch.equal(corrupt("shot_noise", grey(0), 5), grey(0))
+    assert torch.equal(corrupt("shot_noise", gray(0), 5), gray(0))
 
 
 def test_impulse_noise_replaces_its_share_of_values():
     for severity, amount in zip(SEVERITIES, (0.03, 0.06, 0.09, 0.17, 0.27), strict=True):
-        noisy = corrupt("impulse_noise", grey(128), severity)
+        noisy = corrupt("impulse_noise", gray(128), severity)
         for level in (0, 255):
             assert (noisy == level).double().mean().item() == pytest.approx(amount / 2, abs=0.002)
         assert (noisy == 128).double().mean().item() == pytest.approx(1 - amount, abs=0.003)
@@ -132,7 +132,7 @@ def test_a_blur_keeps_a_constant_image_and_the_mean(name):
     photograph[:, :, :60] = photograph[:, :, -60:] = 90
     for severity in SEVERITIES:
         for level in (0, 77, 255):
-            assert torch.equal(corrupt(name, grey(level), severity), grey(level))
+            assert torch.equal(corrupt(name, gray(level), severity), gray(level))
         blurred = corrupt(name, photograph, severity)
         means = (pixels.double().mean(dim=(1, 2)) for pixels in (blurred, photograph))
         torch.testing.assert_close(*means, rtol=0, atol=0.02)
@@ -145,7 +145,7 @@ def test_gaussian_blur_is_scipys_of_square_pixels(sigma):
     expected = ndimage.gaussian_filter(squares, fine * sigma, mode="nearest", truncate=6)
     expected = expected.reshape(20, fine, 25, fine).mean(axis=(1, 3))
     blurred = convolve(torch.from_numpy(plane)[None].float(), gaussian(sigma))[0]
-    np.testing.assert_allclose(blurred, expected, atol=0.15)  # grey levels; scipy's grid is 1/16 pixel
+    np.testing.assert_allclose(blurred, expected, atol=0.15)  # gray levels; scipy's grid is 1/16 pixel
 
 
 def test_convolution_is_scipys():
@@ -179,7 +179,7 @@ def test_moments_of_kernels():
 
 
 def test_motion_goes_to_the_right():
-    dot = grey(0)
+    dot = gray(0)
     dot[:, 112, 112] = 255
     lit = {tuple(np.sign(where)) for seed in range(30) for where in _trail(corrupt("motion_blur", dot, 1, seed))}
     assert lit >= {(1, 1), (-1, 1)}
@@ -192,12 +192,12 @@ def _trail(pixels):
 
 
 def test_brightness_raises_the_value_alone():
-    colours = torch.tensor([[0, 0, 0], [10, 60, 200], [120, 119, 30], [255, 0, 3]], dtype=torch.uint8)
-    pixels = colours.T.reshape(3, 2, 2).contiguous()
+    colors = torch.tensor([[0, 0, 0], [10, 60, 200], [120, 119, 30], [255, 0, 3]], dtype=torch.uint8)
+    pixels = colors.T.reshape(3, 2, 2).contiguous()
     for severity in SEVERITIES:
         bright = corrupt("brightness", pixels, severity).reshape(3, 4).T
-        for colour, found in zip(colours.tolist(), bright.tolist(), strict=True):
-            hue, saturation, value = colorsys.rgb_to_hsv(*(level / 255 for level in colour))
+        for color, found in zip(colors.tolist(), bright.tolist(), strict=True):
+            hue, saturation, value = colorsys.rgb_to_hsv(*(level / 255 for level in color))
             expected = colorsys.hsv_to_rgb(hue, saturation, min(1, value + severity / 10))
             assert found == pytest.approx([255 * level for level in expected], abs=0.501)
 
@@ -205,17 +205,17 @@ def test_brightness_raises_the_value_alone():
 def test_fog_is_a_veil_between_none_and_full():
     weights = (1.5, 2, 2.5, 2.5, 3)
     for severity, weight in zip(SEVERITIES, weights, strict=True):
-        foggy = corrupt("fog", grey(204), severity)  # four fifths: the white that the veil is scaled to
+        foggy = corrupt("fog", gray(204), severity)  # four fifths: the white that the veil is scaled to
         assert (foggy[0] == foggy[1]).all()
         assert foggy.min().item() == round(255 * 0.8 * 0.8 / (0.8 + weight))
         assert foggy.max().item() == 204
-    assert torch.equal(corrupt("fog", grey(0), 5), grey(0))
+    assert torch.equal(corrupt("fog", gray(0), 5), gray(0))
 
 
 def test_fog_is_smooth_and_finer_with_severity():
     grains = []
     for severity in (2, 3, 4, 5):
-        veil = corrupt("fog", grey(255), severity)[0].double()
+        veil = corrupt("fog", gray(255), severity)[0].double()
         grains.append(((veil[1:] - veil[:-1]).std() / veil.std()).item())
     assert grains == sorted(grains)
     assert 0.01 < grains[0] < grains[-1] < 0.5  # of white noise: 1.4
@@ -223,7 +223,7 @@ def test_fog_is_smooth_and_finer_with_severity():
 
 def test_snow_whitens_and_adds_flakes():
     for severity, keep in zip(SEVERITIES, (0.8, 0.7, 0.7, 0.65, 0.55), strict=True):
-        snowy = corrupt("snow", grey(0), severity)
+        snowy = corrupt("snow", gray(0), severity)
         assert snowy.min().item() == pytest.approx(255 * 0.5 * (1 - keep), abs=0.51)
         assert torch.equal(snowy, snowy.flip(1, 2))  # every flake falls twice, the other from below
         share = (snowy[0] > snowy.min() + 5).double().mean().item()

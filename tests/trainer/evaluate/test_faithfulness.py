@@ -151,7 +151,7 @@ def test_a_linear_classifier_agrees_entirely_and_its_negative_not_at_all(images)
             assert_equal(value, torch.full((3,), sign).double())
 
 
-@pytest.mark.parametrize("image", [0.0, 0.7], ids=["mean-colour", "constant"])
+@pytest.mark.parametrize("image", [0.0, 0.7], ids=["mean-color", "constant"])
 def test_degenerate_input_is_finite(model, image):
     images = torch.full((2, 3, SIDE, SIDE), image, dtype=torch.float64)
     maps, labels = torch.zeros_like(images), torch.tensor([1, 2])

@@ -11,7 +11,7 @@ from PIL import Image
 from trainer.evaluate import gallery
 
 
-def test_a_gallery_shows_zero_as_white_and_signs_as_colours():
+def test_a_gallery_shows_zero_as_white_and_signs_as_colors():
     heatmaps = torch.zeros(1, 3, 8, 8)
     heatmaps[:, :, :4] = 0.1
     heatmaps[:, :, 6:] = -0.2

@@ -31,7 +31,7 @@ def linear(seed=0):
 
 
 @pytest.fixture
-def mid_grey():
+def mid_gray():
     """Pixels far from black and white, so that no attack is cut off there."""
     generator = torch.Generator().manual_seed(1)
     return IMAGENET.from_pixels(0.4 + 0.2 * torch.rand(200, 3, 8, 8, generator=generator, dtype=torch.float64))
@@ -39,31 +39,31 @@ def mid_grey():
 
 @pytest.mark.parametrize("steps", [1, 10])
 @pytest.mark.parametrize("norm", ["linf", "l2"])
-def test_the_robust_accuracy_of_a_linear_model_is_its_closed_form(mid_grey, norm, steps):
+def test_the_robust_accuracy_of_a_linear_model_is_its_closed_form(mid_gray, norm, steps):
     classify, weights = linear()
-    logits = classify(mid_grey)
+    logits = classify(mid_gray)
     labels = logits.argmax(1)
     dual = weights.abs().sum() if norm == "linf" else weights.norm()
     radii = logits[:, 0].abs() / dual * 255
     eps = float(radii.median())
     # A step longer than the diameter ends at the ball's far side from wherever it starts.
     attack = Gradient(norm=norm, eps=eps, steps=steps, step_size=1e3 * eps)
-    adversarial, withstood = attack(classify, mid_grey, labels, generators(200), IMAGENET)
+    adversarial, withstood = attack(classify, mid_gray, labels, generators(200), IMAGENET)
     certain = (radii / eps - 1).abs() > 1e-9  # the median itself lies on the edge
     assert torch.equal(withstood[certain], (radii > eps)[certain])
     assert certain.sum() >= 198
-    changes = 255 * (IMAGENET.to_pixels(adversarial) - IMAGENET.to_pixels(mid_grey)).flatten(1)
+    changes = 255 * (IMAGENET.to_pixels(adversarial) - IMAGENET.to_pixels(mid_gray)).flatten(1)
     sizes = changes.abs().amax(1) if norm == "linf" else changes.norm(dim=1)
     assert sizes.max() <= eps * (1 + 1e-9)
 
 
-def test_fgsm_is_the_sign_of_the_gradient(mid_grey):
+def test_fgsm_is_the_sign_of_the_gradient(mid_gray):
     classify, weights = linear()
-    labels = classify(mid_grey).argmax(1)
-    adversarial, withstood = fgsm(2.0)(classify, mid_grey, labels, generators(200), IMAGENET)
+    labels = classify(mid_gray).argmax(1)
+    adversarial, withstood = fgsm(2.0)(classify, mid_gray, labels, generators(200), IMAGENET)
     direction = torch.where(labels == 0, -1.0, 1.0)[:, None, None, None] * weights.sign()
     assert 0 < withstood.sum() < len(withstood), "both are looked at: who withstands and who does not"
-    change = IMAGENET.to_pixels(adversarial) - IMAGENET.to_pixels(mid_grey)
+    change = IMAGENET.to_pixels(adversarial) - IMAGENET.to_pixels(mid_gray)
     torch.testing.assert_close(255 * change, 2 * direction, rtol=0, atol=1e-9)
 
 
@@ -145,8 +145,8 @@ def test_small_steps_find_what_a_leap_passes_over():
     eps = 8.0
 
     def classify(images):
-        grey_levels = 255 * (IMAGENET.to_pixels(images).mean(dim=(1, 2, 3)) - 0.5)
-        score = (grey_levels - eps / 2).abs() - eps / 10
+        gray_levels = 255 * (IMAGENET.to_pixels(images).mean(dim=(1, 2, 3)) - 0.5)
+        score = (gray_levels - eps / 2).abs() - eps / 10
         return torch.stack([score, torch.zeros_like(score)], 1)
 
     labels = torch.zeros(8, dtype=torch.int64)
@@ -162,26 +162,26 @@ def bright(images):
 
 
 @pytest.fixture
-def greys():
-    """Plain greys 1 to 40 grey levels above and below a half, one apart, and their classes."""
+def grays():
+    """Plain grays 1 to 40 gray levels above and below a half, one apart, and their classes."""
     levels = torch.cat([torch.arange(-40, 0), torch.arange(1, 41)]).double()
     images = IMAGENET.from_pixels((0.5 + levels / 255)[:, None, None, None].expand(80, 3, 16, 16).contiguous())
     return images, (levels < 0).long()
 
 
-def test_a_model_that_hides_its_gradient_is_found_out(greys):
+def test_a_model_that_hides_its_gradient_is_found_out(grays):
     """Huge logits round the loss and its gradient to zero; the random squares do not care."""
     attacks = Gradient(eps=20.5), Square(eps=20.5)
-    white, black = (share(attack, lambda images: 1e6 * bright(images), *greys) for attack in attacks)
+    white, black = (share(attack, lambda images: 1e6 * bright(images), *grays) for attack in attacks)
     assert white > 0.9, "what a random start finds by chance"
     assert black < 0.75
-    white, black = (outcome(attack, bright, *greys) for attack in attacks)
-    assert white.double().mean() == 0.5, "the 20 greys on each side that are farther away"
+    white, black = (outcome(attack, bright, *grays) for attack in attacks)
+    assert white.double().mean() == 0.5, "the 20 grays on each side that are farther away"
     assert not (white & ~black).any()
 
 
-def test_more_queries_find_more(greys):
-    few, many = (share(Square(eps=20.5, queries=queries), bright, *greys) for queries in (20, 400))
+def test_more_queries_find_more(grays):
+    few, many = (share(Square(eps=20.5, queries=queries), bright, *grays) for queries in (20, 400))
     assert 0.5 <= many < few - 0.2
 
 

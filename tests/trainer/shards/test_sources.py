@@ -248,7 +248,7 @@ def test_keys_are_unique_and_fit_a_tar_file(tmp_path):
 def test_jpegs_stay_and_the_rest_becomes_rgb_jpeg(tmp_path):
     folder = tmp_path / "in" / "a"
     folder.mkdir(parents=True)
-    kept = {"grey": encoded(200, mode="L"), "cmyk": encoded(200, mode="CMYK"), "fine": encoded(200)}
+    kept = {"gray": encoded(200, mode="L"), "cmyk": encoded(200, mode="CMYK"), "fine": encoded(200)}
     for name, data in kept.items():
         (folder / f"{name}.jpg").write_bytes(data)
     deep = io.BytesIO()
