@@ -1,7 +1,7 @@
 """Local copies of remote shards, one folder per node, shared by all trials that run there.
 
 A shard is downloaded once, under a temporary name, checked against the checksum of meta.json and only then given its
-own; whoever asks meanwhile waits for that. The least recently used are removed when the folder grows over its size; a
+own; other readers wait for that. The least recently used are removed when the folder grows over its size; a
 reader that has one open keeps it until it is done.
 """
 

@@ -59,7 +59,7 @@ def load_state(folder: str) -> State:
     except OSError as error:
         kind = UsageError if isinstance(error, FileNotFoundError) else UnreachableError
         raise kind(f"checkpoint {folder}: cannot be read ({type(error).__name__}: {error})") from None
-    except Exception as error:  # whatever the zip and pickle readers say to what is no checkpoint
+    except Exception as error:  # the zip and pickle readers raise errors of all kinds
         raise UsageError(f"checkpoint {folder}: cannot be read ({type(error).__name__}: {error})") from None
 
 

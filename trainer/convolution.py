@@ -47,7 +47,7 @@ class FoldedConvolution(torch.autograd.Function):
 
     Args of `apply`: input, scaled weight and bias that give the same result; output, scale, shift; the convolution's
     own weight and bias; its geometry; the result, in a list, as autograd would take a tensor that is both argument and
-    result for a view, which nobody may change in place.
+    result for a view, which may not be changed in place.
     """
 
     OUTPUT = 3  # position among the arguments

@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from trainer.retryable import LostWorkerError
 
-# Gloo's errors, and NCCL's within a backward pass, reach Python as a RuntimeError: only their text tells what they are.
+# Gloo's errors, and NCCL's within a backward pass, reach Python as a RuntimeError: only their text identifies them.
 LOST = ("gloo", "nccl", "connection")
 
 

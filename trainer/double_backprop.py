@@ -126,7 +126,7 @@ class DoubleBackprop(TorchFunctionMode):
         weight: Tensor | None = None, bias: Tensor | None = None, training: bool = False, momentum: float = 0.1,
         eps: float = 1e-5,
     ) -> Tensor | None:  # fmt: skip
-        # Of no value there are no statistics to hold; of one there is no variance, and PyTorch says so.
+        # No value has no statistics to hold; one value has no variance, and PyTorch raises an error.
         held = training and self._stop and input.numel() > input.shape[1]
         if not held and (training or not self._fast or not _ordinary(input, weight, bias)):
             return None
@@ -232,7 +232,7 @@ def _nodes(result: Tensor) -> Iterator[Any]:
 
 
 def refuse_once_differentiable(penalties: Tensor) -> None:
-    """Raise what PyTorch would, which is silent where a backward pass is told whose gradients it shall take.
+    """Raise what PyTorch would, which is silent in a backward pass that is given its inputs.
 
     Raises:
         RuntimeError: if a function that is marked once_differentiable would have to be differentiated again.

@@ -22,7 +22,7 @@ REPORTED = (
     TRAIN_IMAGES_PER_SECOND,
 )  # fmt: skip
 PARTIAL = "partial"  # marks a report that brings a checkpoint within an epoch and no metrics
-FAILED = "failed"  # in the report of a trial that is not to be retried: why
+FAILED = "failed"  # the reason, in the report of a trial that is not to be retried
 DIGEST, CHECKPOINT_FOLDER = "digest", "checkpoint_folder"
 
 
@@ -71,8 +71,8 @@ class EpochReport:
             checkpoint_folder: newest checkpoint, if there is one.
         """
         everything = self.to_dict()
-        told = {name: everything[name] for name in REPORTED if name in everything}
-        values: dict[str, Any] = {name: value if math.isfinite(value) else 0.0 for name, value in told.items()}
+        reported = {name: everything[name] for name in REPORTED if name in everything}
+        values: dict[str, Any] = {name: value if math.isfinite(value) else 0.0 for name, value in reported.items()}
         if checkpoint_folder is not None:
             values[CHECKPOINT_FOLDER] = checkpoint_folder
         return values | {DIGEST: digest}
@@ -82,10 +82,10 @@ _COUNTS = tuple(field.name for field in fields(EpochReport) if field.name != "me
 
 
 def failed_report(reason: str) -> dict[str, Any]:
-    """What Ray is told of a trial that failed and is not to be retried."""
+    """The report of a trial that failed with a non-retryable error."""
     return WORST | {FAILED: reason}
 
 
 def partial_report() -> dict[str, Any]:
-    """What Ray is told with a checkpoint within an epoch."""
+    """The report that goes with a checkpoint within an epoch."""
     return WORST | {PARTIAL: True}

@@ -43,7 +43,7 @@ def class_rows(names: Sequence[str], classes: Sequence[str], count: int) -> list
     """Which rows of a last layer of so many are the data's classes; None where it has not all of them by name."""
     if len(names) != count or not classes:
         return None
-    if list(names) == list(classes):  # whatever stands twice there
+    if list(names) == list(classes):  # even if a name occurs twice
         return list(range(count))
     often = Counter(names)
     rows = {name: row for row, name in enumerate(names) if often[name] == 1}

@@ -1,7 +1,7 @@
 """Ray Train with as few processes and as little waiting as it takes, above all inside a Ray Tune trial.
 
 Stock Ray Train starts five to seven processes for each trial besides its workers: a controller, a queue between it and
-the trial, a cleaner of its placement group, a manager of data sets that nobody gave it. In a trial of Tune the
+the trial, a cleaner of its placement group, a manager of data sets that it does not use. In a trial of Tune the
 controller lives in the trial's process, which never imports PyTorch, and reports to Tune by itself. Workers start in
 the placement group that Tune made for the trial and removes however the trial ends; those that have trained to the end
 train the next trial, too.
@@ -97,7 +97,7 @@ def _join(backend: str, rank: int, size: int, address: str, port: int) -> None:
 def _leave() -> None:
     from ray.train.torch import config
 
-    config._shutdown_torch(destroy_process_group=True)  # also a group of one, which stock Ray Train leaves standing
+    config._shutdown_torch(destroy_process_group=True)  # also a group of one, which stock Ray Train keeps
 
 
 @contextlib.contextmanager
@@ -131,7 +131,7 @@ class _Workers(WorkerGroup):
         state = self.get_worker_group_state()
         for callback in self._callbacks:
             callback.before_worker_group_shutdown(self)
-        with contextlib.suppress(RayActorError):  # who has died since is noticed by the next trial
+        with contextlib.suppress(RayActorError):  # a worker that has died since is replaced by the next trial
             ray.get([worker.actor.shutdown.remote() for worker in state.workers])
         ray.kill(state.sync_actor)
         _Workers._waiting = state.workers

@@ -1,6 +1,7 @@
 """What a model is to be fed: mean and deviation of its normalization, and the side of its images.
 
-timm says it for each of its models and for each of the weights it knows: a third of them have not ImageNet's mean.
+timm has it for each of its models and for each of the weights it knows; a third of them use another mean than
+ImageNet's.
 """
 
 import logging
@@ -107,7 +108,7 @@ def _timm_settings(name: str) -> dict[str, Any]:
     """Of timm's pretrained configuration; what it does not say is timm's default."""
     timm, own = import_timm(name), name.removeprefix(TIMM)
     if name.startswith(HUB):
-        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells of each of its tries
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it logs every attempt
         try:
             settings, _, _ = timm.models.load_model_config_from_hf(name.removeprefix(HUB))
         except Exception as error:  # of the network, of the hub, of the file

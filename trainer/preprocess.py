@@ -97,7 +97,7 @@ def decode(encoded: bytes) -> UInt8[Tensor, "h w 3"]:
         DecodeError: if the bytes are none of these, truncated, damaged or an image of more than 67 megapixels.
     """
     if encoded.startswith(b"\xff\xd8"):
-        with suppress(ValueError):  # whatever is irregular, Pillow decides on
+        with suppress(ValueError):  # Pillow decides on irregular files
             height, width, colors, _ = simplejpeg.decode_jpeg_header(encoded)
             if colors in ("YCbCr", "Gray", "RGB") and height * width <= MAX_PIXELS:  # its CMYK is not the original's
                 return torch.from_numpy(simplejpeg.decode_jpeg(encoded, "RGB"))
@@ -128,7 +128,7 @@ def random_window(height: int, width: int, random: Random) -> Window | None:
     """A random part of the image, drawn as TensorFlow does: the aspect ratio uniformly, then the height uniformly.
 
     Returns:
-        None where ten draws gave none inside the image or the last gave all of it: the central window stands in.
+        None where ten draws gave none inside the image or the last gave all of it: the central window is used.
     """
     area = height * width
     for _ in range(TRIES):

@@ -26,7 +26,9 @@ def build_timm(name: str, classes: int | None, *, weights: bool = False) -> nn.M
     timm = import_timm(name)
     if not name.startswith(HUB):
         check_name(timm, name)
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells of each attempt; the last one is told below
+    logging.getLogger("huggingface_hub").setLevel(
+        logging.ERROR
+    )  # it logs every attempt; the last one is reported below
     sizes = {} if classes is None else {"num_classes": classes}
     try:
         return timm.create_model(name.removeprefix(TIMM), pretrained=weights, **sizes)

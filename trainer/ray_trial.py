@@ -123,7 +123,7 @@ class _Worker:
         self._report_to_ray(ended)
 
     def _report_to_ray(self, report: EpochReport, checkpoint: Any = None) -> None:
-        # The digest is that of what this worker trains, whatever was asked for.
+        # The digest is that of what this worker trains, even if something else was asked for.
         values = report.for_ray(self.trial.digest(), self.newest)
         train.report(values, checkpoint, checkpoint_upload_mode=NO_UPLOAD)
 
@@ -185,7 +185,7 @@ def describe_failure(error: Exception) -> str:
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
         return f"out of memory ({_first_line(error)}); lower --batch-size or --image-size, or use --precision bfloat16"
     if isinstance(error, UsageError):
-        return _first_line(error, 500)  # whose remedy stands at its end
+        return _first_line(error, 500)  # its remedy is at its end
     where = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__}: {_first_line(error)} ({Path(where.filename).name}, line {where.lineno})"
 

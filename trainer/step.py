@@ -216,7 +216,7 @@ def train_step(
     result = loss(batch.images, batch.labels, generator)
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
     optimizer.zero_grad()
-    result.loss.backward(inputs=parameters)  # the images are leaves too, and nobody wants their gradient again
+    result.loss.backward(inputs=parameters)  # the images are leaves too, and their gradient is not needed again
     if clip_norm is not None:
         nn.utils.clip_grad_norm_(parameters, clip_norm)
     optimizer.step()

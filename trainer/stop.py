@@ -1,4 +1,4 @@
-"""How the driver tells trials on any node that it is about to end; imports nothing, so that its actor is light."""
+"""How the driver notifies trials on any node that it is about to end; imports nothing, so that its actor is light."""
 
 
 class StopSwitch:

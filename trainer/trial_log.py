@@ -76,8 +76,8 @@ class TrialLog:
         with contextlib.suppress(OSError):
             earlier = read_report(self.folder, self.epoch)
         if earlier is None or earlier["digest"] != self.digest:
-            told = {"epoch": self.epoch, "step": step, "time": _now(), "digest": self.digest, "metrics": metrics}
-            self.keep(_report(self.epoch), json.dumps(told).encode())
+            content = {"epoch": self.epoch, "step": step, "time": _now(), "digest": self.digest, "metrics": metrics}
+            self.keep(_report(self.epoch), json.dumps(content).encode())
         with self._lock:
             self._begin(self.epoch + 1)
 

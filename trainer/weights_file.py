@@ -1,4 +1,4 @@
-"""Read a file of weights: what it is shows in its bytes, whatever its name, and nothing in it is executed."""
+"""Read a file of weights: its content decides what it is, not its name, and nothing in it is executed."""
 
 import io
 import pickle
@@ -102,7 +102,7 @@ def checkpoint_in(location: str) -> str:
         if folder.startswith(("http://", "https://")) or file_size(weights_file(folder)) is not None:
             return location
         inside = folders_in(folder)
-    except OSError:  # whoever reads it says why
+    except OSError:  # the reader of the file reports it
         return location
     for name in sorted(inside, reverse=True):
         if name.startswith("epoch_") and file_size(f"{folder}/{name}/{STATE_FILE}") is not None:
@@ -152,7 +152,7 @@ def read_content(file: str) -> Any:
 def _read_pickle(file: str, content: bytes) -> Any:
     try:
         with torch.serialization.safe_globals(HARMLESS), warnings.catch_warnings():  # type: ignore[arg-type]
-            warnings.simplefilter("ignore")  # of pickle protocols, which say nothing to whoever loads weights
+            warnings.simplefilter("ignore")  # of pickle protocols, which do not matter here
             return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
@@ -165,7 +165,7 @@ def _read_pickle(file: str, content: bytes) -> Any:
         raise UsageError(
             f"--checkpoint {file}: holds {what} ({named[1]}), and loading that may run any code; {REMEDY}"
         ) from None
-    except Exception as error:  # whatever the zip and pickle readers say to a damaged file
+    except Exception as error:  # the zip and pickle readers raise errors of all kinds
         _refuse_plain_pickle(file, content)
         raise _unreadable(file, f"it is damaged or incomplete: {type(error).__name__}: {_reason(error)}") from None
 

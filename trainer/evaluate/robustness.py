@@ -175,7 +175,7 @@ def fgsm(eps: float) -> Gradient:
 class Square:
     """ℓ∞ attack by random squares, kept where they lower the margin; it needs no gradient.
 
-    A model that withstands gradients better than this hides its gradient (gradient masking).
+    A model that withstands gradient attacks better than this one masks its gradient.
 
     Args:
         eps: radius in gray levels.

@@ -41,7 +41,7 @@ def load_subject(
     Args:
         checkpoint: folder of a trial, or of one of its checkpoints, or its state.pt; a file of published weights, or
             `pretrained`; `models:/NAME/VERSION`.
-        data: shards to evaluate on. Where a model says the names of its classes, the data's must be among them, in any
+        data: shards to evaluate on. Where a model names its classes, the data's must be among them, in any
             order; weights that say none must have as many classes, or ImageNet's 1,000 where those of the data are
             WordNet ids.
         changes: settings of `Trial` given by the user; published weights need `model`, their architecture.
@@ -102,7 +102,7 @@ class _Chosen(nn.Module):
 
 
 def registered_model(uri: str) -> tuple[nn.Module, dict[str, Any]]:
-    """A PyTorch model from MLflow's registry, on the CPU, and what it says of its images.
+    """A PyTorch model from MLflow's registry, on the CPU, and what it records about its images.
 
     That is mean and deviation, where its metadata have them, and the image size, where its signature has one; and the
     names of its classes, in the order of its outputs, where the metadata have those.
@@ -116,7 +116,7 @@ def registered_model(uri: str) -> tuple[nn.Module, dict[str, Any]]:
         import mlflow.pytorch
     except ImportError:
         raise UsageError(f"--checkpoint {uri}: MLflow is not installed") from None
-    for name in ("alembic", "mlflow"):  # they tell how they make a database
+    for name in ("alembic", "mlflow"):  # they log the creation of a database
         logging.getLogger(name).setLevel(logging.WARNING)
     usual = Path("runs/mlflow.db")  # of sweeps
     if not mlflow.is_tracking_uri_set() and usual.exists():

@@ -8,7 +8,7 @@ from rich.table import Table
 from trainer.evaluate.corruptions import CORRUPTIONS, SEVERITIES
 from trainer.metrics import ACCURACY, CALIBRATION_ERROR, HEATMAP_SSIM, attacked_accuracy, corruption_accuracy, of_split
 
-FEW = 4  # models that stand beside each other
+FEW = 4  # models with a column each
 
 
 def report_table(report: dict[str, Any]) -> Table:

@@ -8,7 +8,7 @@ Files in reading order:
     meta        meta.json and classes.json
     tar         what is in a shard
     labels      class indices of samples
-    scan        counts and checks of shards that nobody described
+    scan        counts and checks of shards without a description
     find        `Shards`: the shards of a split, wherever another tool put them
     write       `write_shards`: shards and their meta.json
     sources     images to make shards of: class folders

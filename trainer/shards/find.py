@@ -27,7 +27,7 @@ class Shards:
         split: train, val or test.
         paths: paths or URLs, in order.
         counts: samples in each.
-        checksums: sha256 of each, None where nothing says it.
+        checksums: sha256 of each, None where it is unknown.
         classes: name of each class index.
         part: (first, step): the split is every step-th of the samples, from number `first` on.
         skipped: samples without an image or without a class, of shards that were counted here.
@@ -47,7 +47,7 @@ class Shards:
 
     @property
     def numbers(self) -> range:
-        """Where the split's samples stand in its shards, counted through all of them."""
+        """Positions of the split's samples in its shards, counted through all of them."""
         first, step = self.part
         return range(first, sum(self.counts), step)
 
@@ -66,7 +66,7 @@ def read_shards(location: str | Path, split: str) -> Shards:
 
     Args:
         location: a folder, the URL of one (http(s)://, s3://, gs://), or the shards of all splits in braces, such as
-            `https://host/imagenet/{train-{000000..001281},val-{000000..000049}}.tar`. The split stands in a shard's
+            `https://host/imagenet/{train-{000000..001281},val-{000000..000049}}.tar`. The split is part of a shard's
             name or in that of its folder (`trainer.shards.layout`).
         split: train, val or test.
 

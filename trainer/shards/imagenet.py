@@ -32,7 +32,7 @@ def imagenet_train(archive: Path) -> Source:
 
 
 def imagenet_val(archive: Path, synsets: Sequence[str], classes: Sequence[str]) -> Source:
-    """`ILSVRC2012_img_val.tar`: all images in one tar file, in whatever order.
+    """`ILSVRC2012_img_val.tar`: all images in one tar file, in any order.
 
     Args:
         archive: the tar file.

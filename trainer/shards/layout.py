@@ -1,6 +1,6 @@
 """Where the shards of a split lie: our own layout and those in which ImageNet is published.
 
-The split stands in the file's name (`train-000000.tar`, `imagenet1k-validation-00.tar`) or in that of its folder
+The split is part of the file's name (`train-000000.tar`, `imagenet1k-validation-00.tar`) or in that of its folder
 (`val/0.tar`), as a word of its own; numbers may have any width, since shards are put in natural order.
 """
 
@@ -43,7 +43,7 @@ class Place:
 
 
 def plan_name(split: str) -> str:
-    """File that lies beside the shards of a split for as long as they are being made."""
+    """File beside the shards of a split while they are being made."""
     return f".{split}.json"
 
 

@@ -16,7 +16,7 @@ CLASSES = 'a JSON list of the class names in the order of their indices, {"0": n
 
 
 def read_meta(folder: str) -> dict[str, Any]:
-    """What meta.json says, with `splits` and, where it names them, `classes`; no splits where there is none.
+    """The content of meta.json, with `splits` and, where it names them, `classes`; no splits where there is none.
 
     Raises:
         OSError: if the folder cannot be reached.
@@ -76,7 +76,7 @@ def _wrong_meta(meta: Any) -> str:
 
 
 def class_names(path: str, found: Any) -> list[str]:
-    """Class names in the order of their indices, from any form that says it.
+    """Class names in the order of their indices, from any form that gives it.
 
     Raises:
         UsageError: if this is none.

@@ -1,4 +1,4 @@
-"""The samples of a shard: members of a tar file grouped by key, in whatever order they lie.
+"""The samples of a shard: members of a tar file grouped by key, in any order.
 
 Counting and reading both use `open_samples`, so a split has the samples that are read from it. Keys are webdataset's: a
 member's name up to the first dot of its base name. What cannot be read as its writer meant it is refused by name:
@@ -37,7 +37,7 @@ NOT_READ = {
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """Where a sample lies in its shard.
+    """Position of a sample in its shard.
 
     Args:
         key: name of the sample in the shard.
@@ -131,7 +131,7 @@ def _members(stream: IO[bytes]) -> Iterator[tarfile.TarInfo]:
             archive.members = []  # type: ignore[attr-defined]  # else it remembers them all
             parts = member.name.split("/")
             left_behind = any(part.startswith(("PaxHeader", "__MACOSX")) for part in parts)
-            # Of hidden files webdataset passes over those that lie in no folder.
+            # webdataset skips hidden files that are in no folder.
             if not (member.isdir() or left_behind or parts[-1].startswith(".")):
                 yield member
         # tarfile takes a damaged header, and a file that ends early, for the end.
@@ -159,7 +159,7 @@ class _Part:
 
 @dataclass(slots=True)
 class _Group:
-    """Members of one key; its parts differ in what stands between the key and the last suffix."""
+    """Members of one key; its parts differ between the key and the last suffix."""
 
     key: str
     parts: dict[str, _Part] = field(default_factory=dict)

@@ -75,7 +75,7 @@ def verify(
 
 
 def _undescribed(folder: str, root: str, splits: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
-    """Shards that no meta.json tells of, in the place of its entries."""
+    """Shards without a meta.json, in the form of its entries."""
     found: list[tuple[str, dict[str, Any]]] = []
     for split in splits or ("train", "val", "test"):
         try:
