@@ -8,7 +8,7 @@ from ray import tune
 
 from sweeps import interrupt
 from sweeps.capacity import slots
-from sweeps.events import EpochReported, TrialEnded
+from sweeps.events import EpochReported, Event, TrialEnded
 from sweeps.outcomes import trial_started
 from sweeps.progress import Progress
 from sweeps.recording import Recording
@@ -35,7 +35,7 @@ class SweepCallback(tune.Callback):
     def __init__(self, sweep: Sweep, recording: Recording, trials: int, units: dict[str, float], part: str) -> None:
         self.sweep, self.recording, self.units, self.part = sweep, recording, units, part
         self.progress, self._resumed = Progress(trials, sweep.trial.epochs), True
-        self._nodes: dict[str, set[str]] = {}  # that were there when a trial was last started
+        self._nodes: dict[str, set[str]] = {}  # that were there when a trial that trains was last started
 
     def setup(self, *_: Any, **info: Any) -> None:
         """After an interruption, the log says what was before; the cluster may be another."""
@@ -71,14 +71,17 @@ class SweepCallback(tune.Callback):
 
     def on_step_end(self, iteration: int, trials: list, **info: Any) -> None:
         self.progress.tick()
-        interrupt.end_if_asked({t.trial_id for t in trials if t.status == t.RUNNING}, self.progress.say)
+        if interrupt.asked():  # else nobody looks at all trials after each of Tune's steps
+            interrupt.end_if_asked({t.trial_id for t in trials if t.status == t.RUNNING}, self.progress.say)
 
     def on_experiment_end(self, trials: list, **info: Any) -> None:
         self.progress.close()
 
-    def _tell(self, event: Any) -> None:
+    def _tell(self, event: Event) -> None:
         self.recording.append(event)
         self.progress.take(event)
+        if isinstance(event, TrialEnded):
+            self._nodes.pop(event.trial_id, None)
 
     def _make_up_for_lost_nodes(self, trial: Any) -> None:
         """A trial that went with its node has one try more: what is lost uses up none of those that errors have.
