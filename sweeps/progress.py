@@ -103,7 +103,7 @@ class Progress:
                     self.say(f"{event.trial_id}: {wrong}")
 
     def tick(self) -> None:
-        """Refresh the live table, where there is a terminal; not with each of Tune's steps, which it would slow down."""
+        """Refresh the live table, where there is a terminal; not with each of Tune's steps, which would slow down."""
         if not self.console.is_terminal or time.monotonic() - self._shown_at < EVERY:
             return
         self._shown_at = time.monotonic()

@@ -21,6 +21,7 @@ from trainer.errors import UsageError
 from trainer.locations import open_file, read_json, whole_file
 
 TRIAL, GALLERY, FAILURE = "trial.json", "gallery.png", "failure.json"
+SPOILED = (json.JSONDecodeError, UnicodeDecodeError)
 EVERY = 15.0  # seconds between two writes of an epoch's points
 
 Metrics = dict[str, float]
@@ -124,7 +125,7 @@ def read_points(folder: str, epoch: int) -> list[Point]:
     try:
         with open_file(f"{folder}/{_points(epoch)}") as stream:
             return [json.loads(line) for line in stream.read().splitlines()]
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, *SPOILED):
         return []
 
 
@@ -142,7 +143,7 @@ def read_file(folder: str, name: str) -> dict[str, Any] | None:
     """A JSON file of a trial; one that a disk or a hand has spoiled counts as none, and the next attempt writes it."""
     try:
         return read_json(f"{folder}/{name}")
-    except ValueError:
+    except SPOILED:
         return None
 
 

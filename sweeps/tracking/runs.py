@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 
 from sweeps.tracking.model import register
@@ -20,26 +20,31 @@ BATCH = 1000  # most that the server takes at once
 
 
 def find_experiment(client: MlflowClient, artifacts: str | None) -> str:
-    """Id of the experiment of all sweeps, which is created if need be, with this place for its artifacts."""
+    """Id of the experiment of all sweeps, which is created if need be, with this place for its artifacts.
+
+    Where it was deleted, it is restored: MLflow gives its name to no other.
+    """
     with contextlib.suppress(MlflowException):  # another sweep has just made it
         if client.get_experiment_by_name(EXPERIMENT) is None:
             client.create_experiment(EXPERIMENT, artifact_location=artifacts)
     found = client.get_experiment_by_name(EXPERIMENT)
     assert found is not None
+    if found.lifecycle_stage == "deleted":
+        client.restore_experiment(found.experiment_id)
     return found.experiment_id
 
 
-def find_run(client: MlflowClient, experiment: str, identity: dict[str, str]) -> str:
+def find_run(client: MlflowClient, experiment: str, identity: dict[str, str], view: str = ViewType.ACTIVE_ONLY) -> str:
     """Id of the run with these tags, empty if there is none."""
     query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in identity.items())
-    found = client.search_runs([experiment], query, max_results=1)
+    found = client.search_runs([experiment], query, view, max_results=1)
     return found[0].info.run_id if found else ""
 
 
 def start_run(
     client: MlflowClient, experiment: str, name: str, time: int, identity: dict[str, str], tags: dict[str, str]
 ) -> str:
-    """Create a run, or set the one with this identity running again.
+    """Create a run, or set the one with this identity running again, which is restored where it was deleted.
 
     Args:
         client: of MLflow.
@@ -53,6 +58,8 @@ def start_run(
         Its id.
     """
     run = find_run(client, experiment, identity)
+    if not run and (run := find_run(client, experiment, identity, ViewType.DELETED_ONLY)):
+        client.restore_run(run)
     if not run:
         return client.create_run(experiment, start_time=time, tags=identity | tags, run_name=name).info.run_id
     log(client, run, tags=tags)

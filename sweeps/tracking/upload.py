@@ -60,17 +60,20 @@ class Uploader:
         self._blocked: set[str] = set()  # ids of trials whose points are refused
         self._verified, self._looked_at = False, -POLL
 
-    def send(self, patience: float = 0, look: bool = True) -> bool:
+    def send(self, patience: float = 0, look: bool = True, again: bool = False) -> bool:
         """Send all that there is; says whether it could, False if another process is sending.
 
         Args:
             patience: seconds to wait for another process.
             look: whether to look for points of trials that train, however long ago the last look was.
+            again: whether to send what has been sent too.
 
         Raises:
             Exception: whatever MLflow's client raises for a server that is away.
         """
         with self.cursors.alone(patience) as alone:
+            if alone and again:
+                self.cursors.clear()
             look = look or time.monotonic() - self._looked_at >= POLL
             if alone and (look or self._grown()):
                 client = connect(self.uri)

@@ -2,11 +2,11 @@
 
     python tests/benchmarks/many_trials.py [--trials 10000 --at-once 1000] [--storage FOLDER] [--keep-mlflow-away]
 
-Tune, search, scheduler, callback, event log and uploader are the sweep's own, and MLflow is a real database. The processes of
-the trials are not there: what they would write and report is a formula, taken in the driver and counted nowhere. Each has a
-placement group of the real head. Prints a row whenever a tenth of the trials has ended: mean milliseconds that a trial cost
-the driver since the row before, seconds of Tune's last snapshot, and what there is at that moment. A cost or a size for each
-trial that grows does not scale.
+Tune, search, scheduler, callback, event log and uploader are the sweep's own, and MLflow is a real database. The
+processes of the trials are not there: what they would write and report is a formula, taken in the driver and counted
+nowhere. Each trial that runs has a placement group of the real head. Prints a row whenever a tenth of the trials has
+ended: mean milliseconds that a trial cost the driver since the row before, seconds of Tune's last snapshot, and what
+there is at that moment. What a trial costs should not grow.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-os.environ["RAY_prestart_worker_first_driver"] = "0"  # no process for each of the CPUs that are not there
+os.environ |= {"RAY_prestart_worker_first_driver": "0"}  # no process for each of the CPUs, which are not there
 
 import optuna
 import psutil
@@ -286,7 +286,8 @@ def main() -> None:
                 rows = tuning.run_sweep(sweep, recording, UNITS)
                 print(f"{len(rows)} trials in {time.perf_counter() - began:.0f} s")
         kept = sum(path.stat().st_size for path in Path(sweep.folder, "tune").glob("*.json")) / given.trials
-        print(f"Of each trial, Tune keeps {kept / 1e3:.1f} kB, the event log {recording.log.size() / given.trials / 1e3:.1f} kB.")
+        written = recording.log.size() / given.trials
+        print(f"Of each trial, Tune keeps {kept / 1e3:.1f} kB, the event log {written / 1e3:.1f} kB.")
 
 
 def silently(setup: Any) -> Any:
