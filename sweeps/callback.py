@@ -13,6 +13,7 @@ from sweeps.outcomes import trial_started
 from sweeps.progress import Progress
 from sweeps.recording import Recording
 from sweeps.settings import Sweep
+from trainer.errors import UsageError
 from trainer.ray_driver import REPORTED
 from trainer.trial_log import read_report
 
@@ -105,7 +106,7 @@ def trial_ended(sweep: Sweep, trial_id: str, result: dict[str, Any], error: str 
     """
     error = error or result.get("failed", "") or ("" if "epoch" in result else "it ended without a result")
     epoch, report = int(result.get("epoch", 0)), None
-    with contextlib.suppress(OSError):  # no storage for now: what went through Tune has to do
+    with contextlib.suppress(OSError, UsageError):  # no storage for now: what went through Tune has to do
         report = read_report(f"{sweep.trials_folder}/{trial_id}", epoch) if epoch else None
     metrics = report["metrics"] if report else {name: value for name, value in result.items() if "/" in name}
     finite = {name: value if abs(value) < float("inf") else 0.0 for name, value in metrics.items()}

@@ -1,6 +1,6 @@
 """Whether the driver of a sweep stays as quick and as small over 10,000 trials, 1,000 of them at once.
 
-    python tests/benchmarks/many_trials.py [--trials 10000 --at-once 1000] [--storage FOLDER] [--keep-mlflow-away]
+    python tests/benchmarks/many_trials.py [--trials 10000 --at-once 1000] [--tpe-every 10] [--keep-mlflow-away]
 
 Tune, search, scheduler, callback, event log and uploader are the sweep's own, and MLflow is a real database. The
 processes of the trials are not there: what they would write and report is a formula, taken in the driver and counted
@@ -17,7 +17,6 @@ import tempfile
 import threading
 import time
 from collections import defaultdict
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -41,15 +40,15 @@ from sweeps.proposals import proposal, weight_of
 from sweeps.recording import start_sweep
 from sweeps.search import METRIC
 from sweeps.searcher import StudySearcher
-from sweeps.settings import Sweep
+from sweeps.settings import Sweep, create_folder
 from sweeps.tracking.upload import Uploader
 from trainer.config import Trial
+from trainer.locations import file_size, list_folder
 from trainer.trial_log import TrialLog
 
 EPOCHS, STEPS, METRICS = 2, 10, 10
 UNITS = {name: 1.0 for name in ("l2", "tv", "mse", "ssim", "cor", "datagrad", "spectreg", "psnr", "grad_diff")}
 WATCHED = {
-    "suggest": (StudySearcher, ("suggest",)),
     "tell the search": (StudySearcher, ("on_trial_result", "on_trial_complete")),
     "early stopping": (FairASHA, ("on_trial_result", "on_trial_complete")),
     "callback": (
@@ -212,17 +211,40 @@ def watch(spent: dict[str, float]) -> None:
     TuneController.save_to_dir = saved
 
 
+def suggest_by_chance(every: int, spent: dict[str, float], counts: dict[str, int]) -> None:
+    """Let TPE propose and be timed once in `every` times; what it costs depends on the trials so far."""
+    suggest, chance = StudySearcher.suggest, optuna.samplers.RandomSampler(seed=0)
+
+    def suggested(searcher: StudySearcher, trial_id: str) -> dict[str, Any]:
+        counts["all"] += 1
+        if counts["all"] % every:
+            tpe, searcher.study.sampler = searcher.study.sampler, chance
+            try:
+                return suggest(searcher, trial_id)
+            finally:
+                searcher.study.sampler = tpe
+        started = time.perf_counter()
+        try:
+            return suggest(searcher, trial_id)
+        finally:
+            counts["tpe"] += 1
+            spent["suggest"] += time.perf_counter() - started
+
+    StudySearcher.suggest = suggested
+
+
 class Counter:
     """Keeps a row whenever a tenth of the trials has ended.
 
     Args:
         trials: in all.
         spent: seconds by what they were spent on.
+        counts: of suggestions that were timed.
         recording: of the sweep.
     """
 
-    def __init__(self, trials: int, spent: dict[str, float], recording: Any) -> None:
-        self.tenth, self.spent, self.recording = max(trials // 10, 1), spent, recording
+    def __init__(self, trials: int, spent: dict[str, float], counts: dict[str, int], recording: Any) -> None:
+        self.tenth, self.spent, self.counts, self.recording = max(trials // 10, 1), spent, counts, recording
         self.trials, self.since, self.process = 0, time.perf_counter(), psutil.Process()
         self.head = [one for one in self.process.children(recursive=True) if one.name() in ("gcs_server", "raylet")]
 
@@ -234,12 +256,14 @@ class Counter:
         head = sum(one.memory_info().rss for one in self.head) / 2**20
         log, cursor = self.recording.log, self.recording.uploader().cursors.read("sweep")
         behind = sum(type(event).__name__ == "TrialEnded" for event, _ in log.read(cursor.offset))
-        row = [f"{self.spent[name] / self.tenth * 1e3:.1f}" for name in WATCHED]
+        row = [f"{self.spent['suggest'] / self.counts['tpe'] * 1e3:.1f}" if self.counts["tpe"] else "-"]
+        row += [f"{self.spent[name] / self.tenth * 1e3:.1f}" for name in WATCHED]
         row += [f"{self.spent['last snapshot']:.2f}", f"{self.tenth / (now - self.since):.1f}", f"{behind}"]
         row += [f"{memory:.0f}", f"{head:.0f}", f"{log.size() / 1e6:.2f}"]
         print(f"| {self.trials} | " + " | ".join(row) + " |", flush=True)
-        for name in WATCHED:
+        for name in ("suggest", *WATCHED):
             self.spent[name] = 0.0
+        self.counts["tpe"] = 0
         self.since = time.perf_counter()
 
 
@@ -247,12 +271,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
     parser.add_argument("--trials", type=int, default=10_000)
     parser.add_argument("--at-once", type=int, default=1_000)
+    parser.add_argument("--tpe-every", type=int, default=1, help="let chance make all proposals but each of these")
     parser.add_argument("--storage", help="a folder or URL that stays; by default a temporary folder")
     parser.add_argument("--keep-mlflow-away", action="store_true", help="what the driver costs without it")
     given = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     spent: dict[str, float] = defaultdict(float)
+    counts: dict[str, int] = defaultdict(int)
     watch(spent)
+    suggest_by_chance(given.tpe_every, spent, counts)
     with tempfile.TemporaryDirectory() as folder:
         away = "http://127.0.0.1:9"
         sweep = Sweep(
@@ -265,12 +292,12 @@ def main() -> None:
             max_concurrent=given.at_once,
             local_dir=folder if given.storage else None,
         )
-        Path(sweep.folder).mkdir(exist_ok=True)
+        create_folder(sweep)
         Actors.trial, Actors.folder = sweep.trial, sweep.trials_folder
         tune_controller.RayActorManager = lambda resource_manager: Actors(resource_manager=Slots(given.at_once))
         with ray_cluster(given.at_once):
             recording = start_sweep(sweep, {})
-            counter, complete = Counter(given.trials, spent, recording), SweepCallback.on_trial_complete
+            counter, complete = Counter(given.trials, spent, counts, recording), SweepCallback.on_trial_complete
 
             def counted(*arguments: Any, **named: Any) -> None:
                 complete(*arguments, **named)
@@ -278,14 +305,20 @@ def main() -> None:
 
             SweepCallback.on_trial_complete = counted
             SweepCallback.setup = silently(SweepCallback.setup)
-            columns = [*(f"{name}, ms" for name in WATCHED), "last snapshot, s", "trials/s", "ended, not in MLflow"]
+            columns = [
+                *(f"{name}, ms" for name in ("suggest", *WATCHED)),
+                "last snapshot, s",
+                "trials/s",
+                "ended, not in MLflow",
+            ]
             columns += ["driver, MB", "head, MB", "event log, MB"]
             print("| trials | " + " | ".join(columns) + " |\n|" + "---|" * (len(columns) + 1))
             with recording:
                 began = time.perf_counter()
                 rows = tuning.run_sweep(sweep, recording, UNITS)
                 print(f"{len(rows)} trials in {time.perf_counter() - began:.0f} s")
-        kept = sum(path.stat().st_size for path in Path(sweep.folder, "tune").glob("*.json")) / given.trials
+        state = next(name for name in list_folder(f"{sweep.folder}/tune") or () if name.startswith("experiment_state"))
+        kept = (file_size(f"{sweep.folder}/tune/{state}") or 0) / given.trials
         written = recording.log.size() / given.trials
         print(f"Of each trial, Tune keeps {kept / 1e3:.1f} kB, the event log {written / 1e3:.1f} kB.")
 
