@@ -8,12 +8,13 @@ from ray import tune
 
 from sweeps import interrupt
 from sweeps.capacity import slots
-from sweeps.events import EpochReported, TrialEnded
+from sweeps.events import EpochReported, Event, TrialEnded
 from sweeps.outcomes import trial_started
 from sweeps.progress import Progress
 from sweeps.recording import Recording
 from sweeps.settings import Sweep
 from trainer.epoch_report import REPORTED
+from trainer.errors import UsageError
 from trainer.trial_log import read_report
 
 # Ray's words where a process was ended from outside
@@ -35,7 +36,7 @@ class SweepCallback(tune.Callback):
     def __init__(self, sweep: Sweep, recording: Recording, trials: int, units: dict[str, float], part: str) -> None:
         self.sweep, self.recording, self.units, self.part = sweep, recording, units, part
         self.progress, self._resumed = Progress(trials, sweep.trial.epochs), True
-        self._nodes: dict[str, set[str]] = {}  # that were there when a trial was last started
+        self._nodes: dict[str, set[str]] = {}  # that were there when a trial that trains was last started
 
     def setup(self, *_: Any, **info: Any) -> None:
         """After an interruption, the log says what was before; the cluster may be another."""
@@ -71,14 +72,17 @@ class SweepCallback(tune.Callback):
 
     def on_step_end(self, iteration: int, trials: list, **info: Any) -> None:
         self.progress.tick()
-        interrupt.end_if_asked({t.trial_id for t in trials if t.status == t.RUNNING}, self.progress.say)
+        if interrupt.asked():  # else nobody looks at all trials after each of Tune's steps
+            interrupt.end_if_asked({t.trial_id for t in trials if t.status == t.RUNNING}, self.progress.say)
 
     def on_experiment_end(self, trials: list, **info: Any) -> None:
         self.progress.close()
 
-    def _tell(self, event: Any) -> None:
+    def _tell(self, event: Event) -> None:
         self.recording.append(event)
         self.progress.take(event)
+        if isinstance(event, TrialEnded):
+            self._nodes.pop(event.trial_id, None)
 
     def _make_up_for_lost_nodes(self, trial: Any) -> None:
         """A trial that went with its node has one try more: what is lost uses up none of those that errors have.
@@ -102,7 +106,7 @@ def trial_ended(sweep: Sweep, trial_id: str, result: dict[str, Any], error: str 
     """
     error = error or result.get("failed", "") or ("" if "epoch" in result else "it ended without a result")
     epoch, report = int(result.get("epoch", 0)), None
-    with contextlib.suppress(OSError):  # no storage for now: what went through Tune has to do
+    with contextlib.suppress(OSError, UsageError):  # no storage for now: what went through Tune has to do
         report = read_report(f"{sweep.trials_folder}/{trial_id}", epoch) if epoch else None
     metrics = report["metrics"] if report else {name: value for name, value in result.items() if "/" in name}
     finite = {name: value if abs(value) < float("inf") else 0.0 for name, value in metrics.items()}

@@ -268,7 +268,7 @@ def _event(content: dict[str, Any]) -> Event:
 
 
 def open_log(sweep: Sweep) -> EventLog:
-    """The log of a sweep; if the machine that drove it is gone, its copy in the object store."""
+    """The log of a sweep; on another machine than the one that drives it, its copy in the object store."""
     return log_in(sweep.folder, sweep.local_folder)
 
 
@@ -280,8 +280,11 @@ def log_in(folder: str, local: Path) -> EventLog:
 
 
 def recover(path: Path, copy: str) -> None:
-    """Fetch a file from its copy in the object store, where this machine has none."""
-    if not copy or (path.exists() and path.stat().st_size) or file_size(copy) is None:
+    """Fetch a file that only grows from its copy in the object store, where that is longer than what is here.
+
+    On the machine that writes it, it never is.
+    """
+    if not copy or (file_size(copy) or 0) <= (path.stat().st_size if path.exists() else 0):
         return
     with open_file(copy) as source, whole_file(str(path)) as target:
         target.write(source.read())

@@ -84,6 +84,12 @@ def saving(switch: Any) -> Iterator[None]:
         raise KeyboardInterrupt
 
 
+def asked() -> bool:
+    """Whether the user has asked for an end."""
+    interruption = _OF_THIS_RUN.get()
+    return interruption is not None and interruption.asked_at is not None
+
+
 def end_if_asked(running: set[str], say: Callable[[str], None]) -> None:
     """Called again and again while trials run: ends Tune once all have saved their state.
 

@@ -1,7 +1,9 @@
 """What the terminal shows while a sweep runs: a live table, or plain lines when it is not a terminal."""
 
+import math
 import time
 from collections.abc import Iterable
+from itertools import islice
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -12,6 +14,7 @@ from rich.table import Table
 from sweeps.events import EpochReported, Event, TrialEnded, TrialStarted
 from sweeps.trials import TrialRecord, mismatch, read_trials, take
 
+EVERY = 0.5  # seconds between two looks of the live table
 ACCURACY, ROBUST, ATTACKED = "val/accuracy", "val/robust_accuracy", "val/attacked_examples"
 
 
@@ -28,8 +31,11 @@ class Progress:
         self.slots = 0  # trials at a time, set once the cluster is known
         self.done_before = 0  # by an earlier process of the same sweep
         self.trials: dict[str, TrialRecord] = {}
-        self.running: set[str] = set()  # ids of those that this process has started
-        self.started_at = time.monotonic()
+        self.running: dict[str, None] = {}  # ids of those that this process has started, in that order
+        # Kept at hand: counted over all trials for each line, they would slow down with them.
+        self.ended: set[str] = set()  # ids
+        self.best: TrialRecord | None = None  # most robust of those that are done; before their end, few are attacked
+        self.started_at, self._shown_at = time.monotonic(), -math.inf
         self._live: Live | None = None
         self._console: Console | None = None
 
@@ -39,24 +45,30 @@ class Progress:
 
     def replay(self, events: Iterable[Event], part: str) -> None:
         """Take what an earlier process of the sweep has logged of a run of Tune, and say nothing of it."""
-        self.trials = {key: trial for key, trial in read_trials(events).items() if trial.started.part == part}
-        self.done_before = self.done
+        self._set({key: trial for key, trial in read_trials(events).items() if trial.started.part == part})
 
     def only(self, trial_ids: set[str]) -> None:
         """Leave out all other trials."""
-        self.trials = {key: trial for key, trial in self.trials.items() if key in trial_ids}
+        self._set({key: trial for key, trial in self.trials.items() if key in trial_ids})
+
+    def _set(self, trials: dict[str, TrialRecord]) -> None:
+        self.trials, self.best = trials, None
+        self.ended = {key for key, trial in trials.items() if trial.ended is not None}
         self.done_before = self.done
+        for trial in trials.values():
+            self._compare(trial)
+
+    def _compare(self, trial: TrialRecord) -> None:
+        metrics = trial.metrics
+        if metrics.get("epoch") != self.epochs or ROBUST not in metrics:
+            return
+        if self.best is None or metrics[ROBUST] > self.best.metrics[ROBUST]:
+            self.best = trial
 
     @property
     def done(self) -> int:
         """Trials that have ended."""
-        return sum(trial.ended is not None for trial in self.trials.values())
-
-    @property
-    def best(self) -> TrialRecord | None:
-        """The most robust of the trials that are done; before their end, few images are attacked."""
-        whole = [one for one in self.trials.values() if one.metrics.get("epoch") == self.epochs]
-        return max((one for one in whole if ROBUST in one.metrics), key=lambda one: one.metrics[ROBUST], default=None)
+        return len(self.ended)
 
     @property
     def console(self) -> Console:
@@ -74,12 +86,16 @@ class Progress:
         take(self.trials, event)
         match event:
             case TrialStarted():
-                self.running.add(event.trial_id)
-            case EpochReported() if not self.console.is_terminal and event.metrics["epoch"] < self.epochs:
-                name, epoch = self.trials[event.trial_id].started.name, event.metrics["epoch"]
-                self.say(f"  {name}: epoch {epoch:.0f}/{self.epochs}, {_figures(event.metrics)}")
+                self.running[event.trial_id] = None
+                self.ended.discard(event.trial_id)
+            case EpochReported():
+                trial, epoch = self.trials[event.trial_id], event.metrics["epoch"]
+                self._compare(trial)
+                if not self.console.is_terminal and epoch < self.epochs:
+                    self.say(f"  {trial.started.name}: epoch {epoch:.0f}/{self.epochs}, {_figures(event.metrics)}")
             case TrialEnded():
-                self.running.discard(event.trial_id)
+                self.running.pop(event.trial_id, None)
+                self.ended.add(event.trial_id)
                 trial = self.trials[event.trial_id]
                 what = event.error or _figures(trial.metrics)
                 self.say(f"[{self.done}/{self.total}] {trial.started.name}: {trial.state}, {what}{self._outlook()}")
@@ -87,9 +103,10 @@ class Progress:
                     self.say(f"{event.trial_id}: {wrong}")
 
     def tick(self) -> None:
-        """Refresh the live table, where there is a terminal."""
-        if not self.console.is_terminal:
+        """Refresh the live table, where there is a terminal; not with each of Tune's steps, which would slow down."""
+        if not self.console.is_terminal or time.monotonic() - self._shown_at < EVERY:
             return
+        self._shown_at = time.monotonic()
         if self._live is None:
             self._live = Live(console=self.console, transient=True, auto_refresh=False)
             self._live.start()
@@ -123,9 +140,8 @@ class Progress:
         for column in ("strength", "weight", "epoch", "images/s", "acc.", "robust"):
             table.add_column(column, justify="right", no_wrap=True)
         table.add_column("state", no_wrap=True)
-        for trial_id, trial in self.trials.items():
-            if trial_id not in self.running:
-                continue
+        for trial_id in islice(self.running, max(self.console.height - 6, 1)):
+            trial = self.trials[trial_id]
             asked, result = trial.started, trial.metrics
             table.add_row(
                 trial_id,

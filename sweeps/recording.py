@@ -43,10 +43,6 @@ class Recording:
         """A sender for the calling thread."""
         return Uploader(self.sweep.folder, self.sweep.local_folder, self.log, self.sweep.tracking_uri)
 
-    def run_of(self, trial_id: str = SWEEP) -> str:
-        """Id of the trial's run, or the sweep's, in MLflow; empty before it is there."""
-        return Cursors(self.sweep.local_folder / "mlflow").read(trial_id).run
-
     def page(self) -> str:
         """Address of the runs in the UI, which otherwise opens on its pages for language models."""
         uri = self.sweep.tracking_uri

@@ -21,6 +21,7 @@ from trainer.errors import UsageError
 from trainer.locations import open_file, read_json, whole_file
 
 TRIAL, GALLERY, FAILURE = "trial.json", "gallery.png", "failure.json"
+SPOILED = (json.JSONDecodeError, UnicodeDecodeError)
 EVERY = 15.0  # seconds between two writes of an epoch's points
 
 Metrics = dict[str, float]
@@ -124,7 +125,7 @@ def read_points(folder: str, epoch: int) -> list[Point]:
     try:
         with open_file(f"{folder}/{_points(epoch)}") as stream:
             return [json.loads(line) for line in stream.read().splitlines()]
-    except FileNotFoundError:
+    except (FileNotFoundError, *SPOILED):
         return []
 
 
@@ -135,12 +136,20 @@ def points_file(folder: str, epoch: int) -> str:
 
 def read_report(folder: str, epoch: int) -> dict[str, Any] | None:
     """What was measured after an epoch: `epoch`, `step`, `time`, `digest` and `metrics`; None before its end."""
-    return read_json(f"{folder}/{_report(epoch)}")
+    return read_file(folder, _report(epoch))
+
+
+def read_file(folder: str, name: str) -> dict[str, Any] | None:
+    """A JSON file of a trial; one that a disk or a hand has spoiled counts as none, and the next attempt writes it."""
+    try:
+        return read_json(f"{folder}/{name}")
+    except SPOILED:
+        return None
 
 
 def failure_of(folder: str) -> str | None:
     """Why a trial failed, if the error is non-retryable."""
-    failure = read_json(f"{folder}/{FAILURE}")
+    failure = read_file(folder, FAILURE)
     return failure["reason"] if failure else None
 
 

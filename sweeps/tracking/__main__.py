@@ -66,10 +66,8 @@ def send(storage: str, name: str, uri: str | None, again: bool) -> bool:
         raise UsageError(f"{name}: there is no event log in {local}; run this on the machine that drove the sweep")
     sent: Counter[str] = Counter()
     uploader = Uploader(f"{storage}/{name}", local, log, uri, lambda run, points: sent.update({run: points}))
-    if again:
-        uploader.cursors.clear()
     try:
-        if not uploader.send(patience=120):
+        if not uploader.send(patience=120, again=again):
             raise UsageError(f"{name}: another process is still sending; run this again to see that nothing is left")
     except UsageError:
         raise

@@ -2,11 +2,11 @@
 
 import contextlib
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 
 from sweeps.tracking.model import register
@@ -16,30 +16,35 @@ EXPERIMENT = "heatmap-sweeps"
 SWEEP_TAG = "heatmap_sweeps.sweep"
 TRIAL_TAG = "heatmap_sweeps.trial"
 PARENT_TAG = "mlflow.parentRunId"
-BATCH = 1000  # most metrics the server takes at once
+BATCH = 1000  # most that the server takes at once
 
 
 def find_experiment(client: MlflowClient, artifacts: str | None) -> str:
-    """Id of the experiment of all sweeps, which is created if need be, with this place for its artifacts."""
+    """Id of the experiment of all sweeps, which is created if need be, with this place for its artifacts.
+
+    Where it was deleted, it is restored: MLflow gives its name to no other.
+    """
     with contextlib.suppress(MlflowException):  # another sweep has just made it
         if client.get_experiment_by_name(EXPERIMENT) is None:
             client.create_experiment(EXPERIMENT, artifact_location=artifacts)
     found = client.get_experiment_by_name(EXPERIMENT)
     assert found is not None
+    if found.lifecycle_stage == "deleted":
+        client.restore_experiment(found.experiment_id)
     return found.experiment_id
 
 
-def find_run(client: MlflowClient, experiment: str, identity: dict[str, str]) -> str:
+def find_run(client: MlflowClient, experiment: str, identity: dict[str, str], view: str = ViewType.ACTIVE_ONLY) -> str:
     """Id of the run with these tags, empty if there is none."""
     query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in identity.items())
-    found = client.search_runs([experiment], query, max_results=1)
+    found = client.search_runs([experiment], query, view, max_results=1)
     return found[0].info.run_id if found else ""
 
 
 def start_run(
     client: MlflowClient, experiment: str, name: str, time: int, identity: dict[str, str], tags: dict[str, str]
 ) -> str:
-    """Create a run, or set the one with this identity running again.
+    """Create a run, or set the one with this identity running again, which is restored where it was deleted.
 
     Args:
         client: of MLflow.
@@ -53,29 +58,41 @@ def start_run(
         Its id.
     """
     run = find_run(client, experiment, identity)
+    if not run and (run := find_run(client, experiment, identity, ViewType.DELETED_ONLY)):
+        client.restore_run(run)
     if not run:
-        run = client.create_run(experiment, start_time=time, tags=identity | tags, run_name=name).info.run_id
-    log_tags(client, run, tags)
+        return client.create_run(experiment, start_time=time, tags=identity | tags, run_name=name).info.run_id
+    log(client, run, tags=tags)
     client.update_run(run, status="RUNNING")
     return run
 
 
-def log_params(client: MlflowClient, run: str, params: dict[str, str]) -> None:
-    """Log those that the run does not have: MLflow lets nobody change one."""
-    known = client.get_run(run).data.params
-    client.log_batch(run, params=[Param(key, value) for key, value in params.items() if key not in known])
+def log(
+    client: MlflowClient,
+    run: str,
+    metrics: Sequence[Metric] = (),
+    params: Mapping[str, str] | None = None,
+    tags: Mapping[str, str] | None = None,
+) -> None:
+    """Log in as few requests as the server takes.
 
-
-def log_tags(client: MlflowClient, run: str, tags: dict[str, str]) -> None:
-    """Set tags."""
-    if tags:
-        client.log_batch(run, tags=[RunTag(key, value) for key, value in tags.items()])
-
-
-def log_metrics(client: MlflowClient, run: str, metrics: list[Metric]) -> None:
-    """Log any number of points; one that the run has, of the same time, changes nothing."""
-    for first in range(0, len(metrics), BATCH):
-        client.log_batch(run, metrics=metrics[first : first + BATCH])
+    Args:
+        client: of MLflow.
+        run: its id.
+        metrics: any number of points; one that the run has, of the same time, changes nothing.
+        params: logged if the run does not have them: MLflow lets nobody change one.
+        tags: to set.
+    """
+    known = client.get_run(run).data.params if params else {}
+    rest = {
+        "params": [Param(key, value) for key, value in (params or {}).items() if key not in known],
+        "tags": [RunTag(key, value) for key, value in (tags or {}).items()],
+    }
+    first = BATCH - len(rest["params"]) - len(rest["tags"])  # the server counts them together
+    if metrics or any(rest.values()):
+        client.log_batch(run, metrics=metrics[:first], **rest)
+    for begin in range(first, len(metrics), BATCH):
+        client.log_batch(run, metrics=metrics[begin : begin + BATCH])
 
 
 def log_dataset(client: MlflowClient, run: str, dataset: dict[str, str]) -> None:

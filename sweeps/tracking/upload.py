@@ -22,11 +22,11 @@ from sweeps.events import (
     TrialStarted,
 )
 from sweeps.tracking import runs
-from sweeps.tracking.cursor import SWEEP, Cursors
+from sweeps.tracking.cursor import SWEEP, Cursor, Cursors
 from sweeps.tracking.server import connect, reason
 from sweeps.trials import TrialRecord, TrialState, take
-from trainer.locations import file_size, list_folder, read_json
-from trainer.trial_log import GALLERY, TRIAL, points_file, read_points, read_report
+from trainer.locations import file_size, list_folder
+from trainer.trial_log import GALLERY, TRIAL, points_file, read_file, read_points, read_report
 
 POLL = 10.0  # seconds between two looks into the folders of trials that train
 # Sending again would not help. The last: a server too old for what is asked.
@@ -60,17 +60,20 @@ class Uploader:
         self._blocked: set[str] = set()  # ids of trials whose points are refused
         self._verified, self._looked_at = False, -POLL
 
-    def send(self, patience: float = 0, look: bool = True) -> bool:
+    def send(self, patience: float = 0, look: bool = True, again: bool = False) -> bool:
         """Send all that there is; says whether it could, False if another process is sending.
 
         Args:
             patience: seconds to wait for another process.
             look: whether to look for points of trials that train, however long ago the last look was.
+            again: whether to send what has been sent too.
 
         Raises:
             Exception: whatever MLflow's client raises for a server that is away.
         """
         with self.cursors.alone(patience) as alone:
+            if alone and again:
+                self.cursors.clear()
             look = look or time.monotonic() - self._looked_at >= POLL
             if alone and (look or self._grown()):
                 client = connect(self.uri)
@@ -119,16 +122,17 @@ class Uploader:
             case SweepStarted():
                 self._start_sweep(client, event)
             case StartMeasured():
-                points = self._log(client, sweep.run, event.metrics, 0, event.time)
-                warned = {"warnings": "\n".join(event.warnings)} if event.warnings else {}
-                runs.log_tags(client, sweep.run, warned | {"mlflow.note.content": event.description})
+                tags = {"mlflow.note.content": event.description}
+                tags |= {"warnings": "\n".join(event.warnings)} if event.warnings else {}
+                points = len(event.metrics)
+                runs.log(client, sweep.run, _points(event.metrics, 0, event.time), tags=tags)
             case TrialStarted():
                 self._start_trial(client, event)
             case TrialEnded():
                 self._end_trial(client, event)
             case ResultWritten():
-                points = self._log(client, sweep.run, event.metrics, event.step, event.time)
-                runs.log_tags(client, sweep.run, {"mlflow.note.content": event.description})
+                points, tags = len(event.metrics), {"mlflow.note.content": event.description}
+                runs.log(client, sweep.run, _points(event.metrics, event.step, event.time), tags=tags)
                 runs.log_files(client, sweep.run, self.folder, event.files)
             case FilesWritten():
                 runs.log_files(client, sweep.run, self.folder, event.files)
@@ -140,8 +144,7 @@ class Uploader:
             case SweepEnded():
                 for trial_id, trial in self.trials.items():
                     if trial.state is TrialState.INTERRUPTED and (run := self.cursors.read(trial_id).run):
-                        self._send_trial(client, trial_id)
-                        runs.log_tags(client, run, {"state": trial.state.value})
+                        self._send_trial(client, trial_id, {"state": trial.state.value})
                         client.set_terminated(run, "KILLED", event.time)
                 client.set_terminated(sweep.run, event.status, event.time)
             case _:
@@ -154,7 +157,7 @@ class Uploader:
         experiment = cursor.experiment or runs.find_experiment(client, artifacts)
         identity = {runs.SWEEP_TAG: event.name}
         run = runs.start_run(client, experiment, event.name, event.time, identity, event.tags)
-        runs.log_params(client, run, event.params)
+        runs.log(client, run, params=event.params)
         if event.dataset:
             runs.log_dataset(client, run, event.dataset)
         if event.files:
@@ -169,17 +172,15 @@ class Uploader:
             tags |= {"start": event.start}
         identity = {runs.TRIAL_TAG: event.trial_id, runs.PARENT_TAG: sweep.run}
         run = runs.start_run(client, sweep.experiment, event.name, event.time, identity, tags)
-        runs.log_params(client, run, {"strength": str(event.strength), "workers": str(event.workers)})
         self.cursors.write(event.trial_id, replace(cursor, run=run))
 
     def _end_trial(self, client: MlflowClient, event: TrialEnded) -> None:
-        self._send_trial(client, event.trial_id)
         run, state = self.cursors.read(event.trial_id).run, self.trials[event.trial_id].state
         folder = self._folder(event.trial_id)
+        tags = {"checkpoint": event.checkpoint, "effective_digest": event.digest, "state": state.value}
+        self._send_trial(client, event.trial_id, tags)
         if file_size(f"{folder}/{GALLERY}") is not None:
             runs.log_files(client, run, folder, [GALLERY])
-        tags = {"checkpoint": event.checkpoint, "effective_digest": event.digest, "state": state.value}
-        runs.log_tags(client, run, tags)
         client.set_terminated(run, STATUS.get(state, "KILLED"), event.time)
 
     def _send_points(self, client: MlflowClient) -> None:
@@ -194,32 +195,47 @@ class Uploader:
                     self.refused[trial.started.name] = reason(error)
                     self._blocked.add(trial_id)
 
-    def _send_trial(self, client: MlflowClient, trial_id: str) -> None:
-        """What a trial has written since the last time."""
-        folder, cursor = self._folder(trial_id), self.cursors.read(trial_id)
-        if not cursor.described and (settings := read_json(f"{folder}/{TRIAL}")) is not None:
-            runs.log_params(client, cursor.run, {key: str(value) for key, value in settings.items()})
-            cursor = replace(cursor, described=True)
-            self.cursors.write(trial_id, cursor)
-        points = 0
+    def _send_trial(self, client: MlflowClient, trial_id: str, tags: dict[str, str] | None = None) -> None:
+        """What a trial has written since the last time; with tags where it is the last."""
+        folder, cursor, started = self._folder(trial_id), self.cursors.read(trial_id), self.trials[trial_id].started
+        settings = None if cursor.described else read_file(folder, TRIAL)
+        params = {key: str(value) for key, value in (settings or {}).items()}
+        if params or (tags and not cursor.described):
+            params |= {"strength": str(started.strength), "workers": str(started.workers)}
+        cursor = replace(cursor, described=cursor.described or settings is not None)
+        points, waiting = 0, []
         for epoch in _epochs(folder, cursor.epoch):
             report = read_report(folder, epoch)  # first: once it is there, so are all points of the epoch
             size = file_size(points_file(folder, epoch)) or 0
             told = read_points(folder, epoch) if size != cursor.size else []
             told += [report] if report is not None else []
-            known, metrics = dict(cursor.known), []
+            known = dict(cursor.known)
             for point in told:
-                for key, value in point["metrics"].items():
-                    if point["step"] > known.get(key, -1):
-                        metrics.append(Metric(key, value, point["time"], point["step"]))
-                        known[key] = point["step"]
-            runs.log_metrics(client, cursor.run, metrics)
-            points += len(metrics)
+                new = {key: value for key, value in point["metrics"].items() if point["step"] > known.get(key, -1)}
+                waiting += _points(new, point["step"], point["time"])
+                known |= dict.fromkeys(new, point["step"])
             whole = replace(cursor, epoch=epoch, size=0, known=known)
             cursor = whole if report is not None else replace(cursor, size=size, known=known)
-            self.cursors.write(trial_id, cursor)
+            if len(waiting) >= runs.BATCH:
+                points += self._log(client, trial_id, cursor, waiting, params)
+                params, waiting = {}, []
+        points += self._log(client, trial_id, cursor, waiting, params, tags)
         if points:
-            self.sent(self.trials[trial_id].started.name, points)
+            self.sent(started.name, points)
+
+    def _log(
+        self,
+        client: MlflowClient,
+        trial_id: str,
+        cursor: Cursor,
+        metrics: list[Metric],
+        params: dict[str, str],
+        tags: dict[str, str] | None = None,
+    ) -> int:
+        if metrics or params or tags:
+            runs.log(client, cursor.run, metrics, params, tags)
+            self.cursors.write(trial_id, cursor)
+        return len(metrics)
 
     def _send_refused(self, client: MlflowClient) -> None:
         """Try once more what MLflow would not take; this process leaves alone what is refused again."""
@@ -232,10 +248,6 @@ class Uploader:
                 left = tuple(other for other in cursor.refused if other != start)
                 self.cursors.write(SWEEP, replace(cursor, refused=left))
                 self.refused.pop(self._name(event), None)
-
-    def _log(self, client: MlflowClient, run: str, metrics: dict[str, float], step: int, when: int) -> int:
-        runs.log_metrics(client, run, [Metric(key, value, when, step) for key, value in metrics.items()])
-        return len(metrics)
 
     def _verify(self, client: MlflowClient) -> None:
         """Begin anew if what was sent is not there: another server, or one that lost its runs."""
@@ -265,6 +277,10 @@ class Uploader:
     def _name(self, event: Event) -> str:
         trial = self.trials.get(getattr(event, "trial_id", ""))
         return trial.started.name if trial and not isinstance(event, ModelSaved) else self.local.name
+
+
+def _points(metrics: dict[str, float], step: int, when: int) -> list[Metric]:
+    return [Metric(key, value, when, step) for key, value in metrics.items()]
 
 
 def _epochs(folder: str, after: int) -> list[int]:

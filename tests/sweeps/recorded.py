@@ -3,6 +3,7 @@
 from sweeps.events import EpochReported, TrialEnded, TrialStarted
 from sweeps.recording import start_sweep
 from sweeps.settings import Sweep
+from sweeps.tracking.cursor import SWEEP
 from trainer.config import Trial
 from trainer.trial_log import TrialLog
 
@@ -46,3 +47,8 @@ def report(recording, trial_id, epoch, robust, **more):
 def end(recording, trial_id, epoch=2, **change):
     """The trial is over."""
     recording.append(TrialEnded(trial_id=trial_id, epoch=epoch, digest="d", **change))
+
+
+def run_of(recording, trial_id=SWEEP):
+    """Id of the trial's run, or the sweep's, in MLflow; empty before it is there."""
+    return recording.uploader().cursors.read(trial_id).run

@@ -108,6 +108,8 @@ def test_another_machine_finds_the_copy_in_the_bucket(tmp_path, object_store):
     other = open_log(dataclasses.replace(sweep, local_dir=str(tmp_path / "second")))
     assert list(other) == list(log)[:2]
     assert list(open_log(sweep)) == list(log), "the machine's own is newer"
+    log.back_up()
+    assert list(open_log(dataclasses.replace(sweep, local_dir=str(tmp_path / "second")))) == list(log), "looked before"
 
 
 def test_results_count_from_one_and_only_where_they_differ(tmp_path):

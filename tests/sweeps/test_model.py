@@ -7,7 +7,7 @@ import mlflow
 import pytest
 import torch
 from mlflow import MlflowClient
-from recorded import begin, start
+from recorded import begin, run_of, start
 
 from sweeps.events import ModelSaved
 from sweeps.tracking import upload
@@ -118,7 +118,7 @@ def test_each_pick_is_a_version_once_and_the_alias_is_the_last(saved, recording,
     deliver(recording)
     client = MlflowClient(recording.sweep.tracking_uri)
     (version,) = versions(client)
-    assert version.run_id == picked(client) == recording.run_of("t1")
+    assert version.run_id == picked(client) == run_of(recording, "t1")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", recording.sweep.tracking_uri)
     assert load_subject("models:/cifar-v1.2@pick", str(digits), {}).trial.image_size == 32
 
@@ -129,14 +129,14 @@ def test_each_pick_is_a_version_once_and_the_alias_is_the_last(saved, recording,
     recording.result_written({"best/val/accuracy": 0.5}, "text", ())
     assert "gone is gone" in deliver(recording).refused["cifar-v1.2"]
     assert "lacks 0 values and 1 events" in recording.queued()
-    assert recording.run_of("t4"), "others do not wait for it"
-    parent = client.get_run(recording.run_of())
+    assert run_of(recording, "t4"), "others do not wait for it"
+    parent = client.get_run(run_of(recording))
     assert parent.data.metrics == {"best/val/accuracy": 0.5}, "nor what the sweep has to say after it"
-    assert picked(client) == recording.run_of("t1")
+    assert picked(client) == run_of(recording, "t1")
     shutil.copytree(saved, gone)
     assert not deliver(recording).refused
     assert recording.queued() == ""
-    assert picked(client) == recording.run_of("t2")
+    assert picked(client) == run_of(recording, "t2")
     assert len(versions(client)) == 2
     assert len(client.search_logged_models([parent.info.experiment_id])) == 2
 
@@ -146,8 +146,8 @@ def test_the_last_pick_is_the_pick_though_nothing_was_heard_before(saved, record
         recording.append(ModelSaved(trial_id=trial, folder=str(saved)))
     assert not deliver(recording).refused
     client = MlflowClient(recording.sweep.tracking_uri)
-    assert picked(client) == recording.run_of("t1")
-    assert {version.run_id for version in versions(client)} == {recording.run_of("t1"), recording.run_of("t3")}
+    assert picked(client) == run_of(recording, "t1")
+    assert {version.run_id for version in versions(client)} == {run_of(recording, "t1"), run_of(recording, "t3")}
 
 
 def test_a_registration_that_was_cut_off_is_gone_on_with(saved, recording, monkeypatch):
@@ -160,8 +160,8 @@ def test_a_registration_that_was_cut_off_is_gone_on_with(saved, recording, monke
         assert "ConnectionError" in deliver(recording).refused["cifar-v1.2"]
     assert not deliver(recording).refused
     client = MlflowClient(recording.sweep.tracking_uri)
-    assert picked(client) == recording.run_of("t1")
-    assert len(client.search_logged_models([client.get_run(recording.run_of("t1")).info.experiment_id])) == 1
+    assert picked(client) == run_of(recording, "t1")
+    assert len(client.search_logged_models([client.get_run(run_of(recording, "t1")).info.experiment_id])) == 1
 
 
 def test_a_registered_model_of_another_origin_stays_as_it_is(saved, recording):
@@ -185,7 +185,7 @@ def test_a_server_that_goes_away_while_a_model_is_sent_is_not_blamed_for_refusin
             deliver(recording)
     assert recording.uploader().cursors.read(SWEEP).refused == ()
     deliver(recording)
-    assert picked(MlflowClient(recording.sweep.tracking_uri)) == recording.run_of("t1")
+    assert picked(MlflowClient(recording.sweep.tracking_uri)) == run_of(recording, "t1")
 
 
 def test_a_model_is_looked_for_where_sweeps_record_and_no_database_is_made(saved, digits, tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ import ray
 import torch
 from mlflow import MlflowClient
 from ray import cloudpickle
+from recorded import run_of
 
 from sweeps.callback import MOST_FAILURES, SweepCallback, failure_in_words, last_failure, trial_ended
 from sweeps.events import PartEnded
@@ -180,7 +181,7 @@ def test_mlflow_is_told_how_a_trial_ended_and_what_it_trained(sweep, change, sta
     callback.on_trial_result(0, [], trial, last)
     callback.on_trial_complete(0, [], trial)
     assert recording.drain() == ""
-    told = MlflowClient(sweep.tracking_uri).get_run(recording.run_of("id"))
+    told = MlflowClient(sweep.tracking_uri).get_run(run_of(recording, "id"))
     assert (told.info.status, told.info.run_name) == (status, "l2 w=0.5 #07")
     assert told.data.tags["state"] == state
     assert told.data.tags["effective_digest"] == last["digest"]

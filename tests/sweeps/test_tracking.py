@@ -14,13 +14,15 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.entities import ViewType
 from mlflow_server import Server, wait_for
-from recorded import begin, end, new_sweep, start, train
+from recorded import begin, end, new_sweep, run_of, start, train
 
 from sweeps.events import FilesWritten, SweepEnded, SweepStarted, TrialEnded
 from sweeps.recording import Background, Recording
 from sweeps.settings import write_files
-from sweeps.tracking.cursor import SWEEP, Cursor
+from sweeps.tracking.__main__ import send
+from sweeps.tracking.cursor import SWEEP, Cursor, Cursors
 from sweeps.tracking.runs import PARENT_TAG, SWEEP_TAG, TRIAL_TAG
 from sweeps.tracking.upload import Uploader
 from trainer.trial_log import read_points, read_report
@@ -84,7 +86,7 @@ def recorded(recording, key):
 
 
 def assert_all_there(recording, key, last):
-    client, run = client_of(recording), recording.run_of(key)
+    client, run = client_of(recording), run_of(recording, key)
     there = points(client, run)
     assert there == recorded(recording, key)
     wanted = [("step/loss", step, 1 / step) for step in range(1, last + 1)]
@@ -106,11 +108,13 @@ def test_a_server_that_comes_late_goes_and_comes_back_has_every_point_once(serve
         log = begin(recording, "t1")
         train(log, 1, 600)
         wait_for(lambda: "MLflow does not answer" in capsys.readouterr().out)
-        assert recording.run_of("t1") == ""
+        assert run_of(recording, "t1") == ""
         server.start()
         wait_for(lambda: "MLflow answers again" in capsys.readouterr().out)
         train(log, 601, 700)  # a trial that trains: nothing but its own folder says so
-        wait_for(lambda: recording.run_of("t1") and points(client_of(recording), recording.run_of("t1"))[-1][1] == 700)
+        wait_for(
+            lambda: run_of(recording, "t1") and points(client_of(recording), run_of(recording, "t1"))[-1][1] == 700
+        )
         assert_all_there(recording, "t1", 700)
 
         server.kill()
@@ -131,7 +135,7 @@ def test_a_server_that_comes_late_goes_and_comes_back_has_every_point_once(serve
     assert (run.info.run_name, run.info.status, run.info.end_time) == ("l2 w=0.5", "FINISHED", ended)
     assert run.data.params == {"regularizer": "l2", "weight": "0.5", "strength": "0.25", "workers": "1", "digest": "d"}
     client = client_of(recording)
-    parent = client.get_run(recording.run_of(SWEEP))
+    parent = client.get_run(run_of(recording, SWEEP))
     tags = {"state": "finished", "checkpoint": "/checkpoints/t1", TRIAL_TAG: "t1", PARENT_TAG: parent.info.run_id}
     assert tags.items() <= run.data.tags.items()
     assert Path(client.download_artifacts(run.info.run_id, "gallery.png", str(tmp_path))).read_bytes() == b"heatmaps"
@@ -141,7 +145,7 @@ def test_a_server_that_comes_late_goes_and_comes_back_has_every_point_once(serve
     assert (there / "ranking.txt").read_text() == "the table"
     assert (there / "figures/a.png").read_bytes() == files["figures/a.png"]
     assert parent.data.tags["mlflow.note.content"] == "# Result"
-    silenced = client.get_run(recording.run_of("t2"))  # the sweep ended before it
+    silenced = client.get_run(run_of(recording, "t2"))  # the sweep ended before it
     assert (silenced.info.status, silenced.data.tags["state"]) == ("KILLED", "interrupted")
     assert len(client.search_runs([parent.info.experiment_id])) == 3
 
@@ -248,6 +252,61 @@ def test_mlflow_is_rebuilt_from_the_storage(database, empty_database, tmp_path):
     assert content(database) == before
 
 
+def test_a_rebuild_begins_when_no_other_process_sends_any_more(database, tmp_path, monkeypatch, capsys):
+    recording = start(tmp_path, database)
+    train(begin(recording, "t1"), 1, 5)
+    end(recording, "t1")
+    assert recording.drain() == ""
+    sent, alone = recording.uploader().cursors.read(SWEEP), Cursors.alone
+
+    @contextlib.contextmanager
+    def after_another(cursors, patience=0):
+        cursors.write(SWEEP, sent)  # the last thing that the driver did while this process waited for it
+        with alone(cursors, patience) as able:
+            yield able
+
+    monkeypatch.setattr(Cursors, "alone", after_another)
+    assert send(str(tmp_path), "s", None, again=True)
+    assert "s: sent 11 values of l2 w=0.5\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("what", ["parent", "all runs", "experiment"])
+def test_what_was_deleted_in_the_ui_comes_back_and_nothing_is_there_twice(database, tmp_path, what):
+    recording = start(tmp_path, database)
+    for trial in ("t1", "t2"):
+        train(begin(recording, trial, trial), 1, 5)
+        end(recording, trial)
+    assert recording.drain() == ""
+    client, parent = client_of(recording), run_of(recording)
+    experiment = client.get_run(parent).info.experiment_id
+    deleted = {"parent": [parent], "all runs": [run_of(recording, "t1"), run_of(recording, "t2"), parent]}
+    for run in deleted.get(what, []):
+        client.delete_run(run)
+    if what == "experiment":
+        client.delete_experiment(experiment)
+    train(begin(recording, "t3", "t3"), 1, 5)
+    assert recording.drain() == ""
+    assert recording.queued() == ""
+    assert run_of(recording) == parent
+    found = client.search_runs([experiment], run_view_type=ViewType.ALL)
+    assert sorted(run.info.run_name for run in found) == ["s", "t1", "t2", "t3"]
+    assert {run.info.lifecycle_stage for run in found} == {"active"}
+    for trial in ("t1", "t2", "t3"):
+        assert_all_there(recording, trial, 5)
+
+
+def test_a_file_that_a_disk_spoiled_stops_no_other_from_being_sent(database, tmp_path):
+    recording = start(tmp_path, database)
+    for trial in ("t1", "t2"):
+        train(begin(recording, trial, trial), 1, 5)
+        end(recording, trial)
+    for name in ("trial.json", "points/epoch_0001.jsonl", "reports/epoch_0001.json"):
+        Path(recording.sweep.trials_folder, "t1", name).write_bytes(bytes(50))
+    assert recording.drain() == ""
+    assert_all_there(recording, "t2", 5)
+    assert client_of(recording).get_run(run_of(recording, "t1")).info.status == "FINISHED"
+
+
 @pytest.mark.slow
 def test_sweeps_that_need_a_new_database_at_once_all_get_it(tmp_path):
     uri = f"sqlite:///{tmp_path}/new.db"
@@ -295,7 +354,7 @@ def test_a_run_that_mlflow_refuses_keeps_no_other_from_its_points(database, tmp_
     recording = start(tmp_path, database)
     logs = [begin(recording, trial, trial) for trial in ("t1", "t2")]
     assert recording.drain() == ""
-    client_of(recording).delete_run(recording.run_of("t1"))
+    client_of(recording).delete_run(run_of(recording, "t1"))
     for log in logs:
         train(log, 1, 5)
     uploader = recording.uploader()
@@ -307,7 +366,7 @@ def test_a_run_that_mlflow_refuses_keeps_no_other_from_its_points(database, tmp_
     uploader = recording.uploader()
     assert uploader.send()
     assert list(uploader.refused) == ["t1"]
-    assert client_of(recording).get_run(recording.run_of("t2")).info.status == "FINISHED"
+    assert client_of(recording).get_run(run_of(recording, "t2")).info.status == "FINISHED"
     assert "lacks 11 values and 1 events" in recording.queued()
 
 
@@ -316,7 +375,7 @@ def test_what_a_sweep_starts_from_is_told_at_once_and_once(database, tmp_path):
     begun = ({"start/accuracy": 0.1}, ["At chance.", "One step."], "the start")
     recording.start_measured(*begun)
     assert recording.drain() == ""
-    client, run_id = client_of(recording), recording.run_of(SWEEP)
+    client, run_id = client_of(recording), run_of(recording, SWEEP)
     run = client.get_run(run_id)
     assert run.data.metrics == {"start/accuracy": 0.1}
     assert run.data.tags["warnings"] == "At chance.\nOne step."
@@ -342,7 +401,7 @@ def test_points_within_an_epoch_arrive_while_it_lasts(database, tmp_path):
     log.flush()
     uploader = recording.uploader()
     uploader.send()
-    run = recording.run_of("t1")
+    run = run_of(recording, "t1")
     assert [point[1] for point in points(client_of(recording), run)] == [1, 2, 3, 4, 5]
     log.record({"step/loss": 1 / 6}, 6)
     log.flush()
@@ -357,7 +416,7 @@ TRAIN = """
 import sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[4])
-from recorded import begin, end, start
+from recorded import begin, end, run_of, start
 storage, uri, steps = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 checkpoint = storage / "checkpoint"
 done = int(checkpoint.read_text()) if checkpoint.exists() else 0
@@ -368,7 +427,7 @@ with start(storage, uri) as recording:
         log.record({"step/loss": 1 / step, "step/penalty": 2 / step}, step)
         if step % 10 == 0:
             log.report({"val/accuracy": 0.5}, step)
-            print(step, bool(recording.run_of("t1")), flush=True)
+            print(step, bool(run_of(recording, "t1")), flush=True)
             partial = checkpoint.with_suffix(".partial")
             partial.write_text(str(step))
             partial.replace(checkpoint)

@@ -11,6 +11,7 @@ import ray
 import torch
 from mlflow import MlflowClient
 from ray.tune.schedulers import TrialScheduler
+from recorded import run_of
 
 from sweeps.capacity import slots, wait_for_room
 from sweeps.cluster import ray_cluster
@@ -93,6 +94,6 @@ def test_trials_that_want_more_cpus_than_there_are_finish_and_free_them(sweep, t
     by_name = {row.regularizer: row for row in rows}
     assert by_name["none"].status == "finished"
     assert by_name["l2"].status == "stopped"
-    run = MlflowClient(sweep.tracking_uri).get_run(recording.run_of(by_name["l2"].trial_id))
+    run = MlflowClient(sweep.tracking_uri).get_run(run_of(recording, by_name["l2"].trial_id))
     assert (run.info.status, run.data.tags["state"]) == ("KILLED", "stopped")
     assert Path(by_name["l2"].checkpoint, "state.pt").exists()
