@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from regularizers import REGULARIZERS
-from regularizers._dct import luma
-from regularizers._images import normalize
+from regularizers.functional import luma, minmax_scale
 from regularizers.psnr_hvs_dct import visible_error
 from regularizers.psnr_hvs_m import masked_error
 
@@ -93,7 +92,7 @@ def test_edge_case_equals_the_original_or_is_finite_where_that_breaks(case, name
 @pytest.mark.parametrize("pair", [str(pair) for pair in HVS["pairs"]])
 def test_psnr_hvs_and_psnr_hvs_m_equal_the_reference_package(pair):
     source, subset = (EDGE, pair.replace("edge/", "in/")) if pair.startswith("edge/") else (MAIN, pair)
-    heatmaps, images = (normalize(values.detach()) for values in load(source, subset, "f64"))
+    heatmaps, images = (minmax_scale(values.detach()) for values in load(source, subset, "f64"))
     for column, error in ((0, visible_error), (1, masked_error)):
         ours = error(images, heatmaps)  # per plane
         assert_equal_where_finite(ours, HVS[f"{pair}/per_channel"][:, :, column])

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from regularizers.ssim import WINDOW, gaussian_average
+from regularizers.functional import WINDOW, gaussian_average
 from trainer.evaluate.heatmaps import Classify, correlation, heatmap, relevance
 
 BLUR = 5.0  # deviation in pixels, in an 11x11 window, as in RISE's published code
