@@ -139,6 +139,9 @@ def _problem(regularizer: type[Regularizer], name: str) -> str | None:
             if isinstance(given, bool) or not isinstance(given, numbers.Real):
                 where = "a default" if given is field.default else "a range that ends in"
                 return f"gives `{field.name}` {where} {given!r}; give tunable(default, low, high) numbers"
+        wanted = "int" if field.type in (int, "int") else "float"
+        if type(field.default).__name__ != wanted:
+            return f"gives `{field.name}` the default {field.default!r}, which is no {wanted}"
     if not regularizer.needs_heatmap and regularizer.penalty is Regularizer.penalty:
         return UNNEEDED
     low, high = regularizer.strengths()

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from regularizers._contract import RegularizerError, held, name_of
+
+Number: TypeAlias = int | float
 
 
 @dataclass(frozen=True)
@@ -24,19 +26,16 @@ class Tunable:
         low: lower end of the search range.
         high: upper end.
         log: whether the range is searched on a logarithmic scale.
+        whole: whether only whole numbers are meant.
     """
 
-    default: float
-    low: float
-    high: float
+    default: Number
+    low: Number
+    high: Number
     log: bool = False
+    whole: bool = False
 
-    @property
-    def whole(self) -> bool:
-        """Whether only whole numbers are meant: default and range are such."""
-        return all(isinstance(number, int) for number in (self.default, self.low, self.high))
-
-    def holds(self, value: float) -> bool:
+    def holds(self, value: Number) -> bool:
         """Whether a value lies in the range."""
         return self.low <= value <= self.high and (not self.whole or float(value).is_integer())
 
@@ -45,12 +44,12 @@ class Tunable:
         return f"{'whole numbers from ' if self.whole else ''}{self.low:g} to {self.high:g}"
 
 
-def tunable(default: float, low: float, high: float, *, log: bool = False) -> Any:
+def tunable(default: Number, low: Number, high: Number, *, log: bool = False) -> Any:
     """A dataclass field with its search range beside its default.
 
     The range of `weight` is one of strengths, multiples of the calibrated unit ‖∇θ CE‖ / ‖∇θ penalty‖ of the model at
     hand, always searched on a logarithmic scale; so one range fits every penalty and image size. The range of any other
-    field is in the field's own units. Whole numbers, all three of them, make a field of whole numbers.
+    field is in the field's own units; of a field declared `int`, whole numbers are searched.
 
     Args:
         default: value used when none is given; of `weight` the absolute one.
@@ -201,7 +200,7 @@ class Regularizer:
 
 def _tunables(regularizer: type[Regularizer]) -> dict[str, Tunable]:
     return {
-        field.name: Tunable(cast(float, field.default), **field.metadata)
+        field.name: Tunable(cast(Number, field.default), **field.metadata, whole=field.type in (int, "int"))
         for field in dataclasses.fields(regularizer)
         if "low" in field.metadata
     }

@@ -21,6 +21,7 @@ from sweeps.events import (
     TrialEnded,
     TrialStarted,
 )
+from sweeps.proposals import named
 from sweeps.tracking import runs
 from sweeps.tracking.cursor import SWEEP, Cursors
 from sweeps.tracking.server import connect, reason
@@ -198,6 +199,7 @@ class Uploader:
         """What a trial has written since the last time."""
         folder, cursor = self._folder(trial_id), self.cursors.read(trial_id)
         if not cursor.described and (settings := read_json(f"{folder}/{TRIAL}")) is not None:
+            settings |= named(settings["regularizer"], settings.pop("penalty_settings", {}))
             runs.log_params(client, cursor.run, {key: str(value) for key, value in settings.items()})
             cursor = replace(cursor, described=True)
             self.cursors.write(trial_id, cursor)

@@ -396,6 +396,7 @@ BROKEN = {
     "name": (FILE.replace("    weight", "    name: str = 'x'\n    weight", 1), "defines `name`, but the file name"),
     "class": (FILE.replace("class Mine", "class MyOwn"), "class MyOwn is not named after its file; call it Mine"),
     "default of words": (setting("field(default='a', metadata={'low': 1, 'high': 2})"), "gives `scale` a default 'a'"),
+    "whole default": (setting("tunable(1, 0, 2)"), "gives `scale` the default 1, which is no float"),
     "empty range": (setting("tunable(1.0, 1.0, 1.0)"), "gives `scale` the range 1 to 1; give tunable"),
     "default outside": (setting("tunable(3.0, 1.0, 2.0)"), "gives `scale` the default 3 outside its range, 1 to 2"),
     "logarithm": (setting("tunable(1.0, 0.0, 2.0, log=True)"), "`scale` a logarithmic range from 0; begin it above 0"),
