@@ -3,15 +3,17 @@
 python -m regularizers                          # formula, pull, range of weights and source of each
 python -m regularizers check charbonnier.py     # a file of your own: ok or FAILED, with the remedy, in seconds
 python -m regularizers check ssim               # one of the list
+python -m regularizers --markdown               # the table of docs/method.md
 """
 
 import argparse
 import difflib
 import inspect
 import os
+import re
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -20,8 +22,8 @@ from regularizers import REGULARIZERS, Regularizer
 from regularizers._check import has_formula, run
 from regularizers._contract import RegularizerError
 from regularizers._cost import cost
-from regularizers._files import RegularizerImportError, load
 from regularizers._picture import draw
+from regularizers._registry import RegularizerImportError, load
 
 
 def main(arguments: Sequence[str] = ()) -> int:
@@ -29,6 +31,7 @@ def main(arguments: Sequence[str] = ()) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m regularizers", description="List the regularizers (without a command), or check one."
     )
+    parser.add_argument("--markdown", action="store_true", help="list them as the table of docs/method.md")
     check_parser = parser.add_subparsers(dest="command").add_parser(
         "check",
         help="check one regularizer",
@@ -40,7 +43,10 @@ def main(arguments: Sequence[str] = ()) -> int:
     check_parser.add_argument("--out", metavar="PNG", type=Path, help="of the picture (default check-NAME.png)")
     given = parser.parse_args(list(arguments))
     if given.command is None:
-        show_list()
+        if given.markdown:
+            print(markdown(REGULARIZERS.values()))
+        else:
+            show_list()
         return 0
     try:
         regularizer = find(given.regularizer)()
@@ -52,12 +58,33 @@ def main(arguments: Sequence[str] = ()) -> int:
 
 
 def show_list() -> None:
-    """Print name, default range of the weight and documentation of every regularizer."""
+    """Print name, search space and documentation of every regularizer."""
     print("One unit of weight is ‖∇θ CE‖ / ‖∇θ penalty‖ at the start checkpoint.\n")
-    for name, regularizer in sorted(REGULARIZERS.items()):
-        low, high = regularizer.strengths()
-        print(f"{name}  (weight {low:g} to {high:g} units)")
+    for regularizer in REGULARIZERS.values():
+        print(_headline(regularizer))
         print(textwrap.indent(inspect.getdoc(regularizer) or "", "    ") + "\n")
+
+
+def _headline(regularizer: type[Regularizer]) -> str:
+    low, high = regularizer.strengths()
+    others = "".join(f", {name} {found}" for name, found in regularizer.settings().items())
+    return f"{regularizer.name}  (weight {low:g} to {high:g} units{others})"
+
+
+def markdown(regularizers: Iterable[type[Regularizer]]) -> str:
+    """A table of what the docstrings say: formula, pull and first source of each regularizer."""
+    lines = ["| name | distance | pulls | source |", "|---|---|---|---|"]
+    for regularizer in regularizers:
+        text = " ".join((inspect.getdoc(regularizer) or "").split())
+        distance, pull, source = (
+            found[1] if (found := re.search(rf"{before}(.*?)\.(?: |$)", text)) else ""
+            for before in ("distance = ", "Pulls ", "References: ")
+        )
+        if published := re.search(r"References: ([^:]+): .*?\b((?:19|20)\d\d)\b", text):
+            source = f"{published[1]} {published[2]}"
+        cells = (f"`{regularizer.name}`", distance, pull, source)
+        lines.append("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |")
+    return "\n".join(lines)
 
 
 def find(file_or_name: str) -> type[Regularizer]:
@@ -85,8 +112,7 @@ def check(regularizer: Regularizer, out: Path) -> int:
     Returns:
         1 if one failed, else 0.
     """
-    low, high = regularizer.strengths()
-    print(f"{regularizer.name}  (weight {low:g} to {high:g} units)\n")
+    print(_headline(type(regularizer)) + "\n")
     failed = 0
     for name, ended, found in run(regularizer):
         failed += ended == "FAILED"

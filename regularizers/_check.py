@@ -4,21 +4,25 @@ A check returns what it found in a few words, or raises: `Failed` with what is w
 with the reason.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.overrides import TorchFunctionMode
 
 from regularizers._contract import RegularizerError, trains
 from regularizers._finite_differences import DIRECTIONS, error_of_gradient
-from regularizers._images import Images
 from regularizers._samples import EXAMPLES, batch, has_formula, network, pair, penalty, smallest_side
 from regularizers.base import Regularizer
+from regularizers.functional import Images
 
 TOLERANCE = 1e-5  # of derivatives against finite differences in float64
-ROOM = "regularizers._images"
+RANDOM = (torch.randn, torch.rand, torch.randint, torch.randn_like, torch.rand_like, torch.bernoulli, torch.normal)
+ROOM = "regularizers.functional"
 
 
 class Failed(AssertionError):
@@ -40,7 +44,7 @@ def per_example(regularizer: Regularizer) -> str:
 
 
 def independent(regularizer: Regularizer) -> str:
-    """The value of an example is the same beside other examples and, where nothing is drawn at random, alone."""
+    """The value of an example is the same beside other examples and alone, given the same random draws."""
     model, (images, labels) = network(regularizer, nn.Softplus), batch(regularizer)
     before = penalty(regularizer, model, images, labels).detach()
     others = torch.cat([images[:1], 3 * images[1:].flip(0) + 1])
@@ -48,12 +52,40 @@ def independent(regularizer: Regularizer) -> str:
     beside = penalty(regularizer, model, others, labels)[0].detach()
     if not _close(beside, before[0]):
         raise Failed(f"{before[0]:.6g} became {beside:.6g} when the other examples changed: {remedy}")
-    if not torch.equal(penalty(regularizer, model, images, labels, seed=1).detach(), before):
+    draws: list[Tensor] = []
+    with _Recorded(draws):
+        penalty(regularizer, model, images, labels)
+    with _Replayed(draws.copy()):
+        alone = penalty(regularizer, model, images[:1], labels[:1])[0].detach()
+    random = not torch.equal(penalty(regularizer, model, images, labels, seed=1).detach(), before)
+    if random and not draws:  # by a function that is not replayed
         return "draws numbers at random"
-    alone = penalty(regularizer, model, images[:1], labels[:1])[0].detach()
     if not _close(alone, before[0]):
         raise Failed(f"{before[0]:.6g} in a batch of {EXAMPLES}, {alone:.6g} alone: {remedy}")
-    return "beside others as alone"
+    return "beside others as alone" + (", with the same random draws" if random else "")
+
+
+class _Recorded(TorchFunctionMode):
+    """Keeps what is drawn at random, in the order in which it is drawn."""
+
+    def __init__(self, draws: list[Tensor]) -> None:
+        super().__init__()
+        self.draws = draws
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func in RANDOM:
+            self.draws.append(result)
+        return result
+
+
+class _Replayed(_Recorded):
+    """Gives the first example what it drew beside the others."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in RANDOM and self.draws:
+            return self.draws.pop(0)[:1]
+        return func(*args, **(kwargs or {}))
 
 
 def precisions(regularizer: Regularizer) -> str:
@@ -167,6 +199,23 @@ def reaches_weights(regularizer: Regularizer) -> str:
     return "of a smooth and of a ReLU network"
 
 
+def ends_of_ranges(regularizer: Regularizer) -> str:
+    """Finite value and gradient at both ends of the range of every setting."""
+    settings = regularizer.settings()
+    for name, own_range in settings.items():
+        for end in (own_range.low, own_range.high):
+            changed = dataclasses.replace(regularizer, **{name: end})
+            try:
+                per_example(changed)
+                precisions(changed)
+            except NotApplicable:
+                pass
+            except (Failed, RegularizerError) as error:
+                found = str(error).removeprefix(f"regularizer {regularizer.name!r}: ")
+                raise Failed(f"{name}={end:g}: {found}; or narrow its range") from None
+    return ", ".join(settings) or "of the weight alone"
+
+
 def image_size(regularizer: Regularizer) -> str:
     """Smaller images than it can work on are refused by an error that says the smallest size."""
     _require_penalty(regularizer)
@@ -199,6 +248,7 @@ CHECKS: dict[str, Callable[[Regularizer], str]] = {
     "gradient by the heatmap": derivative,
     "gradient by a network's weights": second_derivative,
     "gradient reaches the weights": reaches_weights,
+    "ends of the settings' ranges": ends_of_ranges,
     "image size": image_size,
 }
 

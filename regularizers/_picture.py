@@ -6,9 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from regularizers._images import Images
 from regularizers._samples import usual_side
 from regularizers.base import Regularizer
+from regularizers.functional import Images
 
 SIDE = 64  # pixels
 RATE = 0.02  # of Adam, in deviations of the noise that the descent begins with
@@ -42,7 +42,7 @@ def scene(side: int) -> Float[Tensor, "1 3 side side"]:
 def draw(regularizer: Regularizer, out: Path) -> None:
     """Write a PNG: an image, noise taken for its heatmap, and that heatmap on its way down the penalty.
 
-    Shown is the sum over channels; blue is negative, red positive, and colours end at the 99th percentile of the noise,
+    Shown is the sum over channels; blue is negative, red positive, and colors end at the 99th percentile of the noise,
     or of the heatmap where it has become larger.
 
     Raises:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from regularizers._contract import RegularizerError
-from regularizers._images import Images
 from regularizers.base import Forward, Regularizer, checked
+from regularizers.functional import Images
 
 EXAMPLES, CLASSES = 4, 5
 USUAL_SIDE, LARGEST_SIDE = 16, 64  # pixels

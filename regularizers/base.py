@@ -1,10 +1,11 @@
 """What every regularizer shares: the forward pass it reads, the heatmap and the guard against bad examples."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
@@ -13,17 +14,50 @@ from torch import Tensor
 
 from regularizers._contract import RegularizerError, held, name_of
 
+Number: TypeAlias = int | float
 
-def tunable(default: float, low: float, high: float) -> Any:
-    """A dataclass field with its search range beside its default.
+
+@dataclass(frozen=True)
+class Tunable:
+    """Default and search range of a field.
 
     Args:
-        default: the absolute weight used when none is given.
-        low: lower end of the search range, as a strength: multiples of the calibrated unit
-            ‖∇θ CE‖ / ‖∇θ penalty‖ of the model at hand, so that one range fits every penalty and image size.
-        high: upper end, likewise.
+        default: value used when none is given.
+        low: lower end of the search range.
+        high: upper end.
+        log: whether the range is searched on a logarithmic scale.
+        whole: whether only whole numbers are meant.
     """
-    return dataclasses.field(default=default, metadata={"low": low, "high": high})
+
+    default: Number
+    low: Number
+    high: Number
+    log: bool = False
+    whole: bool = False
+
+    def holds(self, value: Number) -> bool:
+        """Whether a value lies in the range."""
+        return self.low <= value <= self.high and (not self.whole or float(value).is_integer())
+
+    def __str__(self) -> str:
+        """Such as `0.1 to 1`, or `whole numbers from 1 to 5`."""
+        return f"{'whole numbers from ' if self.whole else ''}{self.low:g} to {self.high:g}"
+
+
+def tunable(default: Number, low: Number, high: Number, *, log: bool = False) -> Any:
+    """A dataclass field with its search range beside its default.
+
+    The range of `weight` is one of strengths, multiples of the calibrated unit ‖∇θ CE‖ / ‖∇θ penalty‖ of the model at
+    hand, always searched on a logarithmic scale; so one range fits every penalty and image size. The range of any other
+    field is in the field's own units; of a field declared `int`, whole numbers are searched.
+
+    Args:
+        default: value used when none is given; of `weight` the absolute one.
+        low: lower end of the search range.
+        high: upper end.
+        log: whether the range is searched on a logarithmic scale.
+    """
+    return dataclasses.field(default=default, metadata={"low": low, "high": high, "log": log})
 
 
 UNNEEDED = "has needs_heatmap = False, but no penalty() that does without; leave needs_heatmap out"
@@ -95,7 +129,7 @@ class Regularizer:
     """A penalty on the input gradient of a score.
 
     Subclasses define their own `weight` field, `formula` and, where the score is not the true class's logit,
-    `score`.
+    `score`. Further fields declared `tunable` are searched, too.
     """
 
     name: ClassVar[str]
@@ -105,6 +139,9 @@ class Regularizer:
     def __post_init__(self) -> None:
         if not 0 <= self.weight < float("inf"):
             raise ValueError(f"weight={self.weight} of {type(self).__name__}: give a finite number >= 0")
+        for name in self.settings():
+            if not math.isfinite(getattr(self, name)):
+                raise ValueError(f"{name}={getattr(self, name)} of {type(self).__name__}: give a finite number")
 
     def penalty(self, forward: Forward) -> Float[Tensor, " b"]:
         """Penalty of each example; the training step takes the mean and multiplies by `weight`.
@@ -152,8 +189,21 @@ class Regularizer:
     @classmethod
     def strengths(cls) -> tuple[float, float]:
         """Search range of `weight` in calibrated units (see `tunable`)."""
-        weight = next(field for field in dataclasses.fields(cls) if field.name == "weight")
-        return weight.metadata["low"], weight.metadata["high"]
+        weight = _tunables(cls)["weight"]
+        return weight.low, weight.high
+
+    @classmethod
+    def settings(cls) -> dict[str, Tunable]:
+        """Default and search range of every tunable field but `weight`, by its name."""
+        return {name: found for name, found in _tunables(cls).items() if name != "weight"}
+
+
+def _tunables(regularizer: type[Regularizer]) -> dict[str, Tunable]:
+    return {
+        field.name: Tunable(cast(Number, field.default), **field.metadata, whole=field.type in (int, "int"))
+        for field in dataclasses.fields(regularizer)
+        if "low" in field.metadata
+    }
 
 
 def checked(regularizer: Regularizer, forward: Forward) -> Float[Tensor, " b"]:

@@ -1,4 +1,4 @@
-"""Correlation of heatmap and image."""
+"""Cor of heatmap and image."""
 
 from dataclasses import dataclass
 
@@ -6,12 +6,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from regularizers._images import Images
 from regularizers.base import Regularizer, tunable
+from regularizers.functional import Images
 
 
 @dataclass(frozen=True, kw_only=True)
-class Correlation(Regularizer):
+class Cor(Regularizer):
     """One minus the squared Pearson correlation of heatmap and image.
 
     distance = 1 - mean over c of r², r over rows and columns with population moments. Squared as in the
@@ -25,7 +25,7 @@ class Correlation(Regularizer):
     weight: float = tunable(0.5, 0.1, 1000.0)
 
     def formula(self, heatmap: Images, images: Images) -> Float[Tensor, " b"]:
-        x, y = _centred(heatmap), _centred(images)
+        x, y = _centered(heatmap), _centered(images)
         covariance = (x * y).mean(dim=(2, 3))
         variances = x.square().mean(dim=(2, 3)) * y.square().mean(dim=(2, 3))
         flat = variances == 0
@@ -33,14 +33,14 @@ class Correlation(Regularizer):
         return 1 - squared.mean(dim=1)
 
 
-def _centred(images: Images) -> Images:
+def _centered(images: Images) -> Images:
     """Each channel minus its mean, at largest magnitude 1, so that no variance under- or overflows.
 
     The correlation does not see the scale, so it is a constant for the gradient.
     """
-    centred = images - images.mean(dim=(2, 3), keepdim=True)
-    scale = centred.detach().abs().amax(dim=(2, 3), keepdim=True)
+    centered = images - images.mean(dim=(2, 3), keepdim=True)
+    scale = centered.detach().abs().amax(dim=(2, 3), keepdim=True)
     # A constant channel leaves rounding noise of its mean, which is no signal to correlate with.
     magnitude = images.detach().abs().amax(dim=(2, 3), keepdim=True)
     flat = scale <= 4 * torch.finfo(images.dtype).eps * magnitude
-    return torch.where(flat, 0.0, centred / torch.where(flat, 1.0, scale))
+    return torch.where(flat, 0.0, centered / torch.where(flat, 1.0, scale))

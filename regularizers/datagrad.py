@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from regularizers._images import Images
 from regularizers.base import Forward, Regularizer, tunable
+from regularizers.functional import Images
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataGrad(Regularizer):
+class Datagrad(Regularizer):
     """Mean square of the input gradient of the cross-entropy.
 
     distance = mean over c, h, w of heatmap², heatmap_n = d Σ_m CE_m / d x_n. The cross-entropy is summed over the batch

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from regularizers._images import Images, differences, normalize, safe_sqrt
 from regularizers.base import Regularizer, tunable
+from regularizers.functional import Images, differences, minmax_scale, safe_sqrt
 
 
 @dataclass(frozen=True, kw_only=True)
-class GradientDifference(Regularizer):
+class GradDiff(Regularizer):
     """Euclidean distance of the forward differences of heatmap and image, each scaled to [0, 1].
 
     distance = sqrt(Σ (Δ_rows d)² + Σ (Δ_columns d)²), d = norm(heatmap) - norm(image). The original's text says
@@ -24,5 +24,5 @@ class GradientDifference(Regularizer):
     weight: float = tunable(0.5, 0.1, 1000.0)
 
     def formula(self, heatmap: Images, images: Images) -> Float[Tensor, " b"]:
-        down, along = differences(normalize(heatmap) - normalize(images))
+        down, along = differences(minmax_scale(heatmap) - minmax_scale(images))
         return safe_sqrt(down.square().sum(dim=(1, 2, 3)) + along.square().sum(dim=(1, 2, 3)))

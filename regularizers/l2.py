@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from regularizers._images import Images
 from regularizers.base import Regularizer, tunable
+from regularizers.functional import Images
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,13 +5,12 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from regularizers._decibel import reciprocal_psnr
-from regularizers._images import Images, normalize
 from regularizers.base import Regularizer, tunable
+from regularizers.functional import Images, minmax_scale, reciprocal_psnr
 
 
 @dataclass(frozen=True, kw_only=True)
-class PeakSignalToNoise(Regularizer):
+class Psnr(Regularizer):
     """1 / PSNR of heatmap and image, each scaled to [0, 1].
 
     distance = 1 / (10·log10(1/MSE)) in 1/dB, MSE as in `mse`. Pulls the heatmap towards the image. An equal
@@ -24,4 +23,4 @@ class PeakSignalToNoise(Regularizer):
     weight: float = tunable(0.5, 0.1, 1000.0)
 
     def formula(self, heatmap: Images, images: Images) -> Float[Tensor, " b"]:
-        return reciprocal_psnr((normalize(heatmap) - normalize(images)).square().mean(dim=(1, 2, 3)))
+        return reciprocal_psnr((minmax_scale(heatmap) - minmax_scale(images)).square().mean(dim=(1, 2, 3)))

@@ -5,37 +5,33 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from regularizers._dct import blocks
-from regularizers._decibel import reciprocal_psnr
-from regularizers._images import Images, normalize, safe_sqrt, sobel
 from regularizers.base import Regularizer, tunable
+from regularizers.functional import Images, blocks, minmax_scale, reciprocal_psnr, safe_sqrt, sobel
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpatialVisualPeakSignalToNoise(Regularizer):
-    """1 / PSNR-HVS built from error, block structure and edges, per colour plane.
+class PsnrHvs(Regularizer):
+    """1 / PSNR-HVS built from error, block structure and edges, per color plane.
 
-    For the pair scaled to [0, 1], per plane: E = mean squared error; S = mean over 8x8 blocks of ½(Δmean)² +
-    ¼(Δmax)² + ¼(Δmin)²; G = mean of (|Sobel heatmap| - |Sobel image|)² with Sobel/4. distance = 1 /
-    (10·log10(1/D)), D = mean over planes of `error`·E + `structure`·S + `edge`·G. Pulls the
-    heatmap towards the image in value, block statistics and edges.
+    distance = 1 / (10·log10(1/D)), D = mean over planes of `error`·E + `structure`·S + `edge`·G, of the pair scaled to
+    [0, 1]: E = mean squared error, S = mean over 8x8 blocks of ½(Δmean)² + ¼(Δmax)² + ¼(Δmin)², G = mean of (|Sobel
+    heatmap| - |Sobel image|)² with Sobel/4. Pulls the heatmap towards the image in value, block statistics and edges.
 
     Known from the paper's abstract: spatial domain, RGB, three parts (error sensitivity, structural
     distortion, edge distortion) combined empirically into a modified PSNR. **Ours**, since neither formula
     nor weights could be had: the block statistics, the edge operator, the combination and its equal weights.
 
     References:
-        Gupta et al. 2011, IEEE document 6146669 (abstract and keywords).
+        Gupta et al.: IEEE document 6146669 (abstract and keywords), 2011.
     """
 
     weight: float = tunable(0.5, 0.1, 1000.0)
-
-    error: float = 1 / 3
-    structure: float = 1 / 3
-    edge: float = 1 / 3
+    error: float = tunable(1 / 3, 0.0, 1.0)
+    structure: float = tunable(1 / 3, 0.0, 1.0)
+    edge: float = tunable(1 / 3, 0.0, 1.0)
 
     def formula(self, heatmap: Images, images: Images) -> Float[Tensor, " b"]:
-        x, y = normalize(heatmap), normalize(images)
+        x, y = minmax_scale(heatmap), minmax_scale(images)
         a, b = blocks(x).flatten(3), blocks(y).flatten(3)
         error = (x - y).square().mean(dim=(1, 2, 3))
         edge = (_edge_strength(x) - _edge_strength(y)).square().mean(dim=(1, 2, 3))

@@ -5,14 +5,12 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from regularizers._dct import blocks, dct, luma, visibility
-from regularizers._decibel import reciprocal_psnr
-from regularizers._images import Images, normalize
 from regularizers.base import Regularizer, tunable
+from regularizers.functional import Images, blocks, dct, luma, minmax_scale, reciprocal_psnr, visibility
 
 
 @dataclass(frozen=True, kw_only=True)
-class VisualPeakSignalToNoise(Regularizer):
+class PsnrHvsDct(Regularizer):
     """1 / PSNR-HVS of the luminance of heatmap and image, each scaled to [0, 1].
 
     distance = 1 / (10·log10(1/D)), D = mean over 8x8 blocks and coefficients of (visibility·(X - Y))², X and Y
@@ -21,13 +19,13 @@ class VisualPeakSignalToNoise(Regularizer):
 
     References:
         Egiazarian, Astola, Ponomarenko, Lukin, Battisti, Carli: New full-reference quality metrics based on
-        HVS. VPQM 2006. Visibility from the JPEG luminance table (`regularizers._dct`).
+        HVS. VPQM 2006. Visibility from the JPEG luminance table (`regularizers.functional`).
     """
 
     weight: float = tunable(0.5, 0.1, 1000.0)
 
     def formula(self, heatmap: Images, images: Images) -> Float[Tensor, " b"]:
-        x, y = luma(normalize(heatmap)), luma(normalize(images))
+        x, y = luma(minmax_scale(heatmap)), luma(minmax_scale(images))
         return reciprocal_psnr(visible_error(x, y).mean(dim=1))
 
 

@@ -6,29 +6,38 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from regularizers._dct import BLOCK, blocks, dct, luma, masking, visibility
-from regularizers._decibel import reciprocal_psnr
-from regularizers._images import Images, normalize, safe_sqrt
 from regularizers.base import Regularizer, tunable
+from regularizers.functional import (
+    BLOCK,
+    Images,
+    blocks,
+    dct,
+    luma,
+    masking,
+    minmax_scale,
+    reciprocal_psnr,
+    safe_sqrt,
+    visibility,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaskedVisualPeakSignalToNoise(Regularizer):
+class PsnrHvsM(Regularizer):
     """1 / PSNR-HVS-M: PSNR-HVS with differences hidden by the block's own contrast taken out.
 
-    distance = as in `psnr_hvs_dct`, but every coefficient difference except the block mean's is first reduced
-    by the masking threshold of the block, t / mask, and only what exceeds it counts. Pulls the heatmap towards the
-    image where a difference would not be hidden by texture.
+    distance = 1 / PSNR-HVS as in `psnr_hvs_dct`, but every coefficient difference except the block mean's is first
+    reduced by the masking threshold of the block, t / mask, and only what exceeds it counts. Pulls the heatmap towards
+    the image where a difference would not be hidden by texture.
 
     References:
         Ponomarenko, Silvestri, Egiazarian, Carli, Astola, Lukin: On between-coefficient contrast masking of
-        DCT basis functions. VPQM 2007. Tables from the JPEG luminance table (`regularizers._dct`).
+        DCT basis functions. VPQM 2007. Tables from the JPEG luminance table (`regularizers.functional`).
     """
 
     weight: float = tunable(0.5, 0.1, 1000.0)
 
     def formula(self, heatmap: Images, images: Images) -> Float[Tensor, " b"]:
-        x, y = luma(normalize(heatmap)), luma(normalize(images))
+        x, y = luma(minmax_scale(heatmap)), luma(minmax_scale(images))
         return reciprocal_psnr(masked_error(x, y).mean(dim=1))
 
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from regularizers._images import Images, normalize, sobel
 from regularizers.base import Regularizer, tunable
+from regularizers.functional import Images, minmax_scale, sobel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,5 +25,5 @@ class SobelEdges(Regularizer):
 
     def formula(self, heatmap: Images, images: Images) -> Float[Tensor, " b"]:
         # Sobel is linear: the difference of the edges is the edges of the difference.
-        down, along = sobel(normalize(heatmap) - normalize(images))
+        down, along = sobel(minmax_scale(heatmap) - minmax_scale(images))
         return (down.square() + along.square()).sum(dim=(1, 2, 3))

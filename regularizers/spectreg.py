@@ -5,16 +5,16 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from regularizers._images import Images
 from regularizers.base import Forward, Regularizer, tunable
+from regularizers.functional import Images
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpectReg(Regularizer):
+class Spectreg(Regularizer):
     """Mean square of the input gradient of a random projection of the logits.
 
     distance = mean over c, h, w of heatmap², heatmap_n = d Σ_m logits_m·p_m / d x_n with p standard normal, drawn
-    anew for every example from `forward.generator` and not normalised; labels are not used. Its expectation is the
+    anew for every example from `forward.generator` and not scaled; labels are not used. Its expectation is the
     squared Frobenius norm of the Jacobian per pixel. Pulls every logit towards being flat.
 
     References:

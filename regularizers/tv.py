@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from regularizers._images import Images, total_variation
 from regularizers.base import Regularizer, tunable
+from regularizers.functional import Images, total_variation
 
 
 @dataclass(frozen=True, kw_only=True)
-class TotalVariation(Regularizer):
+class Tv(Regularizer):
     """Sum of absolute forward differences of the heatmap.
 
     distance = Σ over c, h, w of |Δ_rows heatmap| + |Δ_columns heatmap|, no padding. A sum, so it grows with

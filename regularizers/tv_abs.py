@@ -6,12 +6,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from regularizers._images import Images, safe_sqrt, total_variation
 from regularizers.base import Regularizer, tunable
+from regularizers.functional import Images, safe_sqrt, total_variation
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScaledAbsoluteTotalVariation(Regularizer):
+class TvAbs(Regularizer):
     """Total variation of Σ_c |heatmap| divided by the image's standard deviation.
 
     distance = Σ_c TV(m) / σ_c with m = Σ_c |heatmap| and σ_c the population standard deviation of channel c

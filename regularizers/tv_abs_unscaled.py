@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from regularizers._images import Images, total_variation
 from regularizers.base import Regularizer, tunable
+from regularizers.functional import Images, total_variation
 
 
 @dataclass(frozen=True, kw_only=True)
-class AbsoluteTotalVariation(Regularizer):
+class TvAbsUnscaled(Regularizer):
     """Total variation of the one-channel magnitude Σ_c |heatmap|.
 
     distance = Σ over h, w of |Δ_rows m| + |Δ_columns m| with m = Σ_c |heatmap|. Pulls the magnitude, as

@@ -132,12 +132,13 @@ def measure_units(sweep: Sweep) -> dict[str, float]:
     stage("calibrating the weight of each regularizer")
     device = torch.device("cuda" if sweep.placement.gpus_per_worker else "cpu")
     what = (sweep.trial, sweep.names, device, sweep.placement.cache)
+    settings = {name: sweep.fixed_of(name) for name in sweep.names}
     if device.type == "cuda" and not torch.cuda.is_available():  # a head without a GPU
-        units = on_a_worker(sweep.placement, calibrate, *what)
+        units = on_a_worker(sweep.placement, calibrate, *what, settings=settings)
     else:
         with Progress(console=console, transient=True, disable=not console.is_terminal) as bars:
             bar = bars.add_task("reading images", total=len(sweep.names) + 1)
-            units = calibrate(*what, lambda name: bars.update(bar, advance=1, description=name))
+            units = calibrate(*what, lambda name: bars.update(bar, advance=1, description=name), settings=settings)
     write_json(f"{sweep.folder}/{CALIBRATION}", units)
     return units
 
@@ -181,7 +182,8 @@ def run(sweep: Sweep, units: dict[str, float]) -> tuple[list[Row], list[Finalist
         "head_steps": sweep.head_steps if sweep.new_head else 0,
         "ema": sweep.ema,
     }
-    for key in ("regularizer", "weight"):
+    params |= {f"fixed.{name}": value for name, value in sweep.fixed.items()}
+    for key in ("regularizer", "weight", "penalty_settings"):
         params.pop(key)
     files = provenance(sweep, units)
     write_files(sweep.folder, files)

@@ -178,7 +178,7 @@ def wait_for_room(placement: Placement, say: Callable[[str], None], limit: float
         remove_placement_group(group)
 
 
-def on_a_worker(placement: Placement, function: Callable[..., T], *arguments: Any) -> T:
+def on_a_worker(placement: Placement, function: Callable[..., T], *arguments: Any, **named: Any) -> T:
     """Call a function where a trial's worker would run.
 
     Raises:
@@ -186,6 +186,6 @@ def on_a_worker(placement: Placement, function: Callable[..., T], *arguments: An
     """
     there = ray.remote(num_cpus=placement.cpus_per_worker, num_gpus=placement.gpus_per_worker)(function)
     try:
-        return ray.get(there.remote(*arguments))
+        return ray.get(there.remote(*arguments, **named))
     except ray.exceptions.RayTaskError as error:
         raise error.cause from None

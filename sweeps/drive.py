@@ -10,7 +10,7 @@ from ray import tune
 from ray.train import UserCallback
 from ray.tune.integration.ray_train import TuneReportCallback
 
-from sweeps.proposals import proposal, weight_of
+from sweeps.proposals import proposal, settings_of, weight_of
 from trainer.epoch_report import PARTIAL
 from trainer.ray_driver import Placement, run_trial
 
@@ -36,7 +36,7 @@ class Shared:
     """What the trials of a sweep have in common, in plain values: a `Sweep` brings PyTorch with it.
 
     Args:
-        trial: settings of each, but for regularizer, weight and seed.
+        trial: settings of each, but for regularizer, its weight and settings, and seed.
         placement: of its workers.
         folder: where each trial has one.
         switch: handle of the `StopSwitch`.
@@ -52,7 +52,9 @@ def drive_trial(config: dict[str, Any], shared: Shared) -> None:
     """The Tune trial: let Ray Train work."""
     asked = proposal(config)
     run_trial(
-        shared.trial | {"regularizer": asked["regularizer"], "weight": weight_of(asked), "seed": asked["seed"]},
+        shared.trial
+        | {"regularizer": asked["regularizer"], "weight": weight_of(asked), "seed": asked["seed"]}
+        | {"penalty_settings": settings_of(asked)},
         placement=shared.placement,
         storage=shared.folder,
         name=tune.get_context().get_trial_id(),

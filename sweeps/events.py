@@ -81,6 +81,7 @@ class TrialStarted(Event):
         regularizer: its name.
         weight: the absolute one.
         strength: the same in calibrated units.
+        penalty_settings: of the regularizer, those that are not the defaults.
         seed: of the trial.
         epochs: of the whole trial.
         digest: of the configuration that was asked for.
@@ -103,6 +104,7 @@ class TrialStarted(Event):
     repeats: bool = False
     resumed_from: str = ""
     start: str = ""
+    penalty_settings: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

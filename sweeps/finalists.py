@@ -6,7 +6,7 @@ The seeds are the same for all and none of the search's: a weight was chosen for
 import json
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from statistics import fmean, stdev
 from typing import Any
@@ -16,7 +16,8 @@ from rich.table import Table
 from scipy.special import stdtrit  # mlflow brings scipy; the quantile of Student's t has no closed form
 
 from sweeps.events import Event
-from sweeps.ranking import Row, baseline, rank
+from sweeps.proposals import named
+from sweeps.ranking import Row, baseline, rank, with_settings
 from sweeps.settings import Sweep
 from sweeps.trials import read_trials
 
@@ -32,6 +33,7 @@ class Finalist:
         regularizer: its name.
         weight: the absolute one.
         strength: the same in calibrated units.
+        penalty_settings: of the regularizer, those that are not the defaults.
         chosen: id of the trial of the search that had this weight.
         repetitions: those that finished.
     """
@@ -41,6 +43,7 @@ class Finalist:
     strength: float
     chosen: str
     repetitions: tuple[Row, ...] = ()
+    penalty_settings: dict[str, float] = field(default_factory=dict)
 
     def values(self, figure: str) -> list[float]:
         """A figure of every repetition."""
@@ -64,13 +67,14 @@ def choose(rows: list[Row], max_accuracy_drop: float) -> list[Row]:
 
 def missing(sweep: Sweep, events: Iterable[Event], finalists: list[Row]) -> list[dict[str, Any]]:
     """Configurations that have no finished repetition yet; round by round, so that an interruption is fair too."""
-    done = {_key(row) for row in repetitions(events) if row.status == "finished"}
+    done = {_key(row, row.seed) for row in repetitions(events) if row.status == "finished"}
     return [
         {"regularizer": row.regularizer, "seed": seed}
         | ({f"weight_{row.regularizer}": row.weight} if row.weight else {})
+        | named(row.regularizer, row.penalty_settings)
         for seed in sweep.new_seeds
         for row in finalists
-        if (row.regularizer, row.weight, seed) not in done
+        if _key(row, seed) not in done
     ]
 
 
@@ -87,14 +91,15 @@ def repetitions(events: Iterable[Event]) -> list[Row]:
 
 def gather(sweep: Sweep, events: Iterable[Event], rows: list[Row]) -> list[Finalist]:
     """Finalists with what their repetitions measured."""
-    done = {_key(row): row for row in repetitions(events) if row.status == "finished"}
+    done = {_key(row, row.seed): row for row in repetitions(events) if row.status == "finished"}
     wanted = choose(rows, sweep.max_accuracy_drop) if sweep.seeds else []
-    keys = {row.trial_id: [(row.regularizer, row.weight, seed) for seed in sweep.new_seeds] for row in wanted}
+    keys = {row.trial_id: [_key(row, seed) for seed in sweep.new_seeds] for row in wanted}
     return [
         Finalist(
             regularizer=row.regularizer,
             weight=row.weight,
             strength=row.strength,
+            penalty_settings=row.penalty_settings,
             chosen=row.trial_id,
             repetitions=tuple(done[key] for key in keys[row.trial_id] if key in done),
         )
@@ -116,6 +121,7 @@ def as_dicts(finalists: Iterable[Finalist]) -> list[dict[str, Any]]:
             "regularizer": finalist.regularizer,
             "weight": finalist.weight,
             "strength": finalist.strength,
+            "penalty_settings": finalist.penalty_settings,
             "chosen": finalist.chosen,
             "trials": [row.trial_id for row in finalist.repetitions],
             "seeds": [row.seed for row in finalist.repetitions],
@@ -139,7 +145,7 @@ def table(finalists: list[Finalist]) -> Table:
         out.add_column(name.replace("/", "\n").replace("_accuracy", ""), justify="right", no_wrap=True)
     for finalist in finalists:
         out.add_row(
-            finalist.regularizer,
+            with_settings(finalist.regularizer, finalist.penalty_settings),
             f"{finalist.strength:.3g}" if finalist.weight else "-",
             str(len(finalist.repetitions)),
             *(_cell(finalist.values(figure)) for figure in FIGURES),
@@ -158,5 +164,5 @@ def _summary(values: list[float]) -> dict[str, Any]:
     return {"mean": None if math.isnan(mean) else mean, "interval": low_high, "values": values}
 
 
-def _key(row: Row) -> tuple[str, float, int]:
-    return row.regularizer, row.weight, row.seed
+def _key(row: Row, seed: int) -> tuple[Any, ...]:
+    return row.regularizer, row.weight, *sorted(row.penalty_settings.items()), seed

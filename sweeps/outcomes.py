@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from sweeps.events import TrialStarted
-from sweeps.proposals import FIXED, proposal, weight_of
+from sweeps.proposals import FIXED, proposal, settings_of, weight_of
 from sweeps.settings import Sweep
 from trainer.config import Trial
 
@@ -13,7 +13,11 @@ def trial_of(sweep: Sweep, config: dict[str, Any]) -> Trial:
     """The training that Tune's configuration asks for."""
     asked = proposal(config)
     return dataclasses.replace(
-        sweep.trial, regularizer=asked["regularizer"], weight=weight_of(asked), seed=asked["seed"]
+        sweep.trial,
+        regularizer=asked["regularizer"],
+        weight=weight_of(asked),
+        penalty_settings=settings_of(asked),
+        seed=asked["seed"],
     )
 
 
@@ -45,6 +49,7 @@ def trial_started(
         regularizer=trial.regularizer,
         weight=trial.weight,
         strength=trial.weight / units[trial.regularizer] if trial.weight else 0.0,
+        penalty_settings=dict(trial.penalty_settings),
         seed=trial.seed,
         epochs=trial.epochs,
         digest=trial.digest(),

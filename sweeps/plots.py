@@ -23,6 +23,7 @@ from trainer.evaluate.gallery import Explained, scaled
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F6000")  # their yellow is pale on white
 MARKERS = "os^DvPX*"
+FILLS = ("full", "none", "left", "top", "right", "bottom")  # enough for 31 regularizers of the user's own
 INK, FAINT = "#000000", "#8C8C8C"
 WIDTH = 5.0  # inches; a telephone shows 70 pixels to one of them, where 10 points are as large as its text
 GALLERY_COLUMNS = 5  # models beside each other, the images not counted
@@ -40,13 +41,14 @@ STYLE: Any = {
 
 
 def look(name: str) -> dict[str, Any]:
-    """How points of a regularizer are drawn: colour, marker, filled or hollow."""
+    """How points of a regularizer are drawn: colour, marker, and how that is filled."""
     if name == "none":
         return {"color": INK, "marker": "+", "markersize": 11, "markeredgewidth": 2.5}
     number = sorted(REGULARIZERS.keys() - {"none"}).index(name)
-    colour, hollow = COLOURS[number % len(COLOURS)], number // len(MARKERS) % 2
-    face = "white" if hollow else colour
-    return {"color": colour, "marker": MARKERS[number % len(MARKERS)], "markersize": 8, "markerfacecolor": face}
+    colour, fill = COLOURS[number % len(COLOURS)], FILLS[number // len(MARKERS) % len(FILLS)]
+    face = "white" if fill == "none" else colour
+    half = {} if fill in ("full", "none") else {"fillstyle": fill, "markerfacecoloralt": "white"}
+    return {"color": colour, "marker": MARKERS[number % len(MARKERS)], "markersize": 8, "markerfacecolor": face} | half
 
 
 def _styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:

@@ -12,6 +12,7 @@ from rich.live import Live
 from rich.table import Table
 
 from sweeps.events import EpochReported, Event, TrialEnded, TrialStarted
+from sweeps.ranking import with_settings
 from sweeps.trials import TrialRecord, mismatch, read_trials, take
 
 EVERY = 0.5  # seconds between two looks of the live table
@@ -145,7 +146,7 @@ class Progress:
             asked, result = trial.started, trial.metrics
             table.add_row(
                 trial_id,
-                asked.regularizer,
+                with_settings(asked.regularizer, asked.penalty_settings),
                 f"{asked.strength:.3g}" if asked.weight else "-",
                 f"{asked.weight:.3g}" if asked.weight else "-",
                 f"{result.get('epoch', 0):.0f}/{self.epochs}",

@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from regularizers import REGULARIZERS
+from sweeps.proposals import named
 from sweeps.settings import Sweep
 from trainer.shards import evaluation_splits, read_shards
 from trainer.shards.layout import SPLITS
@@ -54,12 +55,16 @@ def dataset(data: str) -> dict[str, str]:
 
 
 def search_space(sweep: Sweep, units: dict[str, float]) -> dict[str, list[float]]:
-    """What the weight of each regularizer may be: lowest and highest of a search, or those the sweep names."""
+    """What weight and settings of each regularizer may be: lowest and highest of a search, or those the sweep names."""
     if sweep.weight is not None:
-        return {name: [sweep.weight] for name in units}
-    return {
+        return {name: [sweep.weight] for name in units} | {name: [value] for name, value in sweep.fixed.items()}
+    weights = {
         name: [strength * unit for strength in sweep.strengths or REGULARIZERS[name].strengths()]
         for name, unit in units.items()
+    }
+    settings = {key: one for name in units for key, one in named(name, REGULARIZERS[name].settings()).items()}
+    return weights | {
+        key: [sweep.fixed[key]] if key in sweep.fixed else [one.low, one.high] for key, one in settings.items()
     }
 
 

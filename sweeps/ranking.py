@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from io import StringIO
 from typing import Any
@@ -11,10 +12,16 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from sweeps.proposals import named
+from trainer.config import in_words
+
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One trial as it ended; accuracies are fractions of 1 on the validation split, `metrics` all that was measured."""
+    """One trial as it ended; accuracies are fractions of 1 on the validation split, `metrics` all that was measured.
+
+    `penalty_settings` are those of the regularizer that are not its defaults.
+    """
 
     trial_id: str
     regularizer: str
@@ -28,6 +35,7 @@ class Row:
     heatmap_correlation: float
     checkpoint: str
     metrics: dict[str, float] = field(default_factory=dict)
+    penalty_settings: dict[str, float] = field(default_factory=dict)
 
 
 SPLIT = "val"
@@ -116,7 +124,7 @@ def table(rows: list[Row], picked: Row | None) -> Table:
         out.add_row(
             mark,
             row.trial_id,
-            row.regularizer,
+            with_settings(row.regularizer, row.penalty_settings),
             f"{row.weight:.3g}" if row.weight else "-",
             f"{row.strength:.3g}" if row.weight else "-",
             f"{100 * row.accuracy:.1f}",
@@ -129,6 +137,11 @@ def table(rows: list[Row], picked: Row | None) -> Table:
     return out
 
 
+def with_settings(regularizer: str, penalty_settings: Mapping[str, float]) -> str:
+    """The name and, each on a line of its own, settings that are not the defaults."""
+    return "\n".join([regularizer, *in_words(penalty_settings)])
+
+
 def as_text(rows: list[Row], picked: Row | None) -> str:
     """The ranking as plain text, for a file."""
     return plain(table(rows, picked))
@@ -137,12 +150,16 @@ def as_text(rows: list[Row], picked: Row | None) -> str:
 def as_csv(rows: list[Row]) -> str:
     """The ranking with everything that was measured, for a spreadsheet; MLflow shows it as a table."""
     keys = sorted({key for row in rows for key in row.metrics})
+    settings = {row.trial_id: named(row.regularizer, row.penalty_settings) for row in rows}
+    changed = sorted({name for own in settings.values() for name in own})
     columns = ("trial_id", "regularizer", "weight", "strength", "seed", "status")
     stream = StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow((*columns, *keys))
+    writer.writerow((*columns, *changed, *keys))
     for row in rank(rows):
-        writer.writerow((*(getattr(row, name) for name in columns), *(row.metrics.get(key, "") for key in keys)))
+        own = (settings[row.trial_id].get(name, "") for name in changed)
+        measured = (row.metrics.get(key, "") for key in keys)
+        writer.writerow((*(getattr(row, name) for name in columns), *own, *measured))
     return stream.getvalue()
 
 

@@ -90,7 +90,12 @@ def train_on(sweep: Sweep, row: Row, epochs: int) -> int:
     """Continue the trial on the cluster that is joined, up to so many epochs; the exit status."""
     name = f"resume-{row.trial_id}-to-{epochs}"  # the same command goes on with what it had begun
     trial = dataclasses.replace(
-        sweep.trial, regularizer=row.regularizer, weight=row.weight, seed=row.seed, epochs=epochs
+        sweep.trial,
+        regularizer=row.regularizer,
+        weight=row.weight,
+        penalty_settings=row.penalty_settings,
+        seed=row.seed,
+        epochs=epochs,
     )
     recording = start_sweep(sweep, {})
     print(f"continuing {trial.label} ({row.trial_id}) to epoch {epochs}")
@@ -102,6 +107,7 @@ def train_on(sweep: Sweep, row: Row, epochs: int) -> int:
             regularizer=row.regularizer,
             weight=row.weight,
             strength=row.strength,
+            penalty_settings=row.penalty_settings,
             seed=row.seed,
             epochs=epochs,
             digest=trial.digest(),

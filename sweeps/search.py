@@ -1,7 +1,8 @@
-"""The search: one Optuna study, a regularizer and its weight per trial."""
+"""The search: one Optuna study; per trial a regularizer, its weight and its other settings."""
 
 import warnings
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from regularizers import REGULARIZERS
+from regularizers.base import Tunable
 from sweeps.events import recover
+from sweeps.proposals import named
 from sweeps.searcher import StudySearcher
 from sweeps.settings import Sweep
 
@@ -22,17 +25,19 @@ OBJECTIVES = {"robust": [METRIC], "both": ["val/accuracy", METRIC]}
 
 @dataclass(frozen=True)
 class Space:
-    """Define-by-run search space: categorical `regularizer`, then `weight_NAME` log-uniform around its unit.
+    """Define-by-run search space: `regularizer`, `weight_NAME` log-uniform around its unit, then `NAME.FIELD`.
 
     Args:
         names: regularizers of the sweep.
         units: calibrated unit of each one that has a penalty.
-        weight: the only one there is, None for the whole range.
+        weight: the only one there is, None for the whole range; with one the other fields have their defaults.
+        fixed: values of fields that are not searched, by regularizer and field.
     """
 
     names: tuple[str, ...]
     units: dict[str, float]
     weight: float | None = None
+    fixed: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def __call__(self, trial: optuna.Trial) -> dict[str, Any]:
         name = trial.suggest_categorical("regularizer", list(self.names))
@@ -40,7 +45,20 @@ class Space:
             return {"regularizer": name}
         low, high = (strength * self.units[name] for strength in REGULARIZERS[name].strengths())
         weight = trial.suggest_float(f"weight_{name}", self.weight or low, self.weight or high, log=True)
-        return {"regularizer": name, f"weight_{name}": weight}
+        settings = {}
+        for setting, found in REGULARIZERS[name].settings().items():
+            value = self.fixed.get(name, {}).get(setting, found.default)
+            if self.weight is None and setting not in self.fixed.get(name, {}):
+                value = _suggest(trial, f"{name}.{setting}", found)
+            if value != found.default:
+                settings[setting] = value
+        return {"regularizer": name, f"weight_{name}": weight} | named(name, settings)
+
+
+def _suggest(trial: optuna.Trial, name: str, found: Tunable) -> float:
+    if found.whole:
+        return trial.suggest_int(name, int(found.low), int(found.high), log=found.log)
+    return trial.suggest_float(name, found.low, found.high, log=found.log)
 
 
 def _journal(sweep: Sweep) -> tuple[Path, str]:
@@ -64,8 +82,8 @@ def recover_journal(sweep: Sweep) -> None:
 
 def make_search(sweep: Sweep, units: dict[str, float], part: int = 0) -> StudySearcher:
     """The searcher of a new sweep, or of a new part of one; the study of all parts lives in the sweep's folder."""
-    # Where the regularizer is given, one weight is left to propose. Groups would propose those of all others with it,
-    # each in a pass over all trials.
+    # Where the regularizer is given, its weight and settings are left to propose. Groups would propose those of all
+    # others with them, each in a pass over all trials.
     together = sweep.allocation == "adaptive"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)  # `group` is experimental by name only
@@ -93,7 +111,7 @@ def make_search(sweep: Sweep, units: dict[str, float], part: int = 0) -> StudySe
         study.tell(trial.number, state=TrialState.FAIL)
     for point in _points(sweep, units, part):
         study.enqueue_trial(point)
-    space = Space(sweep.names, units, sweep.weight)
+    space = Space(sweep.names, units, sweep.weight, {name: sweep.fixed_of(name) for name in sweep.names})
     return StudySearcher(
         study, storage, space=space, seed=sweep.seed, epochs=sweep.trial.epochs, metrics=metrics, journal=journal
     )
@@ -102,8 +120,8 @@ def make_search(sweep: Sweep, units: dict[str, float], part: int = 0) -> StudySe
 def _points(sweep: Sweep, units: dict[str, float], part: int) -> list[dict[str, Any]]:
     """What Optuna is told to try: the regularizers in turn, so that each gets the same number of trials.
 
-    Weights are Optuna's own, unless the sweep names strengths. With adaptive allocation every regularizer has one
-    trial, and the rest of the trials is Optuna's own too.
+    Weights are Optuna's own, unless the sweep names strengths; so are other settings. With adaptive allocation every
+    regularizer has one trial, and the rest of the trials is Optuna's own too.
     """
     if sweep.allocation == "adaptive":
         return [] if part else [{"regularizer": name} for name in sweep.names]

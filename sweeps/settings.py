@@ -1,17 +1,19 @@
 """A sweep is a value: what all its trials share and how many there are."""
 
 import dataclasses
+import difflib
 import fcntl
 import json
 import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from regularizers import REGULARIZERS
+from sweeps.proposals import named, settings_of
 from trainer.cache import ShardCache
 from trainer.config import Trial, UsageError
 from trainer.head import STEPS
@@ -43,6 +45,7 @@ class Sweep:
         seeds: how many times the best weight of each regularizer is trained again after the search; 0 is never.
         strengths: of those trials, in calibrated units, one for each; None lets Optuna search.
         weight: the absolute one of every penalty, instead of a search; None lets Optuna search.
+        fixed: values of other tunable fields that are not searched, such as `{"psnr_hvs.error": 0.5}`.
         scheduler: `asha` stops weak trials early, `none` trains all to the end.
         new_head: whether the trials start with a last layer made for the data's classes, the checkpoint's for others.
         head_steps: batches that such a layer is trained on, alone, before the sweep.
@@ -70,6 +73,7 @@ class Sweep:
     seeds: int = 0
     strengths: tuple[float, ...] | None = None
     weight: float | None = None
+    fixed: Mapping[str, float] = field(default_factory=dict)
     scheduler: str = "asha"
     new_head: bool = False
     head_steps: int = STEPS
@@ -121,6 +125,8 @@ class Sweep:
                 raise UsageError("--weight leaves nothing to choose; leave out --strengths and --allocation adaptive")
             if not 0 < self.weight < math.inf:
                 raise UsageError(f"--weight {self.weight:g}: give a finite number above 0")
+        for name, value in self.fixed.items():
+            _check_fixed(name, value, self.names)
         for flag, on in (("--new-head", self.new_head), ("--ema", self.ema)):
             if on and self.trial.checkpoint is None:
                 raise UsageError(f"{flag} needs --checkpoint: of which weights?")
@@ -180,6 +186,12 @@ class Sweep:
         """Trials of the search, all parts together."""
         return len(self.names) * sum(self.parts)
 
+    def fixed_of(self, name: str) -> dict[str, float]:
+        """What `fixed` says of one regularizer, by field."""
+        ranges = REGULARIZERS[name].settings()
+        own = settings_of({"regularizer": name} | dict(self.fixed))
+        return {setting: int(value) if ranges[setting].whole else value for setting, value in own.items()}
+
     def save(self) -> None:
         """Write settings.json, whole or not at all."""
         write_json(f"{self.folder}/settings.json", dataclasses.asdict(self))
@@ -206,6 +218,18 @@ class Sweep:
         given["strengths"] = tuple(given["strengths"]) if given.get("strengths") else None
         given["extensions"] = tuple(given.get("extensions", ()))
         return cls(**given)
+
+
+def _check_fixed(name: str, value: float, regularizers: tuple[str, ...]) -> None:
+    ranges = {key: one for own in regularizers for key, one in named(own, REGULARIZERS[own].settings()).items()}
+    if name.endswith(".weight"):
+        raise UsageError(f"--fixed {name}: weights are set by --strengths, or --weight")
+    if name not in ranges:
+        near = difflib.get_close_matches(name, ranges, n=1)
+        known = f"did you mean {near[0]}?" if near else f"choose from {', '.join(ranges) or 'none'}"
+        raise UsageError(f"--fixed {name}: no regularizer of this sweep has that setting; {known}")
+    if not ranges[name].holds(value):
+        raise UsageError(f"--fixed {name}={value:g}: give {ranges[name]}")
 
 
 def sweeps_in(storage: str) -> list[str]:

@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sweeps.events import SweepEnded, SweepStarted, log_in
+from sweeps.ranking import with_settings
 from sweeps.trials import TrialRecord, read_trials
 from trainer.arguments import Parser
 from trainer.config import UsageError
@@ -125,7 +126,7 @@ def table(trials: Iterable[TrialRecord], epochs: int) -> Table:
         asked = trial.started
         out.add_row(
             asked.trial_id,
-            asked.regularizer,
+            with_settings(asked.regularizer, asked.penalty_settings),
             f"{asked.strength:.3g}" if asked.strength else "-",
             f"{asked.weight:.3g}" if asked.weight else "-",
             f"{len(trial.reports)}/{epochs}",

@@ -69,6 +69,7 @@ class TrialRecord:
             regularizer=self.started.regularizer,
             weight=self.started.weight,
             strength=self.started.strength,
+            penalty_settings=self.started.penalty_settings,
             seed=self.started.seed,
             status=self.state.value,
             accuracy=metrics.get("val/accuracy", 0.0),

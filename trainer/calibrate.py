@@ -6,7 +6,7 @@ fits every penalty, model and image size.
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ def calibrate(
     device: torch.device,
     cache: ShardCache,
     begun: Callable[[str], None] = lambda name: None,
+    settings: Mapping[str, Mapping[str, int | float]] | None = None,
 ) -> dict[str, float]:
     """Unit of every named regularizer but those without a penalty (`none`).
 
@@ -39,6 +40,7 @@ def calibrate(
         device: where to compute.
         cache: of remote shards.
         begun: told the name of each regularizer as its turn comes.
+        settings: of each regularizer, by field; the rest have their defaults.
 
     Raises:
         UsageError: if a penalty breaks its contract, has no gradient at this model or an infinite one, or if the model
@@ -58,7 +60,7 @@ def calibrate(
     units = {}
     for name in names:
         begun(name)
-        regularizer = REGULARIZERS[name]()
+        regularizer = REGULARIZERS[name](**(settings or {}).get(name, {}))
         if regularizer.strengths()[1] == 0:
             continue
         loss, size = make_loss(model, dataclasses.replace(trial, regularizer=name)), 0.0

@@ -2,8 +2,8 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any, cast
 
@@ -28,6 +28,7 @@ class Trial:
         checkpoint: weights to start from, a file or `pretrained` (those that timm knows of); None starts from scratch.
         regularizer: name in `REGULARIZERS`.
         weight: absolute weight of the penalty.
+        penalty_settings: of the regularizer's other tunable fields, by name; those left out have their defaults.
         epochs: passes of `images_per_epoch`.
         images_per_epoch: images over all workers in one epoch; rounded down to whole global batches.
         batch_size: images per worker and step.
@@ -63,6 +64,7 @@ class Trial:
     checkpoint: str | None = None
     regularizer: str = "none"
     weight: float = 0.0
+    penalty_settings: Mapping[str, int | float] = field(default_factory=dict)
     epochs: int = 1
     images_per_epoch: int = 1024
     batch_size: int = 64
@@ -115,12 +117,16 @@ class Trial:
                 raise UsageError(f"{name}={getattr(self, name)}: give a whole number of at least 1")
         if self.learning_rate <= 0:
             raise UsageError(f"learning_rate={self.learning_rate}: give a number above 0")
-        self.penalty()  # checks the weight
+        self.penalty()  # checks weight and settings
 
     def penalty(self) -> Regularizer:
-        """The regularizer with this trial's weight."""
+        """The regularizer with this trial's weight and settings."""
+        kind = REGULARIZERS[self.regularizer]
+        if unknown := set(self.penalty_settings) - set(kind.settings()):
+            known = ", ".join(kind.settings()) or "none but the weight"
+            raise UsageError(f"penalty_settings: {self.regularizer} has no {min(unknown)!r}; it has {known}")
         try:
-            return REGULARIZERS[self.regularizer](weight=self.weight)
+            return kind(weight=self.weight, **self.penalty_settings)
         except ValueError as error:
             raise UsageError(str(error)) from None
 
@@ -145,8 +151,9 @@ class Trial:
 
     @property
     def label(self) -> str:
-        """Such as `ssim w=0.13`."""
-        return f"{self.regularizer} w={self.weight:.3g}" if self.weight else self.regularizer
+        """Such as `ssim w=0.13`, with settings that are not the defaults behind it."""
+        weight = [f"w={self.weight:.3g}"] if self.weight else []
+        return " ".join([self.regularizer, *weight, *in_words(self.penalty_settings)])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types only, for checkpoints, Ray and MLflow."""
@@ -160,3 +167,8 @@ class Trial:
     def digest(self) -> str:
         """Short hash of every setting: two trials with the same digest compute the same."""
         return sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def in_words(penalty_settings: Mapping[str, int | float]) -> list[str]:
+    """Such as `error=0.5`, one for each setting."""
+    return [f"{name}={value:.3g}" for name, value in penalty_settings.items()]

@@ -17,7 +17,7 @@ from sweeps.finalists import FIGURES
 from sweeps.ranking import Row, pareto, reason, rule
 from sweeps.results import Result
 from sweeps.start_check import StartCheck
-from trainer.config import UsageError
+from trainer.config import UsageError, in_words
 from trainer.evaluate.gallery import IMAGES, explain
 from trainer.evaluate.subject import load_subject
 from trainer.locations import read_json, whole_file
@@ -39,7 +39,7 @@ def page(result: Result, drawn: dict[str, Figure], no_gallery: str | None) -> st
     templates = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    templates.filters |= {"percent": _percent, "figure": _figure}
+    templates.filters |= {"percent": _percent, "figure": _figure, "in_words": in_words}
     pictures = {name: picture(figure, _form(name)) for name, figure in drawn.items()}
     return templates.get_template("page.html").render(
         result=result,
@@ -86,7 +86,7 @@ def write_report(result: Result, location: str) -> tuple[str, dict[str, Figure]]
 def description(result: Result) -> str:
     """The result in Markdown, for the page that MLflow has of the sweep: what was found, and the best trials."""
     rows = [
-        f"| {row.regularizer} | {row.strength:.3g} | {_percent(row.accuracy)} | {_percent(row.robust_accuracy)} "
+        f"| {_name(row)} | {row.strength:.3g} | {_percent(row.accuracy)} | {_percent(row.robust_accuracy)} "
         f"| {_percent(row.metrics.get('test/accuracy'))} | {_percent(row.metrics.get('test/robust_accuracy'))} "
         f"| {row.status} | {row.trial_id} |"
         for row in result.rows[:SHOWN]
@@ -193,11 +193,16 @@ def settings(result: Result) -> list[tuple[str, Any]]:
     sweep = dataclasses.asdict(result.sweep)
     trial, placement = sweep.pop("trial"), sweep.pop("placement")
     own = {"name", "storage", "tracking_uri", "local_dir", "seed"}
-    shared = {name: value for name, value in trial.items() if name not in ("regularizer", "weight")}
+    shared = {name: value for name, value in trial.items() if name not in ("regularizer", "weight", "penalty_settings")}
     shared |= {name: value for name, value in sweep.items() if name not in own}
     shared |= {name: value for name, value in placement.items() if name != "cache"}
+    shared["fixed"] = tuple(f"{name}={value:g}" for name, value in sweep["fixed"].items())
     said = {name: ", ".join(map(str, v)) if isinstance(v, tuple) else v for name, v in shared.items()}
     return [(name, value) for name, value in said.items() if value not in (None, "")]
+
+
+def _name(row: Row) -> str:
+    return " ".join([row.regularizer, *in_words(row.penalty_settings)])
 
 
 def _percent(value: float | None) -> str:

@@ -21,6 +21,7 @@ from sweeps.events import (
     TrialEnded,
     TrialStarted,
 )
+from sweeps.proposals import named
 from sweeps.tracking import runs
 from sweeps.tracking.cursor import SWEEP, Cursor, Cursors
 from sweeps.tracking.server import connect, reason
@@ -199,6 +200,8 @@ class Uploader:
         """What a trial has written since the last time; with tags where it is the last."""
         folder, cursor, started = self._folder(trial_id), self.cursors.read(trial_id), self.trials[trial_id].started
         settings = None if cursor.described else read_file(folder, TRIAL)
+        if settings is not None:
+            settings |= named(settings["regularizer"], settings.pop("penalty_settings", {}))
         params = {key: str(value) for key, value in (settings or {}).items()}
         if params or (tags and not cursor.described):
             params |= {"strength": str(started.strength), "workers": str(started.workers)}

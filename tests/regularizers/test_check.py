@@ -1,5 +1,6 @@
 """A regularizer that is wrong says so, by its name: where it is used, as a file, and by the command."""
 
+import importlib.util
 import os
 import re
 import shutil
@@ -16,12 +17,13 @@ from torch.overrides import TorchFunctionMode
 from regularizers import REGULARIZERS, Forward, Regularizer, RegularizerError, _picture
 from regularizers import __main__ as command
 from regularizers._check import CHECKS, run
-from regularizers._files import RegularizerImportError, load
-from regularizers._images import normalize
+from regularizers._registry import RegularizerImportError, load
 from regularizers.base import checked
+from regularizers.functional import minmax_scale
 
 ROOT = Path(__file__).parents[2]
 NAN = float("nan")
+DRAWS = importlib.util.find_spec("matplotlib") is not None
 
 
 def of(formula, **methods):
@@ -59,6 +61,9 @@ WRONG = {
     "key": (lambda self, h, i: {}["scale"], "raised KeyError: 'scale'"),
     "nothing": (lambda self, h, i: None, "returned a NoneType"),
 }  # fmt: skip
+
+if importlib.util.find_spec("numpy") is None:
+    del WRONG["numpy"]
 
 
 def pattern(message):
@@ -247,7 +252,7 @@ def contrast(self, heatmap, images):
 
 
 def distance_of_norms(self, heatmap, images):
-    return (normalize(heatmap) - normalize(images)).flatten(1).square().sum(dim=1).sqrt()
+    return (minmax_scale(heatmap) - minmax_scale(images)).flatten(1).square().sum(dim=1).sqrt()
 
 
 def signs(self, heatmap, images):
@@ -264,7 +269,7 @@ def signs(self, heatmap, images):
         (fixed_window, {"image size"}, "begin formula with require_size(heatmap, 9, 'mine')"),
         (single, {"one value per example"}, "torch.float32 from images of float64"),
         (contrast, {"constant image"}, "divide by torch.where(x == 0, 1, x)"),
-        (distance_of_norms, {"heatmap equal to the image"}, "safe_sqrt of regularizers._images"),
+        (distance_of_norms, {"heatmap equal to the image"}, "safe_sqrt of regularizers.functional"),
         (signs, {"gradient by the heatmap", "gradient by a network's weights", "gradient reaches the weights"}, "is 0"),
     ],
     ids=lambda value: getattr(value, "__name__", None),
@@ -285,10 +290,29 @@ def test_a_check_of_a_penalty_of_its_own_leaves_out_what_it_has_not():
     assert "FAILED" not in ended.values()
 
 
-def test_random_draws_are_no_fault():
-    assert CHECKS["independent of the other examples"](REGULARIZERS["spectreg"]()) == "draws numbers at random"
-    mixing = of(coupled, score=lambda self, forward: forward.random_logits)
-    assert "when the other examples changed" in failed(mixing)["independent of the other examples"]
+def test_random_draws_are_no_fault_and_hide_none():
+    found = CHECKS["independent of the other examples"](REGULARIZERS["spectreg"]())
+    assert found == "beside others as alone, with the same random draws"
+    drawn = {"score": lambda self, forward: forward.random_logits}
+    assert "when the other examples changed" in failed(of(coupled, **drawn))["independent of the other examples"]
+    assert " alone: reduce over" in failed(of(shared, **drawn))["independent of the other examples"]
+
+
+def test_draws_that_cannot_be_replayed_are_no_fault_either():
+    def noisy(self, heatmap, images):
+        return squares(self, heatmap + torch.empty_like(heatmap).normal_(), images)
+
+    assert CHECKS["independent of the other examples"](of(noisy)) == "draws numbers at random"
+
+
+def test_a_setting_is_tried_at_both_ends_of_its_range(tmp_path, capsys):
+    for low, ended in ((0.0, 1), (0.1, 0)):
+        text = setting(f"tunable(0.5, {low}, 2.0)").replace("return heatmap", "return 1 / self.scale * heatmap")
+        file = write(tmp_path, text)
+        assert command.main(["check", file, "--out", str(tmp_path / "drawn.png")]) == ended
+        printed = " ".join(capsys.readouterr().out.split())
+        assert f"scale {low:g} to 2)" in printed
+        assert ("FAILED ends of the settings' ranges scale=0" in printed) == bool(ended)
 
 
 @pytest.mark.parametrize("name", sorted(REGULARIZERS))
@@ -299,7 +323,7 @@ def test_the_command_passes_it(name, tmp_path, monkeypatch, capsys):
     assert f"{name} holds." in printed
     assert all(check in printed for check in CHECKS)
     assert " plain steps" in printed
-    assert (tmp_path / "drawn.png").exists() == (name != "none")
+    assert (tmp_path / "drawn.png").exists() == (name != "none" and DRAWS)
     assert ("no distance of heatmap and image" in printed) == (name == "none")
 
 
@@ -314,7 +338,7 @@ def test_the_picture_ends_where_the_penalty_pulls():
 
 FILE = """
 import torch
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from regularizers.base import Regularizer, tunable
 
 
@@ -337,7 +361,7 @@ def test_the_command_takes_a_file_from_anywhere(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write(tmp_path, FILE)
     assert command.main(["check", "mine.py"]) == 0, capsys.readouterr().out
-    assert (tmp_path / "check-mine.png").read_bytes().startswith(b"\x89PNG")
+    assert not DRAWS or (tmp_path / "check-mine.png").read_bytes().startswith(b"\x89PNG")
     write(tmp_path, FILE.replace(".mean(dim=(1, 2, 3))", ".mean()"))
     assert command.main(["check", str(tmp_path / "mine.py")]) == 1
     printed = capsys.readouterr().out
@@ -352,6 +376,10 @@ def test_without_matplotlib_the_picture_is_left_out(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert command.main(["check", "l2"]) == 0
     assert "none: matplotlib is not installed" in " ".join(capsys.readouterr().out.split())
+
+
+def setting(declared):
+    return FILE.replace("    def", f"    scale: float = {declared}\n\n    def", 1)
 
 
 BROKEN = {
@@ -371,6 +399,12 @@ BROKEN = {
     "exit": (FILE + "raise SystemExit(3)\n", "cannot be imported: SystemExit: 3 (line"),
     "default": (FILE.replace("    def", "    scale: float\n\n    def", 1), "from its defaults: .*'scale'; give every"),
     "name": (FILE.replace("    weight", "    name: str = 'x'\n    weight", 1), "defines `name`, but the file name"),
+    "class": (FILE.replace("class Mine", "class MyOwn"), "class MyOwn is not named after its file; call it Mine"),
+    "default of words": (setting("field(default='a', metadata={'low': 1, 'high': 2})"), "gives `scale` a default 'a'"),
+    "whole default": (setting("tunable(1, 0, 2)"), "gives `scale` the default 1, which is no float"),
+    "empty range": (setting("tunable(1.0, 1.0, 1.0)"), "gives `scale` the range 1 to 1; give tunable"),
+    "default outside": (setting("tunable(3.0, 1.0, 2.0)"), "gives `scale` the default 3 outside its range, 1 to 2"),
+    "logarithm": (setting("tunable(1.0, 0.0, 2.0, log=True)"), "`scale` a logarithmic range from 0; begin it above 0"),
     "no formula": (FILE.replace("def formula", "def formulae"), "has no formula; define formula(self"),
 }  # fmt: skip
 

@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 
 import pytest
 import torch
+from matplotlib.lines import Line2D
 from PIL import Image
 
 from regularizers import REGULARIZERS
@@ -227,10 +228,15 @@ def test_settings_name_what_the_trials_shared(ended):
     assert "tracking_uri" not in shared
 
 
-def test_no_two_regularizers_look_alike():
-    looks = {name: plots.look(name) for name in REGULARIZERS}
-    shapes = {(look["marker"], look.get("markerfacecolor") == "white") for look in looks.values()}
+def test_no_two_regularizers_look_alike(monkeypatch):
+    """Nor those that a user adds."""
+    for number in range(20):
+        monkeypatch.setitem(REGULARIZERS, f"own_{number}", REGULARIZERS["l2"])
+    looks = [plots.look(name) for name in REGULARIZERS]
+    shapes = {(look["marker"], look.get("markerfacecolor") == "white", look.get("fillstyle")) for look in looks}
     assert len(shapes) == len(REGULARIZERS), "without colours too"
+    for look in looks:
+        Line2D([], [], **look)
 
 
 def test_figures_hold_every_regularizer_and_only_what_finished(ended):

@@ -75,7 +75,7 @@ def test_bad_input_is_one_line_before_anything_starts(
 
 @pytest.mark.slow
 def test_a_sweep_that_cannot_be_calibrated_leaves_its_name_free(tmp_path, digits, monkeypatch, capsys):
-    def refuse(trial, names, device, cache, begun):
+    def refuse(*given, **named):
         raise UsageError("cannot be calibrated")
 
     monkeypatch.setattr(all_regularizers, "calibrate", refuse)

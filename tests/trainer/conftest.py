@@ -3,8 +3,10 @@
 import sys
 
 import pytest
+import timm_on_cpu  # noqa: F401
 import torch
 import torch.nn.functional as F
+from object_store import object_store  # noqa: F401
 from weight_files import noisy
 
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from regularizers.ssim import WINDOW, gaussian_average
+from regularizers.functional import WINDOW, gaussian_average
 from trainer.evaluate.classify import Classify
 from trainer.evaluate.heatmaps import correlation, heatmap, relevance
 

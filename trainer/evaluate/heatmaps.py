@@ -8,8 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from regularizers import REGULARIZERS, Forward
-from regularizers._dct import luma
-from regularizers._images import Images, normalize, total_variation
+from regularizers.functional import Images, luma, minmax_scale, total_variation
 from regularizers.psnr_hvs_dct import visible_error
 from trainer.evaluate.classify import Classify
 from trainer.metrics import HEATMAP_CORRELATION, HEATMAP_SSIM
@@ -49,9 +48,9 @@ def similarity(heatmaps: Float[Tensor, "b 3 h w"], images: Float[Tensor, "b 3 h 
         ValueError: if a side is shorter than 8 pixels, the block of the smallest window.
 
     References:
-        Wang et al. 2004, as in `regularizers._ssim`; Egiazarian et al. 2006, as in `regularizers.psnr_hvs_dct`.
+        Wang et al. 2004, as in `regularizers.functional`; Egiazarian et al. 2006, as in `regularizers.psnr_hvs_dct`.
     """
-    heatmaps, images = normalize(heatmaps.double()), normalize(images.double())
+    heatmaps, images = minmax_scale(heatmaps.double()), minmax_scale(images.double())
     small = min(images.shape[-2:]) < 11
     dissimilarity = REGULARIZERS["ssim_unfiltered" if small else "ssim"]()
     return {
@@ -85,7 +84,7 @@ def structure(heatmaps: Float[Tensor, "b 3 h w"]) -> dict[str, Float[Tensor, " b
     channels, height, width = heatmaps.shape[1:]
     pairs = channels * ((height - 1) * width + height * (width - 1))
     return {
-        "heatmap_tv": total_variation(normalize(heatmaps)) / max(pairs, 1),
+        "heatmap_tv": total_variation(minmax_scale(heatmaps)) / max(pairs, 1),
         "heatmap_gini": _gini(relevance(heatmaps).flatten(1)),
         "heatmap_norm": heatmaps.flatten(1).norm(dim=1),
     }
@@ -99,7 +98,7 @@ def relevance(heatmaps: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b h w"]:
 def correlation(x: Images, y: Images) -> Float[Tensor, " b"]:
     """Signed Pearson correlation of each example over all channels and pixels, in [-1, 1]; 0 if either is constant."""
     # Scaled first: a constant becomes 0 everywhere, where subtracting its mean would leave rounding noise.
-    flat = torch.stack([normalize(x.double()).flatten(1), normalize(y.double()).flatten(1)])
+    flat = torch.stack([minmax_scale(x.double()).flatten(1), minmax_scale(y.double()).flatten(1)])
     centered = flat - flat.mean(dim=2, keepdim=True)
     unit = centered / centered.norm(dim=2, keepdim=True).clamp(min=torch.finfo(flat.dtype).tiny)
     return (unit[0] * unit[1]).sum(dim=1).clamp(-1, 1)

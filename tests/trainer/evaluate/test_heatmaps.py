@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.stats import pearsonr
 from torch import nn
 
-from regularizers._images import normalize
+from regularizers.functional import minmax_scale
 from trainer.evaluate.heatmaps import correlation, heatmap, similarity, structure
 
 with warnings.catch_warnings():  # of the libraries' own imports
@@ -66,7 +66,7 @@ def test_heatmap_of_any_callable_in_half_precision():
 
 def test_similarity_equals_the_libraries():
     heatmaps, images = photographs()
-    ours, (x, y) = similarity(heatmaps, images), (normalize(heatmaps), normalize(images))
+    ours, (x, y) = similarity(heatmaps, images), (minmax_scale(heatmaps), minmax_scale(images))
     options = {"data_range": 1.0, "reduction": "none"}
     _, windows = torchmetrics.structural_similarity_index_measure(x, y, sigma=1.5, return_full_image=True, **options)
     inside = windows[..., 5:-5, 5:-5]  # theirs looks over a mirrored border
@@ -90,7 +90,7 @@ def test_float32_is_no_less_exact():
 def test_structure_equals_torchmetrics_and_numpy():
     heatmaps, _ = photographs()
     ours, (_, _, height, width) = structure(heatmaps), heatmaps.shape
-    sums = torchmetrics.total_variation(normalize(heatmaps), reduction="none")
+    sums = torchmetrics.total_variation(minmax_scale(heatmaps), reduction="none")
     assert_equal(ours["heatmap_tv"], sums / (3 * (2 * height * width - height - width)))
     assert_equal(ours["heatmap_norm"], np.linalg.norm(heatmaps.flatten(1).numpy(), axis=1))
     # Half the mean absolute difference of all pairs, over the mean: another definition of the same index.

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import importlib.util
+import keyword
 import math
 import numbers
 import pkgutil
@@ -12,9 +13,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType, TracebackType
 
-from regularizers.base import UNNEEDED, Regularizer
+from regularizers.base import UNNEEDED, Regularizer, Tunable
 
 FOLDER = Path(__file__).parent
+SHARED = ("base", "functional")  # beside the regularizers, and files whose names begin with an underscore
 
 
 class RegularizerImportError(ImportError):
@@ -22,14 +24,14 @@ class RegularizerImportError(ImportError):
 
 
 def discover() -> dict[str, type[Regularizer]]:
-    """The regularizers of this folder by name: every file but `base` and those that begin with an underscore.
+    """The regularizers of this folder by name: every file but those that they share, and `_*.py`.
 
     Raises:
         RegularizerImportError: if one cannot be used. Where nobody catches it, it is printed without its trace.
     """
     found = {}
     for info in pkgutil.iter_modules([str(FOLDER)]):
-        if info.name.startswith("_") or info.name == "base":
+        if info.name.startswith("_") or info.name in SHARED:
             continue
         file = f"{FOLDER.name}/{info.name}.py"
         try:
@@ -123,28 +125,52 @@ def _problem(regularizer: type[Regularizer], name: str) -> str | None:
     own = vars(regularizer)
     if any(isinstance(value, dataclasses.Field) for value in own.values()):
         return "is no dataclass; write @dataclass(frozen=True, kw_only=True) above it"
+    if regularizer.__name__ != class_name(name):
+        return f"is not named after its file; call it {class_name(name)}"
     if own.get("name", name) != name or any(field.name == "name" for field in dataclasses.fields(regularizer)):
         return "defines `name`, but the file name is its name; leave it out"
     if all(getattr(regularizer, part) is getattr(Regularizer, part) for part in ("formula", "distance", "penalty")):
         return "has no formula; define formula(self, heatmap, images) -> (b,)"
-    (weight,) = (field for field in dataclasses.fields(regularizer) if field.name == "weight")
-    if not {"low", "high"} <= set(weight.metadata):
+    fields = {field.name: field for field in dataclasses.fields(regularizer) if "low" in field.metadata}
+    if "weight" not in fields:
         return "gives `weight` no range; write weight: float = tunable(0.5, 0.1, 1000.0)"
-    for field in dataclasses.fields(regularizer):
-        for end in ("low", "high"):
-            given = field.metadata.get(end, 0.0)
-            if not isinstance(given, numbers.Real):
-                return f"gives `{field.name}` a range that ends in {given!r}; give tunable(default, low, high) numbers"
+    for field in fields.values():
+        for given in (field.metadata["low"], field.metadata["high"], field.default):
+            if isinstance(given, bool) or not isinstance(given, numbers.Real):
+                where = "a default" if given is field.default else "a range that ends in"
+                return f"gives `{field.name}` {where} {given!r}; give tunable(default, low, high) numbers"
+        wanted = "int" if field.type in (int, "int") else "float"
+        if type(field.default).__name__ != wanted:
+            return f"gives `{field.name}` the default {field.default!r}, which is no {wanted}"
     if not regularizer.needs_heatmap and regularizer.penalty is Regularizer.penalty:
         return UNNEEDED
-    low, high = weight.metadata["low"], weight.metadata["high"]
+    low, high = regularizer.strengths()
     if not 0 < low < high < math.inf and name != "none":
         return f"gives `weight` the range {low:g} to {high:g}; give tunable(default, low, high) with 0 < low < high"
+    for setting, own_range in regularizer.settings().items():
+        if problem := _problem_of_range(own_range):
+            return f"gives `{setting}` {problem}"
     try:
         regularizer()
     except (Exception, SystemExit) as error:
         return f"cannot be made from its defaults: {error}; give every field a default"
     return None
+
+
+def _problem_of_range(given: Tunable) -> str | None:
+    if not -math.inf < given.low < given.high < math.inf:
+        return f"the range {given.low:g} to {given.high:g}; give tunable(default, low, high) with low < high"
+    if not given.holds(given.default):
+        return f"the default {given.default:g} outside its range, {given}"
+    if given.log and given.low <= 0:
+        return f"a logarithmic range from {given.low:g}; begin it above 0"
+    return None
+
+
+def class_name(name: str) -> str:
+    """The CamelCase of a file name; with an underscore behind it where Python keeps that word for itself."""
+    camel = "".join(part[:1].upper() + part[1:] for part in name.split("_"))
+    return f"{camel}_" if keyword.iskeyword(camel) else camel
 
 
 def _without_trace(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -153,3 +179,6 @@ def _without_trace(kind: type[BaseException], error: BaseException, trace: Trace
         return
     print(f"error: {error}", file=sys.stderr)
     raise SystemExit(2)  # Python takes the exit status from here
+
+
+REGULARIZERS: dict[str, type[Regularizer]] = discover()
