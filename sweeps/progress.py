@@ -11,8 +11,7 @@ from rich.table import Table
 
 from sweeps.events import EpochReported, Event, TrialEnded, TrialStarted
 from sweeps.trials import TrialRecord, mismatch, read_trials, take
-
-ACCURACY, ROBUST, ATTACKED = "val/accuracy", "val/robust_accuracy", "val/attacked_examples"
+from trainer.metrics import TRAIN_IMAGES_PER_SECOND, VAL_ACCURACY, VAL_ATTACKED_EXAMPLES, VAL_ROBUST_ACCURACY
 
 
 class Progress:
@@ -56,7 +55,11 @@ class Progress:
     def best(self) -> TrialRecord | None:
         """The most robust of the trials that are done; before their end, few images are attacked."""
         whole = [one for one in self.trials.values() if one.metrics.get("epoch") == self.epochs]
-        return max((one for one in whole if ROBUST in one.metrics), key=lambda one: one.metrics[ROBUST], default=None)
+        return max(
+            (one for one in whole if VAL_ROBUST_ACCURACY in one.metrics),
+            key=lambda one: one.metrics[VAL_ROBUST_ACCURACY],
+            default=None,
+        )
 
     @property
     def console(self) -> Console:
@@ -105,7 +108,7 @@ class Progress:
         """The best so far and the time left, as far as they are known."""
         words = ""
         if (best := self.best) is not None:
-            words += f" | best robust so far {100 * best.metrics[ROBUST]:.1f} % ({best.started.name})"
+            words += f" | best robust so far {100 * best.metrics[VAL_ROBUST_ACCURACY]:.1f} % ({best.started.name})"
         done = self.done
         begun = sum(self.trials[one].metrics.get("epoch", 0) / self.epochs for one in self.running)
         work = done - self.done_before + begun
@@ -133,16 +136,16 @@ class Progress:
                 f"{asked.strength:.3g}" if asked.weight else "-",
                 f"{asked.weight:.3g}" if asked.weight else "-",
                 f"{result.get('epoch', 0):.0f}/{self.epochs}",
-                f"{result['train/images_per_second']:.0f}" if "train/images_per_second" in result else "",
-                f"{100 * result[ACCURACY]:.1f}" if ACCURACY in result else "",
-                f"{100 * result[ROBUST]:.1f}" if ROBUST in result else "",
+                f"{result[TRAIN_IMAGES_PER_SECOND]:.0f}" if TRAIN_IMAGES_PER_SECOND in result else "",
+                f"{100 * result[VAL_ACCURACY]:.1f}" if VAL_ACCURACY in result else "",
+                f"{100 * result[VAL_ROBUST_ACCURACY]:.1f}" if VAL_ROBUST_ACCURACY in result else "",
                 trial.state.value,
             )
         return table
 
 
 def _figures(result: dict[str, Any]) -> str:
-    if ROBUST not in result:
+    if VAL_ROBUST_ACCURACY not in result:
         return "no result"
-    images = f" on {result[ATTACKED]:.0f} images" if ATTACKED in result else ""
-    return f"accuracy {100 * result[ACCURACY]:.1f} %, robust {100 * result[ROBUST]:.1f} %{images}"
+    images = f" on {result[VAL_ATTACKED_EXAMPLES]:.0f} images" if VAL_ATTACKED_EXAMPLES in result else ""
+    return f"accuracy {100 * result[VAL_ACCURACY]:.1f} %, robust {100 * result[VAL_ROBUST_ACCURACY]:.1f} %{images}"
