@@ -50,7 +50,7 @@ from trainer.data import LoaderOptions, train_loader
 from trainer.digits import write_digits
 from trainer.fit import fit
 from trainer.locations import absolute, file_size, read_json, whole_file
-from trainer.metrics import VAL_ACCURACY
+from trainer.metrics import TEST_ACCURACY, TEST_ROBUST_ACCURACY, VAL_ACCURACY
 from trainer.models import build_model
 from trainer.preprocess import Transform
 from trainer.ray_driver import TESTED_RAY
@@ -234,7 +234,7 @@ def conclude(sweep: Sweep, rows: list[Row], repeated: list[Finalist], recording:
     short = [finalist.regularizer for finalist in repeated if len(finalist.repetitions) < sweep.seeds]
     console.print(reason(rows, sweep.max_accuracy_drop), highlight=False)
     if picked is not None:
-        clean, robust = (100 * picked.metrics[f"test/{name}"] for name in ("accuracy", "robust_accuracy"))
+        clean, robust = (100 * picked.metrics[name] for name in (TEST_ACCURACY, TEST_ROBUST_ACCURACY))
         console.print(f"On test, which chose nothing: accuracy {clean:.1f} %, robust {robust:.1f} %.", highlight=False)
     if repeated:
         console.print(finalists.table(repeated))

@@ -20,9 +20,10 @@ from sweeps.proposals import named
 from sweeps.ranking import Row, baseline, rank, with_settings
 from sweeps.settings import Sweep
 from sweeps.trials import read_trials
+from trainer.metrics import TEST_ACCURACY, TEST_ROBUST_ACCURACY, VAL_ACCURACY, VAL_ROBUST_ACCURACY
 
 LEVEL = 0.95
-FIGURES = ("val/accuracy", "val/robust_accuracy", "test/accuracy", "test/robust_accuracy")
+FIGURES = (VAL_ACCURACY, VAL_ROBUST_ACCURACY, TEST_ACCURACY, TEST_ROBUST_ACCURACY)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,6 +20,7 @@ from sweeps.ranking import Row, pareto
 from sweeps.results import Result
 from trainer.evaluate.gallery import COLORS as HEATMAP
 from trainer.evaluate.gallery import Explained, scaled
+from trainer.metrics import TEST_ACCURACY, TEST_ROBUST_ACCURACY
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F6000")  # their yellow is pale on white
 MARKERS = "os^DvPX*"
@@ -148,9 +149,9 @@ def responses(result: Result) -> Figure:
 def intervals(result: Result) -> Figure:
     """Mean and 95 % interval of each finalist's repetitions on test, and every repetition as a dot; best on top."""
     measured = [one for one in result.finalists if one["trials"]]
-    measured.sort(key=lambda one: one["figures"]["test/robust_accuracy"]["mean"])
+    measured.sort(key=lambda one: one["figures"][TEST_ROBUST_ACCURACY]["mean"])
     figure = Figure(figsize=(WIDTH, 0.36 * len(measured) + 1.0))
-    for axes, key in zip(figure.subplots(1, 2, sharey=True), ("test/accuracy", "test/robust_accuracy"), strict=True):
+    for axes, key in zip(figure.subplots(1, 2, sharey=True), (TEST_ACCURACY, TEST_ROBUST_ACCURACY), strict=True):
         for height, one in enumerate(measured):
             values = one["figures"][key]
             how = look(one["regularizer"])

@@ -14,9 +14,9 @@ from rich.table import Table
 from sweeps.events import EpochReported, Event, TrialEnded, TrialStarted
 from sweeps.ranking import with_settings
 from sweeps.trials import TrialRecord, mismatch, read_trials, take
+from trainer.metrics import TRAIN_IMAGES_PER_SECOND, VAL_ACCURACY, VAL_ATTACKED_EXAMPLES, VAL_ROBUST_ACCURACY
 
 EVERY = 0.5  # seconds between two looks of the live table
-ACCURACY, ROBUST, ATTACKED = "val/accuracy", "val/robust_accuracy", "val/attacked_examples"
 
 
 class Progress:
@@ -61,9 +61,9 @@ class Progress:
 
     def _compare(self, trial: TrialRecord) -> None:
         metrics = trial.metrics
-        if metrics.get("epoch") != self.epochs or ROBUST not in metrics:
+        if metrics.get("epoch") != self.epochs or VAL_ROBUST_ACCURACY not in metrics:
             return
-        if self.best is None or metrics[ROBUST] > self.best.metrics[ROBUST]:
+        if self.best is None or metrics[VAL_ROBUST_ACCURACY] > self.best.metrics[VAL_ROBUST_ACCURACY]:
             self.best = trial
 
     @property
@@ -123,7 +123,7 @@ class Progress:
         """The best so far and the time left, as far as they are known."""
         words = ""
         if (best := self.best) is not None:
-            words += f" | best robust so far {100 * best.metrics[ROBUST]:.1f} % ({best.started.name})"
+            words += f" | best robust so far {100 * best.metrics[VAL_ROBUST_ACCURACY]:.1f} % ({best.started.name})"
         done = self.done
         begun = sum(self.trials[one].metrics.get("epoch", 0) / self.epochs for one in self.running)
         work = done - self.done_before + begun
@@ -150,16 +150,16 @@ class Progress:
                 f"{asked.strength:.3g}" if asked.weight else "-",
                 f"{asked.weight:.3g}" if asked.weight else "-",
                 f"{result.get('epoch', 0):.0f}/{self.epochs}",
-                f"{result['train/images_per_second']:.0f}" if "train/images_per_second" in result else "",
-                f"{100 * result[ACCURACY]:.1f}" if ACCURACY in result else "",
-                f"{100 * result[ROBUST]:.1f}" if ROBUST in result else "",
+                f"{result[TRAIN_IMAGES_PER_SECOND]:.0f}" if TRAIN_IMAGES_PER_SECOND in result else "",
+                f"{100 * result[VAL_ACCURACY]:.1f}" if VAL_ACCURACY in result else "",
+                f"{100 * result[VAL_ROBUST_ACCURACY]:.1f}" if VAL_ROBUST_ACCURACY in result else "",
                 trial.state.value,
             )
         return table
 
 
 def _figures(result: dict[str, Any]) -> str:
-    if ROBUST not in result:
+    if VAL_ROBUST_ACCURACY not in result:
         return "no result"
-    images = f" on {result[ATTACKED]:.0f} images" if ATTACKED in result else ""
-    return f"accuracy {100 * result[ACCURACY]:.1f} %, robust {100 * result[ROBUST]:.1f} %{images}"
+    images = f" on {result[VAL_ATTACKED_EXAMPLES]:.0f} images" if VAL_ATTACKED_EXAMPLES in result else ""
+    return f"accuracy {100 * result[VAL_ACCURACY]:.1f} %, robust {100 * result[VAL_ROBUST_ACCURACY]:.1f} %{images}"

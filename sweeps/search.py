@@ -18,9 +18,10 @@ from sweeps.events import recover
 from sweeps.proposals import named
 from sweeps.searcher import StudySearcher
 from sweeps.settings import Sweep
+from trainer.metrics import VAL_ACCURACY, VAL_ROBUST_ACCURACY
 
-METRIC = "val/robust_accuracy"
-OBJECTIVES = {"robust": [METRIC], "both": ["val/accuracy", METRIC]}
+METRIC = VAL_ROBUST_ACCURACY
+OBJECTIVES = {"robust": [METRIC], "both": [VAL_ACCURACY, METRIC]}
 
 
 @dataclass(frozen=True)

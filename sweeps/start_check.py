@@ -15,6 +15,7 @@ from trainer.evaluate import evaluate
 from trainer.evaluate.plan import Plan
 from trainer.fit import count_classes, prepare_model
 from trainer.locations import read_json
+from trainer.metrics import VAL_ACCURACY, VAL_EXAMPLES, VAL_MAJORITY
 from trainer.shards import evaluation_splits, read_shards
 from trainer.shards.find import few
 
@@ -244,9 +245,9 @@ def measure(
     here = dataclasses.replace(trial, loader_workers=0)  # for 2,000 images no processes are started
     found = evaluate(prepare_model(trial, classes).to(device), val, here, plan, device, cache, progress)
     return StartCheck(
-        accuracy=found["val/accuracy"],
-        measured=int(found["val/examples"]),
-        chance=found["val/majority"],
+        accuracy=found[VAL_ACCURACY],
+        measured=int(found[VAL_EXAMPLES]),
+        chance=found[VAL_MAJORITY],
         classes=classes,
         checkpoint=trial.checkpoint is not None,
         val_images=val.total,

@@ -25,8 +25,7 @@ from sweeps.trials import TrialRecord, read_trials
 from trainer.arguments import Parser
 from trainer.config import UsageError
 from trainer.locations import absolute, folders_in, read_json
-
-ACCURACY, ROBUST = "val/accuracy", "val/robust_accuracy"
+from trainer.metrics import VAL_ACCURACY, VAL_ROBUST_ACCURACY
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +120,7 @@ def table(trials: Iterable[TrialRecord], epochs: int) -> Table:
         out.add_column(name, justify="right", no_wrap=True)
     out.add_column("state", no_wrap=True)
     for trial in sorted(
-        trials, key=lambda one: (not one.state.runs, -one.metrics.get(ROBUST, -1), one.started.trial_id)
+        trials, key=lambda one: (not one.state.runs, -one.metrics.get(VAL_ROBUST_ACCURACY, -1), one.started.trial_id)
     ):
         asked = trial.started
         out.add_row(
@@ -130,7 +129,10 @@ def table(trials: Iterable[TrialRecord], epochs: int) -> Table:
             f"{asked.strength:.3g}" if asked.strength else "-",
             f"{asked.weight:.3g}" if asked.weight else "-",
             f"{len(trial.reports)}/{epochs}",
-            *(f"{100 * trial.metrics[key]:.1f}" if key in trial.metrics else "" for key in (ACCURACY, ROBUST)),
+            *(
+                f"{100 * trial.metrics[key]:.1f}" if key in trial.metrics else ""
+                for key in (VAL_ACCURACY, VAL_ROBUST_ACCURACY)
+            ),
             trial.state + (", again" if asked.repeats else ""),
         )
     return out

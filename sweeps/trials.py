@@ -6,6 +6,7 @@ from enum import StrEnum
 
 from sweeps.events import EpochReported, Event, PartEnded, SweepEnded, SweepStarted, TrialEnded, TrialStarted
 from sweeps.ranking import Row
+from trainer.metrics import VAL_ACCURACY, VAL_HEATMAP_CORRELATION, VAL_HEATMAP_SSIM, VAL_ROBUST_ACCURACY
 
 
 class TrialState(StrEnum):
@@ -72,10 +73,10 @@ class TrialRecord:
             penalty_settings=self.started.penalty_settings,
             seed=self.started.seed,
             status=self.state.value,
-            accuracy=metrics.get("val/accuracy", 0.0),
-            robust_accuracy=metrics.get("val/robust_accuracy", 0.0),
-            heatmap_ssim=metrics.get("val/heatmap_ssim", 0.0),
-            heatmap_correlation=metrics.get("val/heatmap_correlation", 0.0),
+            accuracy=metrics.get(VAL_ACCURACY, 0.0),
+            robust_accuracy=metrics.get(VAL_ROBUST_ACCURACY, 0.0),
+            heatmap_ssim=metrics.get(VAL_HEATMAP_SSIM, 0.0),
+            heatmap_correlation=metrics.get(VAL_HEATMAP_CORRELATION, 0.0),
             checkpoint=self.ended.checkpoint,
             metrics={name: value for name, value in metrics.items() if name.startswith(("val/", "test/"))},
         )

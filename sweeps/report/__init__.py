@@ -21,6 +21,7 @@ from trainer.config import UsageError, in_words
 from trainer.evaluate.gallery import IMAGES, explain
 from trainer.evaluate.subject import load_subject
 from trainer.locations import read_json, whole_file
+from trainer.metrics import TEST_ACCURACY, TEST_ROBUST_ACCURACY
 from trainer.shards import evaluation_splits
 
 PAGE = "report.html"
@@ -125,8 +126,8 @@ def verdict(result: Result) -> list[str]:
         return found
     if picked.regularizer == "none":
         return [*found, "No penalty made the model more robust at an accuracy the rule allows."]
-    key = "test/robust_accuracy"
-    clean, robust, before = picked.metrics["test/accuracy"], picked.metrics[key], reference.metrics[key]
+    key = TEST_ROBUST_ACCURACY
+    clean, robust, before = picked.metrics[TEST_ACCURACY], picked.metrics[key], reference.metrics[key]
     found.append(
         f"On test, which chose nothing, its accuracy is {_percent(clean)} % and its robust accuracy {_percent(robust)} "
         f"%; the baseline's are {_percent(reference.metrics['test/accuracy'])} % and {_percent(before)} %."
