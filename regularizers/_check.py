@@ -204,7 +204,7 @@ def ends_of_ranges(regularizer: Regularizer) -> str:
     settings = regularizer.settings()
     for name, own_range in settings.items():
         for end in (own_range.low, own_range.high):
-            changed = dataclasses.replace(regularizer, **{name: end})
+            changed = dataclasses.replace(regularizer, **{name: end if own_range.whole else float(end)})
             try:
                 per_example(changed)
                 precisions(changed)

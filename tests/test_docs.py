@@ -87,6 +87,15 @@ def test_every_penalty_is_explained(shipped):
     assert not [name for name in shipped if f"`{name}`" not in method]
 
 
+def test_the_table_of_the_penalties_is_what_their_docstrings_say(shipped):
+    lines = (ROOT / "docs" / "method.md").read_text().splitlines()
+    rows = regularizers_command.markdown(REGULARIZERS[name] for name in sorted(shipped)).splitlines()
+    missing = [row for row in rows if row not in lines]
+    assert not missing, "the table of docs/method.md is old: put there what python -m regularizers --markdown prints"
+    named = {line.split("`")[1] for line in lines if line.startswith("| `")}
+    assert set(shipped) <= named <= set(REGULARIZERS), "of a penalty that is gone"
+
+
 def test_the_picture_of_the_penalties_is_drawn(tmp_path, shipped):
     runpy.run_path(str(ROOT / "docs" / "pull.py"))["draw"](tmp_path / "pull.png", shipped, steps=1)
     with Image.open(tmp_path / "pull.png") as new, Image.open(ROOT / "docs" / "pull.png") as kept:
@@ -108,15 +117,26 @@ def test_the_regularizer_of_the_example_passes_the_check(tmp_path, monkeypatch, 
     assert (tmp_path / "check-charbonnier.png").stat().st_size > 0
 
 
+def walks_the_registry(file):
+    return re.search(r"(in|sorted\(|len\()\s*REGULARIZERS\b|REGULARIZERS\.(items|keys|values)", file.read_text())
+
+
 @pytest.mark.slow
 def test_a_clone_with_the_regularizer_of_the_example_passes_the_tests(tmp_path):
+    """Nothing but the file is added; the tests that go through the registry, and what else `make check` looks at."""
     clone = tmp_path / "clone"
     shutil.copytree(ROOT, clone, ignore=shutil.ignore_patterns(".*", "runs", "__pycache__", "*.egg-info"))
     (clone / "regularizers" / "charbonnier.py").write_text(example_regularizer())
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-v", "-m", "not slow", "tests/regularizers", "tests/test_docs.py",
-         "--ignore=tests/regularizers/test_golden.py"],
-        cwd=clone, env=os.environ | {"PYTHONPATH": str(clone)}, capture_output=True, text=True, timeout=500,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout
-    assert len(re.findall(r"charbonnier.* PASSED", done.stdout)) > 10
+    tests = [str(file.relative_to(clone)) for file in clone.rglob("tests/**/test_*.py") if walks_the_registry(file)]
+    assert {"tests/regularizers/test_all.py", "tests/sweeps/test_report.py", "tests/test_docs.py"} <= set(tests)
+    for tool in (
+        ("ruff", "check", "--no-cache", "regularizers"), ("ruff", "format", "--no-cache", "--check", "regularizers"),
+        ("mypy", "--cache-dir", str(tmp_path / "types"), "-p", "regularizers"),
+        ("pytest", "-v", "-p", "no:cacheprovider", "-m", "not slow", *tests),
+    ):  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-m", *tool], cwd=clone, env=os.environ | {"PYTHONPATH": str(clone)},
+            capture_output=True, text=True, timeout=550,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert len(re.findall(r"charbonnier.* PASSED", done.stdout)) > 20

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from regularizers import REGULARIZERS, Forward
+from regularizers import __main__ as command
 from regularizers._check import CHECKS, NotApplicable
 from regularizers._samples import smallest_side
 
@@ -54,6 +55,14 @@ def test_documentation_says_formula_pull_and_source(regularizer):
     assert "distance = " in text
     assert "Pulls " in text
     assert "References:" in text
+    row = command.markdown([type(regularizer)]).splitlines()[-1]
+    assert all(cell.strip() for cell in row.strip("|").replace(r"\|", "").split("|")), row
+
+
+def test_the_class_has_the_name_of_its_file(regularizer):
+    words = type(regularizer).__name__.rstrip("_")
+    assert words.lower() == regularizer.name.replace("_", "")
+    assert [part[0] for part in regularizer.name.upper().split("_")] == [c for c in words if c.isupper()]
 
 
 def test_the_list_names_every_regularizer_with_its_range():

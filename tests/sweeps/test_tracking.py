@@ -102,6 +102,19 @@ def tracking(*arguments):
     return done.returncode, done.stdout, done.stderr
 
 
+def test_settings_of_a_penalty_are_parameters_by_the_names_of_the_search(database, tmp_path):
+    recording = start(tmp_path / "runs", database)
+    for key, own in (("t1", {"error": 0.5}), ("t2", {})):
+        begin(recording, key, regularizer="psnr_hvs", penalty_settings=own).configured(
+            {"regularizer": "psnr_hvs", "weight": 0.5, "penalty_settings": own}
+        )
+    assert recording.drain() == ""
+    first, second = (client_of(recording).get_run(recording.run_of(key)).data.params for key in ("t1", "t2"))
+    assert first["psnr_hvs.error"] == "0.5"
+    assert first.keys() - second.keys() == {"psnr_hvs.error"}
+    assert "penalty_settings" not in first
+
+
 @pytest.mark.slow
 def test_a_server_that_comes_late_goes_and_comes_back_has_every_point_once(server, tmp_path, capsys):
     with start(tmp_path / "runs", server.uri) as recording:
