@@ -4,36 +4,53 @@ import dataclasses
 import fcntl
 import json
 import math
+import os
 import re
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from regularizers import REGULARIZERS
 from trainer.cache import ShardCache
 from trainer.config import Trial, UsageError
-from trainer.head import STEPS
-from trainer.locations import file_size, folders_in, list_folder, read_json, remove_file, whole_file
-from trainer.ray_driver import RAY_TRAIN, Placement
+from trainer.locations import absolute, file_size, folders_in, is_url, list_folder, read_json, remove_file, whole_file
+from trainer.placement import RAY_TRAIN, Placement
 
-SCHEDULERS = ("asha", "none")
-ALLOCATIONS = ("equal", "adaptive")
-OBJECTIVES = ("robust", "both")
+Scheduler = Literal["asha", "none"]
+Allocation = Literal["equal", "adaptive"]
+Objectives = Literal["robust", "both"]
+SCHEDULERS, ALLOCATIONS, OBJECTIVES = map(get_args, (Scheduler, Allocation, Objectives))
 DRIVER = ".driver"  # locked by the process that drives the sweep
 FIRST_NEW_SEED = 1_000_000  # behind every seed a search will ever reach
 
 
+def regularizer_names() -> tuple[str, ...]:
+    """Names of the regularizers, by their files: importing the package would take PyTorch."""
+    folder = Path(__file__).resolve().parents[1] / "regularizers"
+    return tuple(sorted(path.stem for path in folder.glob("*.py") if path.stem != "base" and path.stem[0] != "_"))
+
+
+def _digits() -> Trial:
+    from sweeps import presets  # which has sweeps, too
+
+    return presets.digits()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """Settings of one sweep, kept as settings.json in its folder.
+    """Settings of one sweep, which its folder keeps; all have defaults, those of the embedded digits.
 
     Args:
-        name: of the sweep, its folder, its Optuna study and its MLflow parent run.
-        storage: folder or URL that all nodes see: settings, checkpoints, results.
-        tracking_uri: of MLflow.
-        trial: what every trial shares; each gets its own regularizer, weight and seed.
+        name: name of the sweep, of its folder, its Optuna study and its MLflow parent run; the date and time if not
+            given.
+        storage: folder or URL that all nodes see, for settings, checkpoints and results; that of SWEEPS_STORAGE, else
+            ./runs, if not given.
+        tracking_uri: address of MLflow; None is that of MLFLOW_TRACKING_URI, else an SQLite file in the storage.
+        trial: what every trial shares; each gets its own regularizer, weight and seed. A weight above 0 is that of
+            every penalty, instead of a search; its seed is that of the search, too.
         regularizers: names to compare; the baseline `none` is always among them.
         trials_per_regularizer: equal for all, so that the comparison is fair; on average, with `adaptive`.
         extensions: as many trials more per regularizer, one number for each time the sweep was extended.
@@ -41,8 +58,7 @@ class Sweep:
             regularizer once each had a trial.
         objectives: what Optuna searches for: `robust` accuracy, or `both` accuracies at once.
         seeds: how many times the best weight of each regularizer is trained again after the search; 0 is never.
-        strengths: of those trials, in calibrated units, one for each; None lets Optuna search.
-        weight: the absolute one of every penalty, instead of a search; None lets Optuna search.
+        strengths: weights of those trials in calibrated units, one for each; None lets Optuna search.
         scheduler: `asha` stops weak trials early, `none` trains all to the end.
         new_head: whether the trials start with a last layer made for the data's classes, the checkpoint's for others.
         head_steps: batches that such a layer is trained on, alone, before the sweep.
@@ -50,39 +66,39 @@ class Sweep:
         source: what start.pt, which the trials start from, was made of; None if they start from the checkpoint itself.
         keep: `all` checkpoints whole once the sweep is over, or only those of the pick (`best`) or of the `top-K`
             trials, and of the others the weights.
-        placement: of each trial's workers.
+        placement: workers of each trial and what each of them takes.
         max_concurrent: trials at a time; None is as many as fit.
         max_accuracy_drop: how far below the baseline's accuracy (fraction of 1) the pick may lie.
-        seed: of Optuna's sampler and of the trials.
         local_dir: where the storage is a URL, a folder of the machine that drives the sweep, for the study's journal
-            and what waits for MLflow.
+            and what waits for MLflow; None is ./runs.
     """
 
-    name: str
-    storage: str
-    tracking_uri: str
-    trial: Trial
-    regularizers: tuple[str, ...]
+    name: str = field(default_factory=lambda: time.strftime("sweep-%Y%m%d-%H%M%S"))
+    storage: str = field(default_factory=lambda: os.environ.get("SWEEPS_STORAGE", "runs"))
+    tracking_uri: str | None = None
+    trial: Trial = field(default_factory=_digits)
+    regularizers: tuple[str, ...] = field(default_factory=regularizer_names)
     trials_per_regularizer: int = 1
     extensions: tuple[int, ...] = ()
-    allocation: str = "equal"
-    objectives: str = "robust"
+    allocation: Allocation = "equal"
+    objectives: Objectives = "robust"
     seeds: int = 0
     strengths: tuple[float, ...] | None = None
-    weight: float | None = None
-    scheduler: str = "asha"
+    scheduler: Scheduler = "asha"
     new_head: bool = False
-    head_steps: int = STEPS
+    head_steps: int = 200
     ema: bool = False
     source: str | None = None
     keep: str = "best"
     placement: Placement = Placement()
     max_concurrent: int | None = None
     max_accuracy_drop: float = 0.02
-    seed: int = 0
     local_dir: str | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "storage", absolute(self.storage).rstrip("/"))  # nodes and shells stand elsewhere
+        if is_url(self.storage):
+            object.__setattr__(self, "local_dir", absolute(self.local_dir or "runs"))
         unknown = [name for name in self.regularizers if name not in REGULARIZERS]
         if unknown:
             known = ", ".join(sorted(REGULARIZERS))
@@ -116,11 +132,8 @@ class Sweep:
             wrong = [f"{strength:g}" for strength in self.strengths if not low <= strength <= high]
             if wrong:
                 raise UsageError(f"--strengths {','.join(wrong)}: give numbers from {low:g} to {high:g}")
-        if self.weight is not None:
-            if self.strengths is not None or self.allocation == "adaptive":
-                raise UsageError("--weight leaves nothing to choose; leave out --strengths and --allocation adaptive")
-            if not 0 < self.weight < math.inf:
-                raise UsageError(f"--weight {self.weight:g}: give a finite number above 0")
+        if self.trial.weight and (self.strengths is not None or self.allocation == "adaptive"):
+            raise UsageError("--weight leaves nothing to choose; leave out --strengths and --allocation adaptive")
         for flag, on in (("--new-head", self.new_head), ("--ema", self.ema)):
             if on and self.trial.checkpoint is None:
                 raise UsageError(f"{flag} needs --checkpoint: of which weights?")
@@ -136,14 +149,21 @@ class Sweep:
         ):
             if value < 1:
                 raise UsageError(f"{flag} {value}: give a whole number of at least 1")
-        if self.placement.gpus_per_worker < 0:
+        if self.placement.gpus < 0:
             raise UsageError(f"--gpus-per-worker {self.placement.gpus_per_worker}: give 0 or more")
-        self.trial.steps_per_epoch(self.placement.workers)
+        if self.trial.images_per_epoch is not None:
+            self.trial.steps_per_epoch(self.placement.workers)
 
     @property
     def new_seeds(self) -> range:
         """Of the repetitions of finalists."""
-        return range(self.seed + FIRST_NEW_SEED, self.seed + FIRST_NEW_SEED + self.seeds)
+        return range(first := self.trial.seed + FIRST_NEW_SEED, first + self.seeds)
+
+    @property
+    def mlflow(self) -> str:
+        """Address of MLflow: the one given, of the environment, or of the database in the storage."""
+        usual = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.local_storage}/mlflow.db"
+        return self.tracking_uri if self.tracking_uri is not None else usual
 
     @property
     def folder(self) -> str:
