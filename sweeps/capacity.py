@@ -175,6 +175,21 @@ def wait_for_room(placement: Placement, say: Callable[[str], None], limit: float
         remove_placement_group(group)
 
 
+def where_workers_compute(placement: Placement, function: Callable[..., T], *what: Any, progress: Any) -> T:
+    """Call `function(*what, device, cache, progress)`: in this process, or on a worker if GPUs are only there.
+
+    Args:
+        placement: of a trial's workers.
+        function: that is called; on a worker without the progress.
+        what: its first arguments.
+        progress: its last one.
+    """
+    device = torch.device("cuda" if placement.gpus else "cpu")
+    if device.type == "cuda" and not torch.cuda.is_available():  # a head without a GPU
+        return on_a_worker(placement, function, *what, device, placement.cache)
+    return function(*what, device, placement.cache, progress)
+
+
 def on_a_worker(placement: Placement, function: Callable[..., T], *arguments: Any) -> T:
     """Call a function where a trial's worker would run.
 

@@ -1,5 +1,6 @@
 """The checkpoints of a sweep: whether they will fit, and what of them is kept once it is over."""
 
+import logging
 import os
 import shutil
 
@@ -10,6 +11,8 @@ from trainer.config import Trial, UsageError
 from trainer.fit import count_classes
 from trainer.locations import file_size, folders_in, is_url, read_json
 from trainer.models import build_model
+
+log = logging.getLogger(__name__)
 
 EACH = 2  # per trial: the best and the last
 RESERVE = 1.05  # what else a sweep writes
@@ -85,7 +88,7 @@ def _reduce(folder: str) -> bool:
         try:
             state = load_state(f"{folder}/{name}")
         except UsageError as error:
-            print(f"{error}; left as it is")
+            log.warning("%s; left as it is", error)
             continue
         save_state(
             {key: value for key, value in state.items() if key not in ("optimizer", "points")}, f"{folder}/{name}"

@@ -16,7 +16,7 @@ from rich.table import Table
 from scipy.special import stdtrit  # mlflow brings scipy; the quantile of Student's t has no closed form
 
 from sweeps.events import Event
-from sweeps.ranking import Row, baseline, rank
+from sweeps.ranking import R, Row, baseline, rank
 from sweeps.settings import Sweep
 from sweeps.trials import read_trials
 
@@ -47,7 +47,7 @@ class Finalist:
         return [row.metrics[figure] for row in self.repetitions]
 
 
-def choose(rows: list[Row], max_accuracy_drop: float) -> list[Row]:
+def choose(rows: list[R], max_accuracy_drop: float) -> list[R]:
     """The best finished trial of each regularizer, best first.
 
     By the rule of the pick: robust accuracy, of trials accurate enough. A regularizer that has none of those is
@@ -55,7 +55,7 @@ def choose(rows: list[Row], max_accuracy_drop: float) -> list[Row]:
     """
     reference = baseline(rows)
     least = reference.accuracy - max_accuracy_drop if reference else 0.0
-    best: dict[str, Row] = {}
+    best: dict[str, R] = {}
     for row in sorted(rank(rows), key=lambda row: row.accuracy < least):  # stable: the ranking within both halves
         if row.status == "finished":
             best.setdefault(row.regularizer, row)
@@ -66,7 +66,7 @@ def missing(sweep: Sweep, events: Iterable[Event], finalists: list[Row]) -> list
     """Configurations that have no finished repetition yet; round by round, so that an interruption is fair too."""
     done = {_key(row) for row in repetitions(events) if row.status == "finished"}
     return [
-        {"regularizer": row.regularizer, "seed": seed}
+        {"regularizer": row.regularizer, "seed": seed, "number": row.number}
         | ({f"weight_{row.regularizer}": row.weight} if row.weight else {})
         for seed in sweep.new_seeds
         for row in finalists

@@ -21,30 +21,21 @@ class Progress:
     Args:
         total: trials there will be.
         epochs: of each.
+        console: where to print.
     """
 
-    def __init__(self, total: int, epochs: int) -> None:
-        self.total, self.epochs = total, epochs
+    def __init__(self, total: int, epochs: int, console: Console) -> None:
+        self.total, self.epochs, self.console = total, epochs, console
         self.slots = 0  # trials at a time, set once the cluster is known
         self.done_before = 0  # by an earlier process of the same sweep
         self.trials: dict[str, TrialRecord] = {}
         self.running: set[str] = set()  # ids of those that this process has started
         self.started_at = time.monotonic()
         self._live: Live | None = None
-        self._console: Console | None = None
 
-    def __getstate__(self) -> dict[str, Any]:
-        """A terminal and a clock do not travel to the process that resumes the sweep."""
-        return self.__dict__ | {"_live": None, "_console": None}
-
-    def replay(self, events: Iterable[Event], part: str) -> None:
-        """Take what an earlier process of the sweep has logged of a run of Tune, and say nothing of it."""
-        self.trials = {key: trial for key, trial in read_trials(events).items() if trial.started.part == part}
-        self.done_before = self.done
-
-    def only(self, trial_ids: set[str]) -> None:
-        """Leave out all other trials."""
-        self.trials = {key: trial for key, trial in self.trials.items() if key in trial_ids}
+    def replay(self, events: Iterable[Event]) -> None:
+        """Take what an earlier process of the sweep has logged of these trials, and say nothing of it."""
+        self.trials = read_trials(events)
         self.done_before = self.done
 
     @property
@@ -57,13 +48,6 @@ class Progress:
         """The most robust of the trials that are done; before their end, few images are attacked."""
         whole = [one for one in self.trials.values() if one.metrics.get("epoch") == self.epochs]
         return max((one for one in whole if ROBUST in one.metrics), key=lambda one: one.metrics[ROBUST], default=None)
-
-    @property
-    def console(self) -> Console:
-        """The terminal, found when first needed."""
-        if self._console is None:
-            self._console = Console()
-        return self._console
 
     def say(self, line: str) -> None:
         """A line that stays."""
@@ -128,7 +112,7 @@ class Progress:
                 continue
             asked, result = trial.started, trial.metrics
             table.add_row(
-                trial_id,
+                asked.tag,
                 asked.regularizer,
                 f"{asked.strength:.3g}" if asked.weight else "-",
                 f"{asked.weight:.3g}" if asked.weight else "-",

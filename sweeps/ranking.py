@@ -5,16 +5,21 @@ import dataclasses
 import math
 from dataclasses import dataclass, field
 from io import StringIO
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from sweeps.events import tag
+
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One trial as it ended; accuracies are fractions of 1 on the validation split, `metrics` all that was measured."""
+    """One trial as it ended; accuracies are fractions of 1 on the validation split, `metrics` all that was measured.
+
+    Its number is that of the trial in the study, in the order in which the trials were asked for.
+    """
 
     trial_id: str
     regularizer: str
@@ -27,8 +32,16 @@ class Row:
     heatmap_ssim: float
     heatmap_correlation: float
     checkpoint: str
+    number: int | None = None
     metrics: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def tag(self) -> str:
+        """Its number for people, such as #07."""
+        return tag(self.number, self.trial_id)
+
+
+R = TypeVar("R", bound=Row)
 
 SPLIT = "val"
 
@@ -41,12 +54,12 @@ def rule(max_accuracy_drop: float) -> str:
     )
 
 
-def rank(rows: list[Row]) -> list[Row]:
+def rank(rows: list[R]) -> list[R]:
     """By robust accuracy, then accuracy; trials that did not finish last."""
     return sorted(rows, key=lambda r: (r.status != "finished", -r.robust_accuracy, -r.accuracy, r.trial_id))
 
 
-def pick(rows: list[Row], max_accuracy_drop: float) -> Row | None:
+def pick(rows: list[R], max_accuracy_drop: float) -> R | None:
     """The trial the rule names, None where no baseline finished."""
     reference = baseline(rows)
     if reference is None:
@@ -55,7 +68,7 @@ def pick(rows: list[Row], max_accuracy_drop: float) -> Row | None:
     return next(row for row in rank(rows) if row.status == "finished" and row.accuracy >= least)
 
 
-def baseline(rows: list[Row]) -> Row | None:
+def baseline(rows: list[R]) -> R | None:
     """The trial the rule compares with: the most accurate that finished without a penalty."""
     finished = [row for row in rank(rows) if row.status == "finished" and row.regularizer == "none"]
     return max(finished, key=lambda row: row.accuracy, default=None)
@@ -67,15 +80,15 @@ def reason(rows: list[Row], max_accuracy_drop: float) -> str:
     if picked is None or reference is None:
         return "No baseline trial finished, so there is nothing to compare with: no pick."
     words = (
-        f"Pick: {picked.regularizer}, trial {picked.trial_id}: {rule(max_accuracy_drop)} "
-        f"(trial {reference.trial_id}, accuracy {100 * reference.accuracy:.1f} %)."
+        f"Pick: {picked.regularizer}, trial {picked.tag}: {rule(max_accuracy_drop)} "
+        f"(trial {reference.tag}, accuracy {100 * reference.accuracy:.1f} %)."
     )
     first = rank(rows)[0]
     if first is picked:
         return words
     missing = math.ceil(1000 * (reference.accuracy - first.accuracy) - 1e-6) / 10
     return (
-        f"{words} More robust, but less accurate than that: {first.regularizer}, trial {first.trial_id}, robust "
+        f"{words} More robust, but less accurate than that: {first.regularizer}, trial {first.tag}, robust "
         f"{100 * first.robust_accuracy:.1f} % against {100 * picked.robust_accuracy:.1f} %; --resume "
         f"--max-accuracy-drop {missing:g} would pick it."
     )
@@ -115,7 +128,7 @@ def table(rows: list[Row], picked: Row | None) -> Table:
         mark = "→" if row is picked else "*" if row.trial_id in front else ""
         out.add_row(
             mark,
-            row.trial_id,
+            row.tag,
             row.regularizer,
             f"{row.weight:.3g}" if row.weight else "-",
             f"{row.strength:.3g}" if row.weight else "-",
@@ -137,7 +150,7 @@ def as_text(rows: list[Row], picked: Row | None) -> str:
 def as_csv(rows: list[Row]) -> str:
     """The ranking with everything that was measured, for a spreadsheet; MLflow shows it as a table."""
     keys = sorted({key for row in rows for key in row.metrics})
-    columns = ("trial_id", "regularizer", "weight", "strength", "seed", "status")
+    columns = ("number", "trial_id", "regularizer", "weight", "strength", "seed", "status")
     stream = StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow((*columns, *keys))

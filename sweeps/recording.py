@@ -3,6 +3,7 @@
 Nothing that trains waits for MLflow. What is left when a sweep ends, `python -m sweeps.tracking flush` sends.
 """
 
+import logging
 import os
 import shlex
 import sys
@@ -16,6 +17,8 @@ from sweeps.settings import Sweep
 from sweeps.tracking.cursor import SWEEP, Cursors
 from sweeps.tracking.server import reason
 from sweeps.tracking.upload import Uploader
+
+log = logging.getLogger(__name__)
 
 SHORTEST, LONGEST = 1.0, 10.0  # seconds between two looks at the log; the longest while the server is away
 
@@ -110,13 +113,13 @@ class Recording:
         self.append(SweepEnded(status=status))
         self.close()
         if kind is not None and (queued := self.queued()):  # else said with the result
-            print(queued)
+            log.warning(queued)
 
 
 class Background(threading.Thread):
     """Sends one sweep in the background, as soon as the server lets it."""
 
-    def __init__(self, uploader: Uploader, say: Callable[[str], None] = print) -> None:
+    def __init__(self, uploader: Uploader, say: Callable[[str], None] = log.warning) -> None:
         super().__init__(name="MLflow uploader", daemon=True)
         self.uploader, self.say, self.ended = uploader, say, threading.Event()
 

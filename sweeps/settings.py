@@ -1,5 +1,7 @@
 """A sweep is a value: what all its trials share and how many there are."""
 
+from __future__ import annotations
+
 import dataclasses
 import fcntl
 import json
@@ -11,13 +13,19 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from regularizers import REGULARIZERS
+from sweeps.environment import set_environment
 from trainer.cache import ShardCache
 from trainer.config import Trial, UsageError
 from trainer.locations import absolute, file_size, folders_in, is_url, list_folder, read_json, remove_file, whole_file
 from trainer.placement import RAY_TRAIN, Placement
+
+if TYPE_CHECKING:
+    from sweeps.messages import Progress
+    from sweeps.results import SweepResult
+    from sweeps.status import Status
 
 Scheduler = Literal["asha", "none"]
 Allocation = Literal["equal", "adaptive"]
@@ -31,6 +39,11 @@ def regularizer_names() -> tuple[str, ...]:
     """Names of the regularizers, by their files: importing the package would take PyTorch."""
     folder = Path(__file__).resolve().parents[1] / "regularizers"
     return tuple(sorted(path.stem for path in folder.glob("*.py") if path.stem != "base" and path.stem[0] != "_"))
+
+
+def usual_storage() -> str:
+    """Where sweeps are kept if nothing else is said: SWEEPS_STORAGE, else ./runs."""
+    return os.environ.get("SWEEPS_STORAGE", "runs")
 
 
 def _digits() -> Trial:
@@ -74,7 +87,7 @@ class Sweep:
     """
 
     name: str = field(default_factory=lambda: time.strftime("sweep-%Y%m%d-%H%M%S"))
-    storage: str = field(default_factory=lambda: os.environ.get("SWEEPS_STORAGE", "runs"))
+    storage: str = field(default_factory=usual_storage)
     tracking_uri: str | None = None
     trial: Trial = field(default_factory=_digits)
     regularizers: tuple[str, ...] = field(default_factory=regularizer_names)
@@ -154,6 +167,74 @@ class Sweep:
         if self.trial.images_per_epoch is not None:
             self.trial.steps_per_epoch(self.placement.workers)
 
+    def run(self, progress: Progress | None = None, verbose: bool = False) -> SweepResult:
+        """Run the sweep: on the Ray cluster there is, or on this machine.
+
+        Args:
+            progress: told what happens (`sweeps.messages`); None only logs.
+            verbose: whether what Ray and the workers say reaches the terminal.
+
+        Raises:
+            UsageError: if it cannot work, or there is a sweep of that name already.
+            KeyboardInterrupt: if it was interrupted; what is done is kept, and `resume` continues it.
+        """
+        set_environment()  # before Ray is imported
+        from sweeps.run import run_new
+
+        return run_new(self, progress, verbose)
+
+    def resume(self, progress: Progress | None = None, verbose: bool = False) -> SweepResult:
+        """Continue the sweep of this name where it was interrupted; one that has ended picks anew.
+
+        Args:
+            progress: as of `run`.
+            verbose: as of `run`.
+
+        Raises:
+            UsageError: if its search has not begun, or other settings than `max_accuracy_drop` were changed.
+        """
+        set_environment()
+        from sweeps.run import run_again
+
+        return run_again(self, progress, verbose)
+
+    def extend(self, trials: int, progress: Progress | None = None, verbose: bool = False) -> SweepResult:
+        """Run more trials of the sweep of this name, which has ended.
+
+        Args:
+            trials: as many for each regularizer.
+            progress: as of `run`.
+            verbose: as of `run`.
+
+        Raises:
+            UsageError: if it has not ended, or other settings than `seeds`, `max_accuracy_drop` and `max_concurrent`
+                were changed.
+        """
+        set_environment()
+        from sweeps.run import run_more
+
+        return run_more(self, trials, progress, verbose)
+
+    def result(self) -> SweepResult:
+        """How the sweep of this name ended.
+
+        Raises:
+            UsageError: if it has not.
+        """
+        from sweeps.results import SweepResult
+
+        return SweepResult.load(self.name, self.storage)
+
+    def status(self) -> Status:
+        """How far the sweep of this name is.
+
+        Raises:
+            UsageError: if no trial has begun, or it was driven from another machine.
+        """
+        from sweeps.status import read_status
+
+        return read_status(self.storage, self.name)
+
     @property
     def new_seeds(self) -> range:
         """Of the repetitions of finalists."""
@@ -205,12 +286,17 @@ class Sweep:
         write_json(f"{self.folder}/settings.json", dataclasses.asdict(self))
 
     @classmethod
-    def load(cls, storage: str, name: str) -> "Sweep":
+    def load(cls, name: str, storage: str | None = None) -> Sweep:
         """Read the settings of an earlier sweep.
+
+        Args:
+            name: of the sweep.
+            storage: of the sweep, a folder or URL; None is that of SWEEPS_STORAGE, else ./runs.
 
         Raises:
             UsageError: if there is none of that name, and the names there are listed; or if its search has not begun.
         """
+        storage = absolute(usual_storage() if storage is None else storage).rstrip("/")
         given: dict[str, Any] | None = read_json(f"{storage}/{name}/settings.json")
         if given is None and _was_prepared(f"{storage}/{name}"):
             raise UsageError(
@@ -254,8 +340,8 @@ def write_files(folder: str, files: Mapping[str, str | bytes]) -> None:
             stream.write(content.encode() if isinstance(content, str) else content)
 
 
-def extended(sweep: Sweep, trials: int, seeds: int | None = None) -> Sweep:
-    """The sweep with more trials per regularizer and, where given, another number of seeds.
+def extended(sweep: Sweep, trials: int) -> Sweep:
+    """The sweep with more trials per regularizer.
 
     Raises:
         UsageError: if it has not ended.
@@ -263,8 +349,7 @@ def extended(sweep: Sweep, trials: int, seeds: int | None = None) -> Sweep:
     result = read_json(f"{sweep.folder}/result.json")
     if result is None or tuple(result["trials_per_regularizer"]) != sweep.parts:
         raise UsageError(f"--extend: sweep {sweep.name} has not ended; --name {sweep.name} --resume continues it")
-    seeds = sweep.seeds if seeds is None else seeds
-    return dataclasses.replace(sweep, extensions=(*sweep.extensions, trials), seeds=seeds)
+    return dataclasses.replace(sweep, extensions=(*sweep.extensions, trials))
 
 
 def create_folder(sweep: Sweep) -> None:

@@ -124,13 +124,13 @@ def table(trials: Iterable[TrialRecord], epochs: int) -> Table:
     ):
         asked = trial.started
         out.add_row(
-            asked.trial_id,
+            asked.tag,
             asked.regularizer,
             f"{asked.strength:.3g}" if asked.strength else "-",
             f"{asked.weight:.3g}" if asked.weight else "-",
             f"{len(trial.reports)}/{epochs}",
             *(f"{100 * trial.metrics[key]:.1f}" if key in trial.metrics else "" for key in (ACCURACY, ROBUST)),
-            trial.state + (", again" if asked.repeats else ""),
+            trial.state,
         )
     return out
 

@@ -1,12 +1,15 @@
 """How busy the machine is while a trial trains, under the names MLflow has for it."""
 
 import contextlib
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
 
 import psutil
 import torch
+
+log = logging.getLogger(__name__)
 
 FIRST, EVERY = 2.0, 10.0  # seconds until the first sample, and between two
 
@@ -47,7 +50,7 @@ def watched(record: Callable[[dict[str, float], int], None], device: torch.devic
             try:
                 record(load(device), int(time.time()))
             except Exception as error:  # no reason to fail
-                print(f"the load of the machine cannot be told: {type(error).__name__}: {error}")
+                log.warning("the load of the machine cannot be told: %s: %s", type(error).__name__, error)
                 return
             pause = EVERY
 

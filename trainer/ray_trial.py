@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import math
 import os
 import time
@@ -24,6 +25,8 @@ from trainer.load import watched
 from trainer.locations import whole_file
 from trainer.ray_driver import PARTIAL, REPORTED
 from trainer.trial_log import FAILURE, GALLERY, TrialLog, failure_of
+
+log = logging.getLogger(__name__)
 
 IN_PLACE = train.CheckpointUploadMode.NO_UPLOAD
 WORST: dict[str, Any] = {"val/accuracy": 0.0, "val/robust_accuracy": 0.0, "val/heatmap_ssim": -1.0}
@@ -60,7 +63,7 @@ def _train(config: dict[str, Any]) -> None:
         try:
             save_state(state, f"{folder}/{name}")
         except UsageError as error:
-            print(f"{error}; training goes on, the checkpoint before stays the newest")
+            log.warning("%s; training goes on, the checkpoint before stays the newest", error)
             return None
         newest = f"{folder}/{name}"
         storage = train.get_context().get_storage()
@@ -135,7 +138,7 @@ def _draw_gallery(log: TrialLog, trial: Trial, state: State, device: torch.devic
     try:
         log.keep(GALLERY, gallery_of(trial, state["model"], device, cache))
     except Exception as error:
-        print(f"no gallery: {type(error).__name__}: {error}")
+        log.warning("no gallery: %s: %s", type(error).__name__, error)
 
 
 class _Interruption:

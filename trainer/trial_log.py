@@ -12,6 +12,7 @@ nothing to it: readers meet every point once, with the time at which it was meas
 
 import contextlib
 import json
+import logging
 import threading
 import time
 from collections.abc import Iterator
@@ -19,6 +20,8 @@ from typing import Any
 
 from trainer.errors import UsageError
 from trainer.locations import open_file, read_json, whole_file
+
+log = logging.getLogger(__name__)
 
 TRIAL, GALLERY, FAILURE = "trial.json", "gallery.png", "failure.json"
 EVERY = 15.0  # seconds between two writes of an epoch's points
@@ -94,7 +97,7 @@ class TrialLog:
                     with whole_file(f"{self.folder}/{name}") as stream:
                         stream.write(content)
                 except (UsageError, OSError) as error:
-                    print(f"{error}; {len(waiting)} files of metrics are kept in memory and written later")
+                    log.warning("%s; %d files of metrics are kept in memory and written later", error, len(waiting))
                     return
                 with self._lock:
                     if self._waiting.get(name) is content:

@@ -15,7 +15,7 @@ from rich.progress import track
 from sweeps import plots
 from sweeps.finalists import FIGURES
 from sweeps.ranking import Row, pareto, reason, rule
-from sweeps.results import Result
+from sweeps.results import SweepResult
 from sweeps.start_check import StartCheck
 from trainer.config import UsageError
 from trainer.evaluate.checkpoints import load_subject
@@ -28,7 +28,7 @@ GALLERY = "heatmaps"
 SHOWN = 20  # trials in the description
 
 
-def page(result: Result, drawn: dict[str, Figure], no_gallery: str | None) -> str:
+def page(result: SweepResult, drawn: dict[str, Figure], no_gallery: str | None) -> str:
     """The report as HTML; all that comes from settings, names and errors is escaped.
 
     Args:
@@ -50,7 +50,7 @@ def page(result: Result, drawn: dict[str, Figure], no_gallery: str | None) -> st
         intervals=pictures.get("intervals"),
         galleries=[shown for name, shown in pictures.items() if name.startswith(GALLERY)],
         no_gallery=no_gallery,
-        front=pareto(result.rows),
+        front=pareto(result.trials),
         unseen=[name for name in result.sweep.names if name not in {row.regularizer for row in result.champions}],
         figures=FIGURES,
         rule=rule(result.sweep.max_accuracy_drop),
@@ -59,7 +59,7 @@ def page(result: Result, drawn: dict[str, Figure], no_gallery: str | None) -> st
     )
 
 
-def figures(result: Result) -> tuple[dict[str, Figure], str | None]:
+def figures(result: SweepResult) -> tuple[dict[str, Figure], str | None]:
     """The figures of a result by name, and why there is no gallery of heatmaps among them, None if there is."""
     drawn = {"accuracies": plots.accuracies(result)}
     if result.units:
@@ -70,7 +70,7 @@ def figures(result: Result) -> tuple[dict[str, Figure], str | None]:
     return drawn | {f"{GALLERY}-{number}": block for number, block in enumerate(blocks)}, no_gallery
 
 
-def write_report(result: Result, location: str) -> tuple[str, dict[str, Figure]]:
+def write_report(result: SweepResult, location: str) -> tuple[str, dict[str, Figure]]:
     """Write the report to a file, by path or URL; returns it and its figures by name.
 
     Raises:
@@ -83,18 +83,18 @@ def write_report(result: Result, location: str) -> tuple[str, dict[str, Figure]]
     return content, drawn
 
 
-def description(result: Result) -> str:
+def description(result: SweepResult) -> str:
     """The result in Markdown, for the page that MLflow has of the sweep: what was found, and the best trials."""
     rows = [
         f"| {row.regularizer} | {row.strength:.3g} | {_percent(row.accuracy)} | {_percent(row.robust_accuracy)} "
         f"| {_percent(row.metrics.get('test/accuracy'))} | {_percent(row.metrics.get('test/robust_accuracy'))} "
-        f"| {row.status} | {row.trial_id} |"
-        for row in result.rows[:SHOWN]
+        f"| {row.status} | {row.tag} |"
+        for row in result.trials[:SHOWN]
     ]
     head = ["| regularizer | strength | acc. | robust | test acc. | test robust | state | trial |"]
     head.append("|---|--:|--:|--:|--:|--:|---|---|")
     sentences = [*verdict(result), f"Among the artifacts, {PAGE} and figures/ show why; ranking.csv has every trial."]
-    if result.picked:
+    if result.pick:
         sentences.append("The pick is registered as a model under the sweep's name.")
     if result.start:
         sentences.append(in_markdown(result.start))
@@ -117,10 +117,10 @@ def picture(figure: Figure, form: str) -> Markup:
     return Markup(f"data:image/{kind};base64,{base64.b64encode(plots.image(figure, form)).decode()}")
 
 
-def verdict(result: Result) -> list[str]:
+def verdict(result: SweepResult) -> list[str]:
     """What the sweep found, in sentences."""
-    picked, reference = result.picked, result.baseline
-    found = [reason(result.rows, result.sweep.max_accuracy_drop)]
+    picked, reference = result.pick, result.baseline
+    found = [reason(result.trials, result.sweep.max_accuracy_drop)]
     if picked is None or reference is None:
         return found
     if picked.regularizer == "none":
@@ -142,15 +142,15 @@ def verdict(result: Result) -> list[str]:
     return found
 
 
-def repeated(result: Result) -> list[dict[str, Any]]:
+def repeated(result: SweepResult) -> list[dict[str, Any]]:
     """Finalists of which at least one repetition finished."""
     return [one for one in result.finalists if one["trials"]]
 
 
-def excluded(result: Result) -> list[tuple[Row, str]]:
+def excluded(result: SweepResult) -> list[tuple[Row, str]]:
     """The trials that could not be picked, each with the reason."""
     found = []
-    for row in result.rows:
+    for row in result.trials:
         if row.status == "failed":
             failure = read_json(f"{result.sweep.folder}/trials/{row.trial_id}/failure.json") or {}
             why = f"failed: {failure.get('reason', 'its workers died, or trained another configuration')}"
@@ -169,7 +169,7 @@ def excluded(result: Result) -> list[tuple[Row, str]]:
     return found
 
 
-def galleries(result: Result) -> tuple[list[Figure], str | None]:
+def galleries(result: SweepResult) -> tuple[list[Figure], str | None]:
     """Heatmaps of the same images by the baseline and the best trial of each regularizer; else why there are none."""
     rows = [row for row in result.champions if row.checkpoint]
     rows.sort(key=lambda row: row.regularizer != "none")  # stable: the baseline first, then as they rank
@@ -188,7 +188,7 @@ def galleries(result: Result) -> tuple[list[Figure], str | None]:
     return [plots.gallery(names[block], explained[block]) for block in blocks], None
 
 
-def settings(result: Result) -> list[tuple[str, Any]]:
+def settings(result: SweepResult) -> list[tuple[str, Any]]:
     """Everything the trials shared, by name; not MLflow's address, which may hold a password."""
     sweep = dataclasses.asdict(result.sweep)
     trial, placement = sweep.pop("trial"), sweep.pop("placement")

@@ -10,7 +10,7 @@ import argparse
 import sys
 
 from sweeps.report import PAGE, write_report
-from sweeps.results import load_result
+from sweeps.results import SweepResult
 from trainer.arguments import Parser
 from trainer.config import UsageError
 from trainer.locations import absolute
@@ -29,7 +29,7 @@ def main() -> int:
     """Write the report; the exit status."""
     given = parse()
     try:
-        result = load_result(absolute(given.storage), given.name)
+        result = SweepResult.load(given.name, given.storage)
         out = absolute(given.out or f"{result.sweep.folder}/{PAGE}")
         write_report(result, out)
     except UsageError as error:

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import logging
 import socket
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -11,6 +12,8 @@ from mlflow.exceptions import MlflowException
 
 from sweeps.environment import set_environment
 from trainer.config import UsageError
+
+log = logging.getLogger(__name__)
 
 
 def connect(uri: str) -> MlflowClient:
@@ -50,7 +53,9 @@ def check_tracking(uri: str) -> None:
                 f"--tracking-uri {uri}: no MLflow answers there; give http://HOST:PORT of a server or "
                 f"sqlite:///PATH ({reason(error)[:120]})"
             ) from None
-        print(f"No MLflow answers at {uri} yet. The sweep goes on; metrics are kept in its storage until one does.")
+        log.warning(
+            "No MLflow answers at %s yet. The sweep goes on; metrics are kept in its storage until one does.", uri
+        )
 
 
 def _is_away(uri: str, error: Exception) -> bool:
