@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from trainer.config import Trial, UsageError
 from trainer.models import last_layers
-from trainer.published import PRETRAINED, published
+from trainer.published import published
+from trainer.timm_names import PRETRAINED
 from trainer.shards.meta import class_names
 from trainer.weights_file import read_content, weights_file
 
