@@ -51,8 +51,8 @@ from trainer.digits import write_digits
 from trainer.fit import fit
 from trainer.locations import absolute, file_size, read_json, whole_file
 from trainer.models import build_model
+from trainer.placement import TESTED_RAY
 from trainer.preprocess import Transform
-from trainer.ray_driver import TESTED_RAY
 from trainer.shards import evaluation_splits, read_shards, skipped_samples
 
 console = Console()
@@ -90,15 +90,15 @@ def prepare(sweep: Sweep, embedded: bool, held: ExitStack) -> None:
 def embed(sweep: Sweep) -> Sweep:
     """Make data and checkpoint of the embedded default."""
     stage("writing handwritten digits as shards")
-    write_digits(sweep.trial.data)
+    write_digits(str(sweep.trial.data))
     stage(f"pretraining {sweep.trial.model} on them")
     return dataclasses.replace(sweep, trial=dataclasses.replace(sweep.trial, checkpoint=pretrain(sweep)))
 
 
 def reach_tracking(sweep: Sweep) -> None:
     """Refuse a server that is away, or a database that cannot be opened, before anything is started."""
-    if not sweep.tracking_uri.startswith(f"sqlite:///{sweep.local_storage}"):
-        check_tracking(sweep.tracking_uri)
+    if not sweep.mlflow.startswith(f"sqlite:///{sweep.local_storage}"):
+        check_tracking(sweep.mlflow)
 
 
 def check_start(sweep: Sweep) -> None:
@@ -135,7 +135,7 @@ def pretrain(sweep: Sweep) -> str:
 def measure_units(sweep: Sweep) -> dict[str, float]:
     """Calibrate every weight and keep the result in the sweep's folder."""
     stage("calibrating the weight of each regularizer")
-    device = torch.device("cuda" if sweep.placement.gpus_per_worker else "cpu")
+    device = torch.device("cuda" if sweep.placement.gpus else "cpu")
     what = (sweep.trial, sweep.names, device, sweep.placement.cache)
     if device.type == "cuda" and not torch.cuda.is_available():  # a head without a GPU
         units = on_a_worker(sweep.placement, calibrate, *what)
@@ -150,7 +150,7 @@ def measure_units(sweep: Sweep) -> dict[str, float]:
 def measure_start(sweep: Sweep) -> None:
     """Measure the start checkpoint and keep the result in the sweep's folder."""
     stage("measuring the start checkpoint")
-    device = torch.device("cuda" if sweep.placement.gpus_per_worker else "cpu")
+    device = torch.device("cuda" if sweep.placement.gpus else "cpu")
     what = (sweep.trial, sweep.placement.workers, device, sweep.placement.cache)
     if device.type == "cuda" and not torch.cuda.is_available():  # a head without a GPU
         start = on_a_worker(sweep.placement, start_check.measure, *what)
@@ -244,8 +244,8 @@ def conclude(sweep: Sweep, rows: list[Row], repeated: list[Finalist], recording:
     python = shlex.quote(os.path.relpath(sys.executable) if sys.prefix != sys.base_prefix else "python")
     usual = absolute(os.environ.get("SWEEPS_STORAGE", "runs"))
     storage = "" if sweep.storage == usual else f" --storage {shlex.quote(sweep.storage)}"
-    if not sweep.tracking_uri.startswith("http"):
-        ui = f"{python} -m mlflow ui --backend-store-uri {shlex.quote(sweep.tracking_uri)}"
+    if not sweep.mlflow.startswith("http"):
+        ui = f"{python} -m mlflow ui --backend-store-uri {shlex.quote(sweep.mlflow)}"
         console.print(f"Start MLflow:  {ui}", soft_wrap=True, highlight=False)
     console.print(f"Look at it:  {recording.page()}", soft_wrap=True, highlight=False)
     console.print(f"See which won, and why:  {sweep.folder}/{PAGE}", soft_wrap=True, highlight=False)

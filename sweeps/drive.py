@@ -11,7 +11,8 @@ from ray.train import UserCallback
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from sweeps.proposals import proposal, weight_of
-from trainer.ray_driver import PARTIAL, Placement, run_trial
+from trainer.placement import Placement
+from trainer.ray_driver import PARTIAL, run_trial
 
 
 class EpochReports(UserCallback):

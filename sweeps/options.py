@@ -9,51 +9,18 @@ from typing import Any
 
 from regularizers import REGULARIZERS
 from sweeps.capacity import worker_defaults
+from sweeps.presets import DIGITS, FINETUNING, ORIGINAL, ORIGINAL_BATCH, TRAINING
 from sweeps.settings import ALLOCATIONS, OBJECTIVES, SCHEDULERS, Sweep, extended
 from trainer.arguments import Parser
 from trainer.cache import ShardCache
 from trainer.config import BATCH_NORM_MODES, DOUBLE_BACKPROP, EVALUATIONS, PRECISIONS, Trial, UsageError
-from trainer.head import STEPS
 from trainer.locations import absolute, is_url
 from trainer.model_input import parse_channels
+from trainer.placement import RAY_TRAIN, Placement
 from trainer.published import PRETRAINED
-from trainer.ray_driver import RAY_TRAIN, Placement
 from trainer.shards import evaluation_splits, read_shards
 from trainer.weights_file import checkpoint_in
 
-# Two grey levels of 255 are nothing to thick strokes on black; eight separate good heatmaps from bad ones.
-DIGITS: dict[str, Any] = {
-    "model": "resnet8",
-    "epochs": 2,
-    "images_per_epoch": 1024,
-    "batch_size": 32,
-    "pgd_eps": 8 / 255,
-    "image_size": 32,  # theirs; another model's own may be many times as large
-    "augment": False,  # a mirrored digit is another one
-}
-
-# The settings google-research's optimizing_interpretability trains with; docs/original.md goes through its flags.
-ORIGINAL: dict[str, Any] = {
-    "momentum": 0.9,
-    "weight_decay": 1e-4,
-    "label_smoothing": 0.1,
-    "clip_norm": None,
-    "batch_norm": "flow",
-    "flip": False,
-}
-ORIGINAL_BATCH = 512  # over all workers
-ORIGINAL_WEIGHT = 0.5
-FINETUNING: dict[str, Any] = {
-    "learning_rate": 2e-4,
-    "schedule": "constant",
-    "epochs": 1,
-    "images_per_epoch": 500 * ORIGINAL_BATCH,
-}
-TRAINING: dict[str, Any] = {
-    "learning_rate": 0.1,
-    "schedule": "imagenet",
-    "epochs": 13,  # 32,000 steps are 12.8 of ImageNet
-}
 PRESETS = ("original",)
 # Of an earlier sweep that goes on, what may be changed.
 HEEDED = {"resume": ("max_accuracy_drop",), "extend": ("seeds", "max_accuracy_drop", "max_concurrent")}
@@ -99,7 +66,10 @@ def parse(description: str) -> argparse.Namespace:
         help="a fresh last layer, where the weights are of other classes or have none",
     )
     what.add_argument(
-        "--head-steps", type=int, metavar="N", help=f"to train that layer alone, before the sweep (default {STEPS})"
+        "--head-steps",
+        type=int,
+        metavar="N",
+        help="batches to train that layer on, alone, before the sweep",
     )
     what.add_argument("--ema", action="store_true", help="take the moving average that a file has beside its weights")
     what.add_argument("--epochs", type=int, metavar="N", help="per trial (default 2)")
@@ -319,9 +289,9 @@ def sweep_of(given: argparse.Namespace) -> Sweep:
         strengths = tuple(map(float, given.strengths.split(","))) if given.strengths else None
     except ValueError:
         raise UsageError(f"--strengths {given.strengths}: give numbers with commas between, such as 10,100") from None
-    weight = given.weight
-    if preset and weight is None and strengths is None:
-        weight = ORIGINAL_WEIGHT
+    weight = settings.pop("weight", 0.0)
+    if given.weight is not None or strengths is not None:
+        weight = given.weight or 0.0
     trials = given.trials_per_regularizer
     if trials is None:
         trials = len(strengths) if strengths else 1
@@ -335,17 +305,16 @@ def sweep_of(given: argparse.Namespace) -> Sweep:
         storage=storage,
         local_dir=local_dir,
         tracking_uri=given.tracking_uri or f"sqlite:///{local_dir or storage}/mlflow.db",
-        trial=Trial(seed=given.seed, **settings),
+        trial=Trial(seed=given.seed, weight=weight, **settings),
         regularizers=tuple(given.regularizers.split(",")) if given.regularizers else tuple(sorted(REGULARIZERS)),
         trials_per_regularizer=trials,
         strengths=strengths,
-        weight=weight,
         scheduler=given.scheduler or ("none" if preset else "asha"),
         allocation=given.allocation,
         objectives=given.objectives,
         seeds=given.seeds or 0,
         new_head=given.new_head,
-        head_steps=STEPS if given.head_steps is None else given.head_steps,
+        head_steps=Sweep.head_steps if given.head_steps is None else given.head_steps,
         ema=given.ema,
         keep=given.keep,
         placement=Placement(
@@ -355,7 +324,6 @@ def sweep_of(given: argparse.Namespace) -> Sweep:
         ),
         max_concurrent=given.max_concurrent,
         max_accuracy_drop=Sweep.max_accuracy_drop if given.max_accuracy_drop is None else given.max_accuracy_drop / 100,
-        seed=given.seed,
     )
     return with_defaults(sweep, given)
 

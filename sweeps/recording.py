@@ -41,7 +41,7 @@ class Recording:
 
     def uploader(self) -> Uploader:
         """A sender for the calling thread."""
-        return Uploader(self.sweep.folder, self.sweep.local_folder, self.log, self.sweep.tracking_uri)
+        return Uploader(self.sweep.folder, self.sweep.local_folder, self.log, self.sweep.mlflow)
 
     def run_of(self, trial_id: str = SWEEP) -> str:
         """Id of the trial's run, or the sweep's, in MLflow; empty before it is there."""
@@ -49,7 +49,7 @@ class Recording:
 
     def page(self) -> str:
         """Address of the runs in the UI, which otherwise opens on its pages for language models."""
-        uri = self.sweep.tracking_uri
+        uri = self.sweep.mlflow
         server = uri.rstrip("/") if uri.startswith("http") else "http://127.0.0.1:5000"
         experiment = Cursors(self.sweep.local_folder / "mlflow").read(SWEEP).experiment
         runs = f"/{experiment}/runs?workflowType=machine_learning" if experiment else ""
@@ -82,7 +82,7 @@ class Recording:
         storage = self.sweep.storage
         where = "" if storage == str(Path("runs").resolve()) else f" --storage {shlex.quote(storage)}"
         return (
-            f"MLflow at {self.sweep.tracking_uri} lacks {points} values and {events} events of this sweep; all are "
+            f"MLflow at {self.sweep.mlflow} lacks {points} values and {events} events of this sweep; all are "
             f"kept in {self.sweep.folder}. Once it answers, upload them:  "
             f"{python} -m sweeps.tracking flush --name {shlex.quote(self.sweep.name)}{where}"
         )

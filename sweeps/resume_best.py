@@ -77,7 +77,7 @@ def choose(sweep: Sweep, trial_id: str | None) -> Row:
     if not row.checkpoint:
         raise UsageError(f"--trial {wanted}: it {row.status} and left no checkpoint")
     if only_weights(sweep, wanted):
-        start = ["--data", sweep.trial.data, "--model", sweep.trial.model, "--checkpoint", row.checkpoint]
+        start = ["--data", str(sweep.trial.data), "--model", sweep.trial.model, "--checkpoint", row.checkpoint]
         raise UsageError(
             f"--trial {wanted}: of it only the weights were kept, as --keep {sweep.keep} says, and training on needs "
             f"the optimizer's state; start a sweep from them with {shlex.join(start)}, or keep more of the next with "

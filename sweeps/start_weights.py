@@ -76,7 +76,7 @@ def make_start(sweep: Sweep, say: Callable[[str], None], console: Console) -> Sw
     state, classes = model.state_dict(), read_shards(trial.data, "train").classes
     if loaded and loaded.head == "new" and sweep.head_steps:
         say(f"training a new last layer for {len(classes)} classes, {sweep.head_steps} steps, the rest frozen")
-        device = torch.device("cuda" if sweep.placement.gpus_per_worker else "cpu")
+        device = torch.device("cuda" if sweep.placement.gpus else "cpu")
         what = (trial, state, sweep.head_steps, device, sweep.placement.cache)
         if device.type == "cuda" and not torch.cuda.is_available():  # a head without a GPU
             head = on_a_worker(sweep.placement, train_head, *what)

@@ -73,13 +73,14 @@ class Trial:
     """Settings of one training run.
 
     Args:
-        data: folder with shards and meta.json.
+        data: shards, a folder or URL; None is the handwritten digits, which a sweep writes into its folder.
         model: name of the architecture (`trainer.models.MODELS`, or `timm:NAME`).
         checkpoint: weights to start from, a file or `pretrained` (those that timm knows of); None starts from scratch.
         regularizer: name in `REGULARIZERS`.
-        weight: absolute weight of the penalty.
+        weight: absolute weight of the penalty. On the trial of a sweep, that of every penalty; 0 lets the sweep search.
         epochs: passes of `images_per_epoch`.
-        images_per_epoch: images over all workers in one epoch; rounded down to whole global batches.
+        images_per_epoch: images over all workers in one epoch, rounded down to whole global batches; None is the
+            training split, once.
         batch_size: images per worker and step.
         learning_rate: of SGD with Nesterov momentum; under the `imagenet` schedule, for a batch of 256.
         schedule: of the learning rate: `constant`, or `imagenet` (warm-up, then three steps down; `trainer.schedule`).
@@ -104,17 +105,17 @@ class Trial:
         robust_images: images attacked and explained at the end; fewer after the other epochs.
         pgd_eps: radius of the ℓ∞ attack in pixel fractions of 1 (2/255 is two grey levels).
         pgd_steps: steps of the attack.
-        loader_workers: data-loading processes per training worker.
+        loader_workers: data-loading processes per training worker; None is 0, or up to 6 in a sweep on GPUs.
         seed: of data order, spectreg's projections and attacks.
     """
 
-    data: str
+    data: str | None = None
     model: str
     checkpoint: str | None = None
     regularizer: str = "none"
     weight: float = 0.0
-    epochs: int = 1
-    images_per_epoch: int = 1024
+    epochs: int = 2
+    images_per_epoch: int | None = None
     batch_size: int = 64
     learning_rate: float = 3e-3
     schedule: Schedule = "constant"
@@ -136,7 +137,7 @@ class Trial:
     robust_images: int = 256
     pgd_eps: float = 2 / 255
     pgd_steps: int = 8
-    loader_workers: int = 0
+    loader_workers: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -156,14 +157,13 @@ class Trial:
         if self.compile and self.batch_norm != "frozen":
             raise FieldError("compile", True, f"needs `batch_norm` frozen, not {self.batch_norm}: change one of them")
         for name in ("epochs", "images_per_epoch", "batch_size", "robust_images", "pgd_steps"):
-            if getattr(self, name) < 1:
-                raise FieldError(name, getattr(self, name), "give a whole number of at least 1")
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise FieldError(name, value, "give a whole number of at least 1")
         for name in ("weight", "momentum", "weight_decay", "loader_workers"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise FieldError(name, getattr(self, name), "give a finite number, 0 or above")
+            if (value := getattr(self, name)) is not None and not 0 <= value < math.inf:
+                raise FieldError(name, value, "give a finite number, 0 or above")
         for name in ("learning_rate", "clip_norm"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
+            if (value := getattr(self, name)) is not None and not 0 < value < math.inf:
                 raise FieldError(name, value, "give a finite number above 0")
         if not 0 <= self.label_smoothing < 1:
             raise FieldError("label_smoothing", self.label_smoothing, "give a fraction, from 0 to below 1")
@@ -184,13 +184,24 @@ class Trial:
 
         return Normalization(cast(Channels, self.mean), cast(Channels, self.std))  # since __post_init__
 
+    @property
+    def epoch_images(self) -> int:
+        """Images of one epoch.
+
+        Raises:
+            UsageError: if that is the training split, which has not been counted yet.
+        """
+        if self.images_per_epoch is None:
+            raise FieldError("images_per_epoch", None, "give a number, where the training split is not read")
+        return self.images_per_epoch
+
     def steps_per_epoch(self, world_size: int) -> int:
         """Steps of each worker in one epoch.
 
         Raises:
             UsageError: if an epoch has fewer images than one global batch.
         """
-        steps = self.images_per_epoch // (self.batch_size * world_size)
+        steps = self.epoch_images // (self.batch_size * world_size)
         if steps < 1:
             raise FieldError(
                 "images_per_epoch",

@@ -201,7 +201,7 @@ class Loader:
         stream: _Stream,
         normalization: Normalization,
         batch_size: int,
-        loader_workers: int,
+        loader_workers: int | None,
         device: torch.device,
     ) -> None:
         self._stream, self._normalization, self._device = stream, normalization, device
@@ -209,7 +209,7 @@ class Loader:
         if loader_workers:  # forking a process that holds Ray's threads can deadlock
             workers = {"multiprocessing_context": "forkserver", "persistent_workers": True}
         self._loader: DataLoader | None = DataLoader(
-            stream, batch_size, num_workers=loader_workers, pin_memory=device.type == "cuda", **workers
+            stream, batch_size, num_workers=loader_workers or 0, pin_memory=device.type == "cuda", **workers
         )
 
     def epoch(self, number: int = 0, first_step: int = 0) -> Iterator[Batch]:
@@ -251,7 +251,7 @@ def train_loader(
     seed: int,
     steps: int,
     batch_size: int,
-    loader_workers: int = 0,
+    loader_workers: int | None = 0,
     device: torch.device | None = None,
     cache: ShardCache | None = None,
 ) -> Loader:
@@ -280,7 +280,7 @@ def eval_loader(
     world_size: int,
     batch_size: int,
     examples: int | None = None,
-    loader_workers: int = 0,
+    loader_workers: int | None = 0,
     device: torch.device | None = None,
     cache: ShardCache | None = None,
 ) -> Loader:

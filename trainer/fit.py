@@ -5,6 +5,7 @@ single-process training. Where the learning rate is constant, as in the original
 epochs equals one that had them from the start.
 """
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -64,7 +65,7 @@ def make_optimizer(model: nn.Module, trial: Trial) -> torch.optim.SGD:
     return torch.optim.SGD(groups, lr=trial.learning_rate, momentum=trial.momentum, nesterov=trial.momentum > 0)
 
 
-def count_classes(data: str) -> int:
+def count_classes(data: str | None) -> int:
     """Number of classes of a shard folder.
 
     Raises:
@@ -103,6 +104,7 @@ def fit(
     """
     device = device or torch.device("cpu")
     train, (val, test) = read_shards(trial.data, "train"), evaluation_splits(trial.data)
+    trial = dataclasses.replace(trial, images_per_epoch=trial.images_per_epoch or train.total)
     # GPUs want the channels last; on a CPU a regularized step takes a little longer with it (docs/performance.md).
     layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
     model = prepare_model(trial, count_classes(trial.data)).to(device)

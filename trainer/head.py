@@ -19,7 +19,6 @@ from trainer.models import build_model, last_layers
 from trainer.preprocess import Transform
 from trainer.shards import Shards, evaluation_splits, read_shards
 
-STEPS = 200
 LEARNING_RATE = 1e-2  # of Adam, falling to nothing over the steps
 MEASURED = 1024  # images of val, for the accuracy before and after
 

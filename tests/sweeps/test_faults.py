@@ -29,7 +29,8 @@ from sweeps.tuning import ERRORS, run_sweep
 from trainer.checkpoints import load_newest, load_state, save_state
 from trainer.config import Trial, UsageError
 from trainer.fit import fit
-from trainer.ray_driver import Placement, run_trial
+from trainer.placement import Placement
+from trainer.ray_driver import run_trial
 from trainer.ray_trial import _reason, _would_come_again
 from trainer.shards import Sample, encode_jpeg, write_shards
 from trainer.trial_log import failure_of, read_points

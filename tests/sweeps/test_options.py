@@ -32,7 +32,7 @@ def test_the_original_finetunes_as_its_flags_say(asked, tmp_path):
     assert (trial.learning_rate, trial.schedule, trial.momentum) == (2e-4, "constant", 0.9)
     assert (trial.weight_decay, trial.label_smoothing, trial.clip_norm) == (1e-4, 0.1, None)
     assert (trial.batch_norm, trial.augment, trial.flip) == ("flow", True, False)
-    assert (sweep.weight, sweep.scheduler) == (0.5, "none")
+    assert (trial.weight, sweep.scheduler) == (0.5, "none")
 
 
 def test_the_original_trains_from_scratch_with_its_schedule(asked):
@@ -47,21 +47,21 @@ def test_flags_go_before_a_preset(asked):
     )  # fmt: skip
     trial = sweep.trial
     assert (trial.batch_size, trial.learning_rate, trial.batch_norm, trial.epochs) == (32, 0.01, "stop", 2)
-    assert (sweep.weight, sweep.strengths, sweep.scheduler) == (None, (1.0, 10.0), "asha")
+    assert (trial.weight, sweep.strengths, sweep.scheduler) == (0, (1.0, 10.0), "asha")
 
 
 def test_without_a_preset_nothing_of_it(asked):
     sweep = asked()
     trial = sweep.trial
     assert (trial.learning_rate, trial.schedule, trial.batch_norm, trial.clip_norm) == (3e-3, "constant", "frozen", 2.0)
-    assert (trial.weight, sweep.weight, sweep.scheduler, trial.flip) == (0.0, None, "asha", True)
+    assert (trial.weight, sweep.scheduler, trial.flip) == (0.0, "asha", True)
 
 
 def test_what_cannot_be_is_refused(asked):
     for arguments, words in (
         (("--preset", "original", "--workers-per-trial", 3), "3 workers cannot share a batch of 512"),
         (("--weight", 1, "--strengths", "1"), "leave out --strengths"),
-        (("--weight", 0), "above 0"),
+        (("--weight", -1), "weight"),
         (("--weight", "inf"), "finite"),
         (("--ema",), "--ema needs --checkpoint"),
         (("--head-steps", 3), "--head-steps is for --new-head"),

@@ -23,7 +23,7 @@ from sweeps.settings import Sweep
 from sweeps.start_check import StartCheck, keep
 from trainer.config import Trial
 from trainer.models import build_model
-from trainer.ray_driver import Placement
+from trainer.placement import Placement
 
 NAME = 'a<b>&"c'
 VOID = {"meta", "img", "link", "br"}

@@ -14,14 +14,14 @@ from sweeps.proposals import weight_of
 from sweeps.search import METRIC, Space, make_search
 from sweeps.settings import Sweep, extended, write_json
 from trainer.config import Trial, UsageError
-from trainer.ray_driver import Placement
+from trainer.placement import Placement
 
 UNITS = {"l2": 2.0, "ssim": 0.5}
 
 
 @pytest.fixture
 def sweep(tmp_path):
-    trial = Trial(data=str(tmp_path), model="resnet8")
+    trial = Trial(data=str(tmp_path), model="resnet8", epochs=1)
     sweep = Sweep(
         name="s",
         storage=str(tmp_path),

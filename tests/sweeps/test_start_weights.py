@@ -21,7 +21,7 @@ from trainer.config import Trial, UsageError
 from trainer.evaluate.checkpoints import load_subject
 from trainer.fit import prepare_model
 from trainer.models import build_model
-from trainer.ray_driver import Placement
+from trainer.placement import Placement
 from trainer.shards import Sample, encode_jpeg, write_shards
 from trainer.weights import imagenet_wnids
 

@@ -34,7 +34,7 @@ class Subject:
 
 
 def load_subject(
-    checkpoint: str, data: str, changes: dict[str, Any], ema: bool = False, say: Callable[[str], None] = print
+    checkpoint: str, data: str | None, changes: dict[str, Any], ema: bool = False, say: Callable[[str], None] = print
 ) -> Subject:
     """Load a model.
 

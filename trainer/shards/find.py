@@ -57,7 +57,7 @@ class Shards:
         return len(self.numbers)
 
 
-def read_shards(location: str | Path, split: str) -> Shards:
+def read_shards(location: str | Path | None, split: str) -> Shards:
     """Find the shards of a split.
 
     meta.json beside the shards says how many samples each has. Without it local shards are counted and their labels
@@ -73,6 +73,8 @@ def read_shards(location: str | Path, split: str) -> Shards:
     Raises:
         UsageError: if the folder, a shard, the split or all its samples are missing, or a label or shard is no good.
     """
+    if location is None:
+        raise UsageError("data=None: give shards; the handwritten digits are written once a sweep begins")
     given = str(location).rstrip("/")
     place = find_place(given)
     try:
@@ -126,7 +128,7 @@ def read_shards(location: str | Path, split: str) -> Shards:
     )
 
 
-def skipped_samples(data: str, *splits: Shards) -> str:
+def skipped_samples(data: str | None, *splits: Shards) -> str:
     """One line about what is left out of these splits, or is in two of them; empty if there is nothing to say.
 
     Left out are samples that lack an image or a class, and shards in another layout than ours beside ours.
@@ -147,7 +149,7 @@ def skipped_samples(data: str, *splits: Shards) -> str:
     return f"{data}: {'; '.join(said)}" if said else ""
 
 
-def named_classes(location: str | Path, split: str) -> tuple[str, ...]:
+def named_classes(location: str | Path | None, split: str) -> tuple[str, ...]:
     """Names of the classes of a split.
 
     Raises:
@@ -162,7 +164,7 @@ def named_classes(location: str | Path, split: str) -> tuple[str, ...]:
     return classes
 
 
-def evaluation_splits(location: str | Path) -> tuple[Shards, Shards]:
+def evaluation_splits(location: str | Path | None) -> tuple[Shards, Shards]:
     """The val split, for choosing between models, and the test split, for judging the chosen one.
 
     Where there is no test split, val is divided: its even samples stay val, the odd ones become test.
