@@ -9,8 +9,9 @@ from sweeps.settings import Sweep
 from sweeps.shared import check_shared
 from sweeps.start_weights import is_made, load_start
 from sweeps.tracking.server import check_tracking
-from trainer.config import Trial, UsageError
+from trainer.config import Trial
 from trainer.data import train_loader
+from trainer.errors import FieldError
 from trainer.locations import absolute
 from trainer.models import build_model
 from trainer.placement import TESTED_RAY
@@ -29,7 +30,11 @@ def filled_in(sweep: Sweep) -> Sweep:
     trial, cache = sweep.trial, sweep.placement.cache
     if trial.data is None:
         if trial.checkpoint is not None:
-            raise UsageError("--checkpoint needs --data: the embedded digits pretrain a checkpoint of their own")
+            raise FieldError(
+                "checkpoint",
+                trial.checkpoint,
+                "needs `data`: the embedded digits pretrain a checkpoint of their own",
+            )
     else:
         trial = _with_data(trial, sweep.placement.workers)
     cache = dataclasses.replace(cache, folder=str(Path(cache.folder).expanduser().resolve()))
@@ -45,15 +50,17 @@ def _with_data(trial: Trial, workers: int) -> Trial:
     if checkpoint is not None and checkpoint != PRETRAINED:
         checkpoint = absolute(checkpoint)
         if (inside := checkpoint_in(checkpoint)) != checkpoint:
-            raise UsageError(
-                f"--checkpoint {checkpoint}: is the folder of a trial; its last epoch is {inside}, give that"
+            raise FieldError(
+                "checkpoint", checkpoint, f"is the folder of a trial; its last epoch is {inside}, give that"
             )
     batch = trial.batch_size * workers
     if trial.images_per_epoch is None and images < batch:
         over = "" if workers == 1 else f" over {workers} workers"
-        raise UsageError(
-            f"--data {data}: the train split has only {images} images, fewer than one batch of {batch}{over}; "
-            "lower --batch-size or put more images into it"
+        raise FieldError(
+            "data",
+            data,
+            f"the train split has only {images} images, fewer than one batch of {batch}{over}; lower `batch_size` or "
+            "put more images into it",
         )
     return dataclasses.replace(
         trial, data=data, checkpoint=checkpoint, images_per_epoch=trial.images_per_epoch or images
@@ -63,6 +70,7 @@ def _with_data(trial: Trial, workers: int) -> Trial:
 def check(sweep: Sweep) -> None:
     """Refuse a model, data, a checkpoint or an MLflow that do not fit, before anything is written."""
     trial = sweep.trial
+    sweep.check_strengths()
     build_model(trial.model, classes=2)  # refuses an unknown name
     if trial.data is not None:
         train = read_shards(trial.data, "train")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sweeps.ranking import Row, baseline, pareto, pick, rank
 from sweeps.settings import Sweep
-from trainer.config import UsageError
+from trainer.errors import FieldError, UsageError
 from trainer.locations import read_json
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class TrialResult(Row):
         from trainer.evaluate.checkpoints import load_subject
 
         if not self.checkpoint:
-            raise UsageError(f"trial {self.tag} {self.status} and left no checkpoint")
+            raise FieldError("trial", self.tag, f"it {self.status} and left no checkpoint")
         return load_subject(self.checkpoint, self.sweep.trial.data, {}).model.eval()
 
     def train_on(self, epochs: int = 2, progress: Progress | None = None, verbose: bool = False) -> TrialResult:
@@ -137,7 +137,7 @@ class SweepResult:
         found = numbered or named or begun
         if len(found) != 1:
             known = ", ".join(one.tag for one in sorted(self.trials, key=lambda one: (one.number or 0, one.trial_id)))
-            raise UsageError(f"trial={which}: sweep {self.sweep.name} has {known}")
+            raise FieldError("trial", which, f"sweep {self.sweep.name} has {known}")
         return found[0]
 
     def table(self) -> DataFrame:

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from sweeps.settings import Sweep
-from trainer.config import UsageError
+from trainer.errors import FieldError
 from trainer.locations import absolute
 from trainer.published import without_network
 
@@ -32,9 +32,12 @@ def as_kept(asked: Sweep, how: str) -> Sweep:
     if kept.source is not None and "checkpoint" in changed and mine["checkpoint"] == absolute(kept.source):
         changed.remove("checkpoint")  # that of the trials was made from it
     if changed:
-        raise UsageError(
-            f"{', '.join(changed)}: a sweep that goes on keeps the settings it began with; with {how} only "
-            f"{', '.join(HEEDED[how])} can be changed; leave the others as they were, or begin another sweep"
+        raise FieldError(
+            changed[0],
+            mine[changed[0]],
+            "a sweep that goes on keeps the settings it began with, and of these only "
+            f"{', '.join(f'`{name}`' for name in HEEDED[how])} can be changed; leave the others as they were, or begin "
+            "another sweep",
         )
     return dataclasses.replace(kept, **{name: getattr(asked, name) for name in HEEDED[how]})
 

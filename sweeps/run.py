@@ -15,7 +15,6 @@ from sweeps.checkpoints import check_space
 from sweeps.closing import close
 from sweeps.cluster import ray_cluster, where
 from sweeps.embedded import embed
-from sweeps.resuming import as_kept
 from sweeps.messages import Advanced, Note, Progress, stage, tell, told_to
 from sweeps.prepare import check, filled_in, on_cluster, reach_tracking, wait_for_cluster
 from sweeps.provenance import dataset, provenance, source
@@ -23,6 +22,7 @@ from sweeps.ranking import rule
 from sweeps.recording import start_sweep
 from sweeps.report import in_markdown
 from sweeps.results import SweepResult
+from sweeps.resuming import as_kept
 from sweeps.settings import Sweep, create_folder, driving, extended, write_files, write_json
 from sweeps.start_check import StartCheck
 from sweeps.start_weights import make_start

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import json
-import math
 import os
 import re
 import time
@@ -13,14 +12,27 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
-from regularizers import REGULARIZERS
+import yaml
+
 from sweeps.environment import set_environment
-from trainer.cache import ShardCache
-from trainer.config import Trial, UsageError
-from trainer.locations import absolute, file_size, folders_in, is_url, list_folder, read_json, remove_file, whole_file
-from trainer.placement import RAY_TRAIN, Placement
+from trainer.config import Trial, check_choices, check_regularizers, regularizer_names
+from trainer.errors import FieldError, UsageError
+from trainer.locations import (
+    absolute,
+    file_size,
+    folders_in,
+    is_url,
+    list_folder,
+    open_file,
+    read_json,
+    remove_file,
+    whole_file,
+)
+from trainer.model_input import check_model
+from trainer.placement import Placement
+from trainer.plain import from_plain, to_plain
 
 if TYPE_CHECKING:
     from sweeps.messages import Progress
@@ -30,15 +42,9 @@ if TYPE_CHECKING:
 Scheduler = Literal["asha", "none"]
 Allocation = Literal["equal", "adaptive"]
 Objectives = Literal["robust", "both"]
-SCHEDULERS, ALLOCATIONS, OBJECTIVES = map(get_args, (Scheduler, Allocation, Objectives))
+SETTINGS = "sweep.yaml"  # in the folder of each sweep
 DRIVER = ".driver"  # locked by the process that drives the sweep
 FIRST_NEW_SEED = 1_000_000  # behind every seed a search will ever reach
-
-
-def regularizer_names() -> tuple[str, ...]:
-    """Names of the regularizers, by their files: importing the package would take PyTorch."""
-    folder = Path(__file__).resolve().parents[1] / "regularizers"
-    return tuple(sorted(path.stem for path in folder.glob("*.py") if path.stem != "base" and path.stem[0] != "_"))
 
 
 def usual_storage() -> str:
@@ -54,7 +60,7 @@ def _digits() -> Trial:
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """Settings of one sweep, which its folder keeps; all have defaults, those of the embedded digits.
+    """Settings of one sweep, which its folder keeps as sweep.yaml; all have defaults, those of the embedded digits.
 
     Args:
         name: name of the sweep, of its folder, its Optuna study and its MLflow parent run; the date and time if not
@@ -90,7 +96,7 @@ class Sweep:
     storage: str = field(default_factory=usual_storage)
     tracking_uri: str | None = None
     trial: Trial = field(default_factory=_digits)
-    regularizers: tuple[str, ...] = field(default_factory=regularizer_names)
+    regularizers: tuple[str, ...] = field(default_factory=lambda: tuple(regularizer_names()))
     trials_per_regularizer: int = 1
     extensions: tuple[int, ...] = ()
     allocation: Allocation = "equal"
@@ -112,58 +118,60 @@ class Sweep:
         object.__setattr__(self, "storage", absolute(self.storage).rstrip("/"))  # nodes and shells stand elsewhere
         if is_url(self.storage):
             object.__setattr__(self, "local_dir", absolute(self.local_dir or "runs"))
-        unknown = [name for name in self.regularizers if name not in REGULARIZERS]
-        if unknown:
-            known = ", ".join(sorted(REGULARIZERS))
-            raise UsageError(f"--regularizers: unknown {', '.join(map(repr, unknown))}; choose from {known}")
+        if self.strengths is not None and self.trials_per_regularizer == 1:
+            object.__setattr__(self, "trials_per_regularizer", len(self.strengths))
+        self.check()
+
+    def check(self) -> None:
+        """Refuse what cannot be, as far as it can be told without PyTorch.
+
+        Raises:
+            FieldError: naming the field.
+        """
+        check_model(self.trial.model)
+        check_regularizers("regularizers", self.regularizers)
+        check_choices(self)
         if len(set(self.regularizers)) < len(self.regularizers):
-            raise UsageError(f"--regularizers: a name stands twice in {','.join(self.regularizers)}")
+            raise FieldError("regularizers", self.regularizers, "a name stands twice there")
         if not self.name or re.search(r"[/\\:'%@\x00-\x1f]", self.name) or self.name.startswith("."):
-            raise UsageError(f"--name {self.name!r}: give a plain name without / \\\\ : ' % @")
-        for option, asked, choices in (
-            ("scheduler", self.scheduler, SCHEDULERS),
-            ("allocation", self.allocation, ALLOCATIONS),
-            ("objectives", self.objectives, OBJECTIVES),
-            ("ray-train", self.placement.ray_train, RAY_TRAIN),
-        ):
-            if asked not in choices:
-                raise UsageError(f"--{option} {asked!r} is unknown; choose from {', '.join(choices)}")
+            raise FieldError("name", repr(self.name), "give a plain name without / \\ : ' % @")
         if self.keep not in ("all", "best") and not re.fullmatch(r"top-[1-9]\d*", self.keep):
-            raise UsageError(f"--keep {self.keep}: give all, best or top-K, such as top-3")
+            raise FieldError("keep", self.keep, "give all, best or top-K, such as top-3")
         if self.seeds < 0 or self.seeds == 1:
-            raise UsageError(f"--seeds {self.seeds}: give at least 2, one alone has no interval; or 0 for none")
+            raise FieldError("seeds", self.seeds, "give at least 2, one alone has no interval; or 0 for none")
         if self.strengths is not None:
             if self.allocation == "adaptive":
-                raise UsageError("--strengths leaves Optuna nothing to choose; leave out --allocation adaptive")
+                raise FieldError("strengths", self.strengths, "leave Optuna nothing to choose; leave out `allocation`")
             if len(self.strengths) != self.trials_per_regularizer:
-                raise UsageError(
-                    f"--strengths gives {len(self.strengths)}, --trials-per-regularizer is "
-                    f"{self.trials_per_regularizer}; leave the latter out"
+                raise FieldError(
+                    "strengths",
+                    self.strengths,
+                    f"these are {len(self.strengths)}, and `trials_per_regularizer` is {self.trials_per_regularizer}; "
+                    "leave that out",
                 )
-            ranges = [REGULARIZERS[name].strengths() for name in self.regularizers if name != "none"]
-            low, high = max((low for low, _ in ranges), default=0), min((high for _, high in ranges), default=math.inf)
-            wrong = [f"{strength:g}" for strength in self.strengths if not low <= strength <= high]
-            if wrong:
-                raise UsageError(f"--strengths {','.join(wrong)}: give numbers from {low:g} to {high:g}")
+            if not all(0 < strength < float("inf") for strength in self.strengths):
+                raise FieldError("strengths", self.strengths, "give finite numbers above 0")
         if self.trial.weight and (self.strengths is not None or self.allocation == "adaptive"):
-            raise UsageError("--weight leaves nothing to choose; leave out --strengths and --allocation adaptive")
-        for flag, on in (("--new-head", self.new_head), ("--ema", self.ema)):
-            if on and self.trial.checkpoint is None:
-                raise UsageError(f"{flag} needs --checkpoint: of which weights?")
+            raise FieldError(
+                "weight",
+                self.trial.weight,
+                "leaves nothing to choose; leave out `strengths`, and `allocation` adaptive",
+            )
+        for name in ("new_head", "ema"):
+            if getattr(self, name) and self.trial.checkpoint is None:
+                raise FieldError(name, True, "needs `checkpoint`: of which weights?")
         if self.head_steps < 0:
-            raise UsageError(f"--head-steps {self.head_steps}: give a whole number, 0 to leave the layer random")
-        if not 0 <= self.max_accuracy_drop <= 1:
-            raise UsageError(f"--max-accuracy-drop {100 * self.max_accuracy_drop:g}: give points from 0 to 100")
-        for flag, value in (
-            ("--trials-per-regularizer", self.trials_per_regularizer),
-            *(("--extend", number) for number in self.extensions),
-            ("--workers-per-trial", self.placement.workers),
-            ("--max-concurrent", self.max_concurrent if self.max_concurrent is not None else 1),
-        ):
-            if value < 1:
-                raise UsageError(f"{flag} {value}: give a whole number of at least 1")
-        if self.placement.gpus < 0:
-            raise UsageError(f"--gpus-per-worker {self.placement.gpus_per_worker}: give 0 or more")
+            raise FieldError("head_steps", self.head_steps, "give a whole number, 0 to leave the layer random")
+        if not 0 <= self.max_accuracy_drop < 1:
+            drop = self.max_accuracy_drop
+            points = f"; {drop:g} points are {drop / 100:g}" if 1 <= drop <= 100 else ""
+            raise FieldError("max_accuracy_drop", drop, f"give a fraction from 0 to below 1{points}")
+        for name in ("trials_per_regularizer", "max_concurrent"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise FieldError(name, value, "give a whole number of at least 1")
+        for number in self.extensions:
+            if number < 1:
+                raise FieldError("extensions", number, "give a whole number of at least 1")
         if self.trial.images_per_epoch is not None:
             self.trial.steps_per_epoch(self.placement.workers)
 
@@ -235,6 +243,23 @@ class Sweep:
 
         return read_status(self.storage, self.name)
 
+    def check_strengths(self) -> None:
+        """Refuse strengths outside the ranges of the regularizers, which know them once PyTorch is imported.
+
+        Raises:
+            FieldError: naming those.
+        """
+        from regularizers import REGULARIZERS
+
+        ranges = [REGULARIZERS[name].strengths() for name in self.names[1:]]
+        low, high = (
+            max((low for low, _ in ranges), default=0.0),
+            min((high for _, high in ranges), default=float("inf")),
+        )
+        wrong = [strength for strength in self.strengths or () if not low <= strength <= high]
+        if wrong:
+            raise FieldError("strengths", wrong, f"give numbers from {low:g} to {high:g}")
+
     @property
     def new_seeds(self) -> range:
         """Of the repetitions of finalists."""
@@ -282,8 +307,9 @@ class Sweep:
         return len(self.names) * sum(self.parts)
 
     def save(self) -> None:
-        """Write settings.json, whole or not at all."""
-        write_json(f"{self.folder}/settings.json", dataclasses.asdict(self))
+        """Write sweep.yaml, whole or not at all."""
+        content = yaml.safe_dump(to_plain(self), sort_keys=False, allow_unicode=True)
+        write_files(self.folder, {SETTINGS: content})
 
     @classmethod
     def load(cls, name: str, storage: str | None = None) -> Sweep:
@@ -297,26 +323,49 @@ class Sweep:
             UsageError: if there is none of that name, and the names there are listed; or if its search has not begun.
         """
         storage = absolute(usual_storage() if storage is None else storage).rstrip("/")
-        given: dict[str, Any] | None = read_json(f"{storage}/{name}/settings.json")
-        if given is None and _was_prepared(f"{storage}/{name}"):
+        folder = f"{storage}/{name}"
+        if file_size(f"{folder}/{SETTINGS}") is not None:
+            return cls.read(f"{folder}/{SETTINGS}")
+        if file_size(f"{folder}/settings.json") is not None:
+            raise UsageError(f"sweep {name!r} is of an earlier version, which kept settings.json; begin another sweep")
+        if _was_prepared(folder):
             raise UsageError(
                 f"sweep {name!r} ended before its search began, or is still being prepared; if it ended, give its "
                 "command again"
             )
-        if given is None:
-            raise UsageError(f"no sweep {name!r} under {storage}; there is {', '.join(sweeps_in(storage)) or 'none'}")
-        given["trial"] = Trial.from_dict(given["trial"])
-        cache = ShardCache(**given["placement"].pop("cache"))
-        given["placement"] = Placement(**given["placement"], cache=cache)
-        given["regularizers"] = tuple(given["regularizers"])
-        given["strengths"] = tuple(given["strengths"]) if given.get("strengths") else None
-        given["extensions"] = tuple(given.get("extensions", ()))
-        return cls(**given)
+        raise UsageError(f"no sweep {name!r} under {storage}; there is {', '.join(sweeps_in(storage)) or 'none'}")
+
+    @classmethod
+    def read(cls, location: str) -> Sweep:
+        """Read the settings of a sweep from a file like sweep.yaml; what it leaves out has its default.
+
+        Raises:
+            UsageError: if there is no such file, or it holds something else.
+        """
+        return from_plain(cls, read_yaml(location), location)
+
+
+def read_yaml(location: str) -> dict[str, Any]:
+    """The settings in a file of YAML.
+
+    Raises:
+        UsageError: if there is no such file, or it holds something else.
+    """
+    try:
+        with open_file(location) as stream:
+            content = yaml.safe_load(stream.read())
+    except OSError as error:
+        raise UsageError(f"{location}: cannot be read ({error.strerror or error})") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{location}: is no YAML ({' '.join(str(error).split())[:200]})") from None
+    if not isinstance(content, dict):
+        raise UsageError(f"{location}: holds no settings; give a file such as the sweep.yaml in a sweep's folder")
+    return content
 
 
 def sweeps_in(storage: str) -> list[str]:
     """Names of the sweeps in a storage folder or URL."""
-    return [name for name in sorted(folders_in(storage)) if file_size(f"{storage}/{name}/settings.json") is not None]
+    return [name for name in sorted(folders_in(storage)) if file_size(f"{storage}/{name}/{SETTINGS}") is not None]
 
 
 def _was_prepared(folder: str) -> bool:
@@ -348,7 +397,7 @@ def extended(sweep: Sweep, trials: int) -> Sweep:
     """
     result = read_json(f"{sweep.folder}/result.json")
     if result is None or tuple(result["trials_per_regularizer"]) != sweep.parts:
-        raise UsageError(f"--extend: sweep {sweep.name} has not ended; --name {sweep.name} --resume continues it")
+        raise FieldError("extensions", trials, f"sweep {sweep.name} has not ended; `resume` continues it")
     return dataclasses.replace(sweep, extensions=(*sweep.extensions, trials))
 
 
@@ -365,7 +414,7 @@ def create_folder(sweep: Sweep) -> None:
         remove_file(probe)
         sweep.local_folder.mkdir(parents=True, exist_ok=True)
     except (UsageError, OSError) as error:
-        raise UsageError(f"--storage {sweep.storage}: cannot be written ({error})") from None
+        raise FieldError("storage", sweep.storage, f"cannot be written ({error})") from None
 
 
 @contextmanager
@@ -380,10 +429,11 @@ def driving(sweep: Sweep, new: bool = False) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # freed by the system even if this process is killed
         except BlockingIOError:
-            raise UsageError(f"--name {sweep.name}: another process drives this sweep; wait until it ends") from None
-        if new and read_json(f"{sweep.folder}/settings.json") is not None:
-            raise UsageError(
-                f"--name {sweep.name}: a sweep of that name is already under {sweep.storage}; "
-                "add --resume to continue it, or choose another name"
+            raise FieldError("name", sweep.name, "another process drives this sweep; wait until it ends") from None
+        if new and file_size(f"{sweep.folder}/{SETTINGS}") is not None:
+            raise FieldError(
+                "name",
+                sweep.name,
+                f"a sweep of that name is already under {sweep.storage}; `resume` continues it, or choose another name",
             )
         yield

@@ -12,9 +12,9 @@ from sweeps.settings import Sweep
 from trainer.fit import count_classes, prepare_model
 from trainer.head import train_head
 from trainer.locations import whole_file
-from trainer.published import PRETRAINED, without_network
+from trainer.published import without_network
 from trainer.shards import read_shards
-from trainer.timm_names import HUB
+from trainer.timm_names import HUB, PRETRAINED
 from trainer.weights import Loaded, load_weights
 
 START = "start.pt"

@@ -39,7 +39,9 @@ def print_result(result: SweepResult, console: Console) -> None:
     line(f"Look at it:  {recording.page()}")
     line(f"See which won, and why:  {sweep.folder}/{PAGE}")
     if picked is not None:
-        line(f"Train the pick further:  {how_to_run('sweeps/resume_best.py')} --name {shlex.quote(sweep.name)}{storage}")
+        line(
+            f"Train the pick further:  {how_to_run('sweeps/resume_best.py')} --name {shlex.quote(sweep.name)}{storage}"
+        )
         if (sweep.local_folder / "models" / picked.trial_id).exists():
             line(f"Load it with MLflow:  models:/{sweep.name}@{ALIAS}")
     if sum(sweep.parts) == 1:

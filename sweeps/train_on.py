@@ -14,7 +14,7 @@ from sweeps.results import TrialResult
 from sweeps.settings import driving
 from sweeps.shared import check_shared
 from sweeps.trials import read_trials
-from trainer.config import UsageError
+from trainer.errors import FieldError
 from trainer.ray_driver import run_trial
 
 
@@ -40,15 +40,16 @@ def check(result: TrialResult, epochs: int) -> None:
     """
     sweep = result.sweep
     if epochs < 1:
-        raise UsageError(f"--epochs {epochs}: give a whole number of at least 1")
+        raise FieldError("epochs", epochs, "give a whole number of at least 1")
     if not result.checkpoint:
-        raise UsageError(f"--trial {result.tag}: it {result.status} and left no checkpoint")
+        raise FieldError("trial", result.tag, f"it {result.status} and left no checkpoint")
     if only_weights(sweep, result.trial_id):
         start = ["--data", str(sweep.trial.data), "--model", sweep.trial.model, "--checkpoint", result.checkpoint]
-        raise UsageError(
-            f"--trial {result.tag}: of it only the weights were kept, as --keep {sweep.keep} says, and training on "
-            f"needs the optimizer's state; start a sweep from them with {shlex.join(start)}, or keep more of the next "
-            "with --keep all"
+        raise FieldError(
+            "trial",
+            result.tag,
+            f"of it only the weights were kept, as `keep` {sweep.keep} says, and training on needs the optimizer's "
+            f"state; start a sweep from them with {shlex.join(start)}, or keep more of the next with `keep` all",
         )
 
 

@@ -1,12 +1,13 @@
 """Where the workers of a trial run, as a value: neither Ray nor PyTorch is needed to have one."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 from trainer.cache import ShardCache
+from trainer.config import check_choices
+from trainer.errors import FieldError
 
 RayTrain = Literal["lean", "stock"]
-RAY_TRAIN = get_args(RayTrain)
 TESTED_RAY = "2.60.0"  # that of constraints.txt; `trainer.in_trial` rests on private parts of it
 
 
@@ -27,6 +28,14 @@ class Placement:
     cpus_per_worker: float | None = None
     cache: ShardCache = ShardCache()
     ray_train: RayTrain = "lean"
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        if self.workers < 1:
+            raise FieldError("workers", self.workers, "give a whole number of at least 1")
+        for name in ("gpus_per_worker", "cpus_per_worker"):
+            if (value := getattr(self, name)) is not None and value < 0:
+                raise FieldError(name, value, "give 0 or more")
 
     @property
     def gpus(self) -> float:

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from trainer.config import Trial, UsageError
 from trainer.models import last_layers
-from trainer.published import PRETRAINED, published
+from trainer.published import published
 from trainer.shards.meta import class_names
+from trainer.timm_names import PRETRAINED
 from trainer.weights_file import read_content, weights_file
 
 WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")  # of PyTorch, at any depth

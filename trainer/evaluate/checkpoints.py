@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from trainer.config import Trial, UsageError
 from trainer.models import build_model
-from trainer.published import PRETRAINED, published
+from trainer.published import published
 from trainer.shards import named_classes, read_shards
+from trainer.timm_names import PRETRAINED
 from trainer.weights import fit_weights, match_classes, taken, trial_settings
 from trainer.weights_file import checkpoint_in, read_content, weights_file
 

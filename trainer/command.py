@@ -1,0 +1,182 @@
+"""Command lines: flags that are made of the fields of a dataclass, and how a command ends.
+
+    flags = flags_of(Trial, skip=("regularizer",))    # a TypedDict: what is given, and nothing else
+    given = parse(flags, ["--pgd-eps", "8/255"])      # {"pgd_eps": 8 / 255}
+
+A flag is its field with dashes, its help the line of the field in the docstring, its default that of the field. Library
+code names fields in its errors; `run` prints the flags instead.
+"""
+
+import dataclasses
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from types import NoneType, UnionType
+from typing import Annotated, Any, TypedDict, Union, get_args, get_origin, get_type_hints
+
+from trainer.errors import FieldError, UsageError, shown
+
+# Fields whose flag says more than their name, which stands in a dataclass of its own.
+FLAGS = {"workers": "workers-per-trial", "folder": "cache-dir", "size": "cache-size", "extensions": "extend"}
+LISTS = (tuple, Sequence)
+METAVARS = {int: "N", float: "X", str: "TEXT"}
+
+
+def flag(field: str) -> str:
+    """The flag of a field, such as `--batch-size`."""
+    return f"--{FLAGS.get(field, field.replace('_', '-'))}"
+
+
+def in_flags(error: UsageError) -> str:
+    """What an error says, in one line, in terms of the command line."""
+    if not isinstance(error, FieldError):
+        return " ".join(str(error).split())
+    if error.value is True or error.value is None:
+        what = flag(error.field)
+    elif error.value is False:
+        what = f"--no-{flag(error.field).removeprefix('--')}"
+    else:
+        what = f"{flag(error.field)} {shown(error.value)}"
+    return " ".join(f"{what}: {re.sub('`([a-z_]+)`', lambda found: flag(found[1]), error.remedy)}".split())
+
+
+def run(main: Callable[[], int], interrupted: str = "") -> int:
+    """Run a command to its end.
+
+    Args:
+        main: the command; returns the exit status.
+        interrupted: what to say after Ctrl-C.
+
+    Returns:
+        The exit status: 2 after a mistake of the user, which is printed in one line; 130 after Ctrl-C.
+    """
+    try:
+        return main()
+    except UsageError as error:
+        print(f"error: {in_flags(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as stopped:
+        print(str(stopped) or interrupted or "interrupted", file=sys.stderr)
+        return 130
+
+
+def parse(flags: Any, argv: Sequence[str] | None = None, *, prog: str | None = None, description: str = "") -> Any:
+    """What a command line gives; leaves the process after --help, or with status 2 where it is wrong.
+
+    Args:
+        flags: a dataclass or TypedDict, such as that of `flags_of`; its parts may be others.
+        argv: the arguments; None are those of the process.
+        prog: name of the command.
+        description: what the command does.
+    """
+    import tyro
+
+    registry = tyro.constructors.ConstructorRegistry()
+    registry.primitive_rule(_value)
+    return tyro.cli(
+        flags, args=argv, prog=prog, description=description, registry=registry, config=(tyro.conf.OmitArgPrefixes,)
+    )
+
+
+def flags_of(kind: type, skip: Sequence[str] = (), also: Mapping[str, Mapping[str, Any]] | None = None) -> Any:
+    """A TypedDict with the fields of a dataclass, and of the dataclasses in it; only flags that are given are in it.
+
+    Args:
+        kind: the dataclass; its docstring says what each field is.
+        skip: fields that are to have no flag.
+        also: other defaults of some fields under a name, such as those of a preset, for the help.
+    """
+    from tyro.conf import arg
+
+    types, helps, flags = get_type_hints(kind), field_docs(kind), {}
+    for field in dataclasses.fields(kind):
+        if field.name in skip:
+            continue
+        if dataclasses.is_dataclass(types[field.name]):
+            part = flags_of(types[field.name], skip, also)  # type: ignore[arg-type]  # a class of dataclasses
+            flags[field.name] = Annotated[part, arg(help=helps[field.name])]
+            continue
+        defaults = {"default": shown(_default(field))} if _default(field) is not dataclasses.MISSING else {}
+        defaults |= {name: shown(values[field.name]) for name, values in (also or {}).items() if field.name in values}
+        hint = f"({'; '.join(f'{name}: {value}' for name, value in defaults.items())})" if defaults else ""
+        help_ = arg(
+            name=flag(field.name).removeprefix("--"), help=helps[field.name], help_behavior_hint=hint
+        )  # fmt: skip
+        flags[field.name] = Annotated[types[field.name], help_]
+    return TypedDict(kind.__name__, flags, total=False)  # type: ignore[operator]  # made of what is there
+
+
+def field_docs(kind: type) -> dict[str, str]:
+    """What the docstring of a dataclass says of each field."""
+    from docstring_parser import parse_from_object
+
+    docs = {entry.arg_name: " ".join((entry.description or "").split()) for entry in parse_from_object(kind).params}
+    return {name: text.replace("`", "") for name, text in docs.items()}
+
+
+def _default(field: dataclasses.Field) -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def _value(info: Any) -> Any:
+    """How tyro reads a number, a fraction, a list with commas, NAME=X pairs, or `none` where there may be no value."""
+    from tyro.constructors import PrimitiveConstructorSpec
+
+    kind, optional = info.type, False
+    if get_origin(kind) in (Union, UnionType):
+        kinds = [one for one in get_args(kind) if one is not NoneType]
+        if len(kinds) != 1:
+            return None
+        kind, optional = kinds[0], NoneType in get_args(kind)
+    if kind in METAVARS:
+        metavar = METAVARS[kind]
+    elif get_origin(kind) in LISTS:
+        items = get_args(kind)
+        metavar = ",".join(METAVARS[item] for item in items if item is not ...)
+        metavar += "" if len(items) > 1 and ... not in items else f",{metavar}"
+    elif get_origin(kind) is dict:
+        metavar = "NAME=X,NAME=X"
+    else:
+        return None  # bool, Literal: as tyro has them
+
+    def read(words: list[str]) -> Any:
+        return None if optional and words[0].lower() == "none" else convert(kind, words[0])
+
+    return PrimitiveConstructorSpec(
+        nargs=1, metavar=metavar, instance_from_str=read, is_instance=lambda _: True,
+        str_from_instance=lambda value: [shown(value)],
+    )  # fmt: skip
+
+
+def convert(kind: Any, text: str) -> Any:
+    """The value that a word of the command line stands for.
+
+    Args:
+        kind: int, float (fractions such as 8/255 too), str, a tuple of these or a dict of names and numbers.
+        text: the word.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    try:
+        if get_origin(kind) in LISTS:
+            kinds, words = get_args(kind), [word.strip() for word in text.split(",")]
+            kinds = kinds[:1] * len(words) if len(kinds) == 1 or ... in kinds else kinds
+            return tuple(convert(one, word) for one, word in zip(kinds, words, strict=True))
+        if get_origin(kind) is dict:
+            pairs = (word.partition("=") for word in text.split(","))
+            return {name.strip(): convert(get_args(kind)[1], value) for name, _, value in pairs}
+        if kind is float:
+            above, _, below = text.partition("/")
+            return float(above) / float(below or 1)
+        return kind(text)
+    except (ValueError, ZeroDivisionError):
+        raise ValueError(f"give {_described(kind)}, not {text!r}") from None
+
+
+def _described(kind: Any) -> str:
+    if get_origin(kind) in LISTS:
+        return f"{'names' if get_args(kind)[0] is str else 'numbers'} with commas between"
+    if get_origin(kind) is dict:
+        return "names and numbers, such as a=1,b=2"
+    return {int: "a whole number", float: "a number, or a fraction such as 8/255"}[kind]
