@@ -5,7 +5,7 @@ The seeds are the same for all and none of the search's: a weight was chosen for
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from statistics import fmean, stdev
@@ -47,7 +47,7 @@ class Finalist:
         return [row.metrics[figure] for row in self.repetitions]
 
 
-def choose(rows: list[R], max_accuracy_drop: float) -> list[R]:
+def choose(rows: Sequence[R], max_accuracy_drop: float) -> list[R]:
     """The best finished trial of each regularizer, best first.
 
     By the rule of the pick: robust accuracy, of trials accurate enough. A regularizer that has none of those is
@@ -85,7 +85,7 @@ def repetitions(events: Iterable[Event]) -> list[Row]:
     return [row for row in found if row is not None]
 
 
-def gather(sweep: Sweep, events: Iterable[Event], rows: list[Row]) -> list[Finalist]:
+def gather(sweep: Sweep, events: Iterable[Event], rows: Sequence[Row]) -> list[Finalist]:
     """Finalists with what their repetitions measured."""
     done = {_key(row): row for row in repetitions(events) if row.status == "finished"}
     wanted = choose(rows, sweep.max_accuracy_drop) if sweep.seeds else []

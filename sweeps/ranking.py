@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from io import StringIO
 from typing import Any, TypeVar
@@ -54,12 +55,12 @@ def rule(max_accuracy_drop: float) -> str:
     )
 
 
-def rank(rows: list[R]) -> list[R]:
+def rank(rows: Sequence[R]) -> list[R]:
     """By robust accuracy, then accuracy; trials that did not finish last."""
     return sorted(rows, key=lambda r: (r.status != "finished", -r.robust_accuracy, -r.accuracy, r.trial_id))
 
 
-def pick(rows: list[R], max_accuracy_drop: float) -> R | None:
+def pick(rows: Sequence[R], max_accuracy_drop: float) -> R | None:
     """The trial the rule names, None where no baseline finished."""
     reference = baseline(rows)
     if reference is None:
@@ -68,13 +69,13 @@ def pick(rows: list[R], max_accuracy_drop: float) -> R | None:
     return next(row for row in rank(rows) if row.status == "finished" and row.accuracy >= least)
 
 
-def baseline(rows: list[R]) -> R | None:
+def baseline(rows: Sequence[R]) -> R | None:
     """The trial the rule compares with: the most accurate that finished without a penalty."""
     finished = [row for row in rank(rows) if row.status == "finished" and row.regularizer == "none"]
     return max(finished, key=lambda row: row.accuracy, default=None)
 
 
-def reason(rows: list[Row], max_accuracy_drop: float) -> str:
+def reason(rows: Sequence[Row], max_accuracy_drop: float) -> str:
     """The pick and why it is that: the rule, the split and the trials it compared."""
     picked, reference = pick(rows, max_accuracy_drop), baseline(rows)
     if picked is None or reference is None:
@@ -94,7 +95,7 @@ def reason(rows: list[Row], max_accuracy_drop: float) -> str:
     )
 
 
-def pareto(rows: list[Row]) -> list[str]:
+def pareto(rows: Sequence[Row]) -> list[str]:
     """Ids of the finished trials that no other beats in accuracy and robust accuracy at once."""
     finished = [row for row in rows if row.status == "finished"]
 
@@ -109,7 +110,7 @@ def pareto(rows: list[Row]) -> list[str]:
     return [row.trial_id for row in finished if not beaten(row)]
 
 
-def table(rows: list[Row], picked: Row | None) -> Table:
+def table(rows: Sequence[Row], picked: Row | None) -> Table:
     """The ranking for a terminal."""
     front = pareto(rows)
     out = Table(
@@ -142,12 +143,12 @@ def table(rows: list[Row], picked: Row | None) -> Table:
     return out
 
 
-def as_text(rows: list[Row], picked: Row | None) -> str:
+def as_text(rows: Sequence[Row], picked: Row | None) -> str:
     """The ranking as plain text, for a file."""
     return plain(table(rows, picked))
 
 
-def as_csv(rows: list[Row]) -> str:
+def as_csv(rows: Sequence[Row]) -> str:
     """The ranking with everything that was measured, for a spreadsheet; MLflow shows it as a table."""
     keys = sorted({key for row in rows for key in row.metrics})
     columns = ("number", "trial_id", "regularizer", "weight", "strength", "seed", "status")
@@ -166,7 +167,7 @@ def plain(content: Table) -> str:
     return console.export_text()
 
 
-def as_dict(rows: list[Row], picked: Row | None, max_accuracy_drop: float) -> dict[str, Any]:
+def as_dict(rows: Sequence[Row], picked: Row | None, max_accuracy_drop: float) -> dict[str, Any]:
     """The ranking as plain types, for result.json."""
     reference = baseline(rows)
     return {

@@ -51,8 +51,8 @@ def load_start(sweep: Sweep, say: Callable[[str], None] = lambda line: None) -> 
         head="new" if sweep.new_head else "own",
         ema=sweep.ema,
     )
-    for note in loaded.notes:
-        say(note)
+    for line in loaded.notes:
+        say(line)
     return model, loaded
 
 

@@ -149,7 +149,7 @@ def repeated(result: SweepResult) -> list[dict[str, Any]]:
 
 def excluded(result: SweepResult) -> list[tuple[Row, str]]:
     """The trials that could not be picked, each with the reason."""
-    found = []
+    found: list[tuple[Row, str]] = []
     for row in result.trials:
         if row.status == "failed":
             failure = read_json(f"{result.sweep.folder}/trials/{row.trial_id}/failure.json") or {}
