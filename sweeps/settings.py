@@ -308,7 +308,7 @@ class Sweep:
 
     def save(self) -> None:
         """Write sweep.yaml, whole or not at all."""
-        content = yaml.safe_dump(to_plain(self), sort_keys=False, allow_unicode=True)
+        content = yaml.safe_dump(to_plain(self), sort_keys=False, default_flow_style=None, allow_unicode=True)
         write_files(self.folder, {SETTINGS: content})
 
     @classmethod

@@ -8,18 +8,24 @@ code names fields in its errors; `run` prints the flags instead.
 """
 
 import dataclasses
+import os
 import re
+import shlex
+import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, TypedDict, Union, get_args, get_origin, get_type_hints
 
 from trainer.errors import FieldError, UsageError, shown
 
+ROOT = Path(__file__).resolve().parents[1]  # of the project, or the folder of an environment that has its packages
 # Fields whose flag says more than their name, which stands in a dataclass of its own.
 FLAGS = {"workers": "workers-per-trial", "folder": "cache-dir", "size": "cache-size", "extensions": "extend"}
 LISTS = (tuple, Sequence)
 METAVARS = {int: "N", float: "X", str: "TEXT"}
+LISTED = {int: "N,N", float: "X,X", str: "A,B"}
 
 
 def flag(field: str) -> str:
@@ -38,6 +44,31 @@ def in_flags(error: UsageError) -> str:
     else:
         what = f"{flag(error.field)} {shown(error.value)}"
     return " ".join(f"{what}: {re.sub('`([a-z_]+)`', lambda found: flag(found[1]), error.remedy)}".split())
+
+
+def how_to_run(command: str, *arguments: str) -> str:
+    """The command line that runs a command of the project, from where the user stands.
+
+    Args:
+        command: as `heatmap-sweeps` knows it, such as `resume-best`.
+        arguments: of that command.
+    """
+    script = {"sweep": "all_regularizers.py", "resume-best": "resume_best.py"}.get(command)
+    running, here = Path(sys.argv[0]).resolve(), ROOT / "sweeps"
+    if script and running.name in ("all_regularizers.py", "resume_best.py") and running.parent != here:
+        return shlex.join(["ray", "submit", "CONFIG", f"sweeps/{script}", "--", *arguments])  # as this one was
+    installed = Path(sys.executable).with_name("heatmap-sweeps")
+    if shutil.which("heatmap-sweeps") == str(installed):
+        return shlex.join(["heatmap-sweeps", command, *arguments])
+    python = _from_here(Path(sys.executable)) if sys.prefix != sys.base_prefix else "python"
+    words = [_from_here(here / script)] if script else [_from_here(here / "cli.py"), command]
+    return shlex.join([python, *words, *arguments])
+
+
+def _from_here(path: Path) -> str:
+    """A path as it is shortest to type."""
+    near = os.path.relpath(path)
+    return str(path) if near.startswith("..") else near
 
 
 def run(main: Callable[[], int], interrupted: str = "") -> int:
@@ -97,7 +128,9 @@ def flags_of(kind: type, skip: Sequence[str] = (), also: Mapping[str, Mapping[st
             flags[field.name] = Annotated[part, arg(help=helps[field.name])]
             continue
         defaults = {"default": shown(_default(field))} if _default(field) is not dataclasses.MISSING else {}
-        defaults |= {name: shown(values[field.name]) for name, values in (also or {}).items() if field.name in values}
+        for name, values in (also or {}).items():
+            if field.name in values and shown(values[field.name]) != defaults.get("default"):
+                defaults[name] = shown(values[field.name])
         hint = f"({'; '.join(f'{name}: {value}' for name, value in defaults.items())})" if defaults else ""
         help_ = arg(
             name=flag(field.name).removeprefix("--"), help=helps[field.name], help_behavior_hint=hint
@@ -131,9 +164,7 @@ def _value(info: Any) -> Any:
     if kind in METAVARS:
         metavar = METAVARS[kind]
     elif get_origin(kind) in LISTS:
-        items = get_args(kind)
-        metavar = ",".join(METAVARS[item] for item in items if item is not ...)
-        metavar += "" if len(items) > 1 and ... not in items else f",{metavar}"
+        metavar = LISTED[get_args(kind)[0]]
     elif get_origin(kind) is dict:
         metavar = "NAME=X,NAME=X"
     else:

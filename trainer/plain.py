@@ -59,7 +59,7 @@ def _value(kind: Any, value: Any) -> Any:
         if value is None and NoneType in get_args(kind):
             return None
         (kind,) = (one for one in get_args(kind) if one is not NoneType)
-    if get_origin(kind) in LISTS and isinstance(value, list):
+    if get_origin(kind) in LISTS and isinstance(value, list | tuple):
         return tuple(_value(get_args(kind)[0], one) for one in value)
     if get_origin(kind) is dict and isinstance(value, dict):
         return {name: _value(get_args(kind)[1], one) for name, one in value.items()}
