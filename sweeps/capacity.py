@@ -126,7 +126,7 @@ def slots(sweep: Sweep, trials: int | None = None) -> int:
     if fit < 1:
         raise UsageError(
             f"a trial needs {per_trial(need)}, the cluster has {in_words(there)}; "
-            "lower --workers-per-trial, --loader-workers or --gpus-per-worker"
+            "lower `workers`, `loader_workers` or `gpus_per_worker`"
         )
     return min(fit, sweep.max_concurrent or fit, trials or sweep.total_trials)
 

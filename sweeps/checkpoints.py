@@ -7,7 +7,8 @@ import shutil
 from sweeps.ranking import Row, rank
 from sweeps.settings import Sweep, write_json
 from trainer.checkpoints import EPOCH, load_state, save_state
-from trainer.config import Trial, UsageError
+from trainer.config import Trial
+from trainer.errors import FieldError, UsageError
 from trainer.fit import count_classes
 from trainer.locations import file_size, folders_in, is_url, read_json
 from trainer.models import build_model
@@ -44,10 +45,12 @@ def check_space(sweep: Sweep) -> str:
         return f"checkpoints: up to {size_in_words(needed)} in {sweep.storage}"
     free = shutil.disk_usage(sweep.folder).free
     if needed > free:
-        raise UsageError(
-            f"--storage {sweep.storage}: checkpoints will take up to {size_in_words(needed)}, "
-            f"{size_in_words(free)} are free; lower --trials-per-regularizer or --seeds, or give another "
-            "folder or an s3:// URL"
+        raise FieldError(
+            "storage",
+            sweep.storage,
+            f"checkpoints will take up to {size_in_words(needed)}, "
+            f"{size_in_words(free)} are free; lower `trials_per_regularizer` or `seeds`, or give another "
+            "folder or an s3:// URL",
         )
     return f"checkpoints: up to {size_in_words(needed)}, {size_in_words(free)} are free"
 

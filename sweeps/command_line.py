@@ -85,7 +85,7 @@ def _new(flags: dict[str, Any], config: str | None) -> Sweep:
 
 
 def _configured(config: str, flags: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a file, without what belongs to the sweep that wrote it or to another model than the one given."""
+    """The settings of a file, but for what belongs to the sweep that wrote it, or to another model."""
     settings = read_yaml(config)
     if settings.get("name") == Path(absolute(config)).parent.name:
         del settings["name"]
@@ -105,8 +105,8 @@ def _preset(flags: dict[str, Any]) -> Sweep:
         trial.setdefault("weight", 0.0)
     sweep = presets.original(placement.get("workers", 1), **trial)
     cache = dataclasses.replace(sweep.placement.cache, **placement.pop("cache", {}))
-    placement = dataclasses.replace(sweep.placement, **placement, cache=cache)
-    return dataclasses.replace(sweep, **flags, placement=placement)
+    placed = dataclasses.replace(sweep.placement, **placement, cache=cache)
+    return dataclasses.replace(sweep, **flags, placement=placed)
 
 
 def _going_on(asked: Asked, flags: dict[str, Any]) -> Sweep:
@@ -154,5 +154,7 @@ def _flat(settings: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     """Two nested dicts as one, the second before the first."""
-    both = {name: _merged(below[name], above[name]) for name in below.keys() & above.keys() if isinstance(below[name], dict)}
+    both = {
+        name: _merged(below[name], above[name]) for name in below.keys() & above.keys() if isinstance(below[name], dict)
+    }
     return below | above | both

@@ -7,7 +7,8 @@ presets.original(data="imagenet-shards", model="resnet50", checkpoint="resnet50.
 from typing import Any
 
 from sweeps.settings import Sweep
-from trainer.config import Trial, UsageError
+from trainer.config import Trial
+from trainer.errors import FieldError
 from trainer.placement import Placement
 
 # Two grey levels of 255 are nothing to thick strokes on black; eight separate good heatmaps from bad ones.
@@ -65,9 +66,8 @@ def original(workers: int = 1, **changes: Any) -> Sweep:
         UsageError: if the batch cannot be divided among the workers.
     """
     if "batch_size" not in changes and ORIGINAL_BATCH % workers:
-        raise UsageError(
-            f"--preset original: {workers} workers cannot share a batch of {ORIGINAL_BATCH}; give --batch-size or "
-            "another --workers-per-trial"
+        raise FieldError(
+            "workers", workers, f"cannot share the original's batch of {ORIGINAL_BATCH}; give `batch_size` or another"
         )
     embedded = changes.get("data") is None
     finetune = embedded or changes.get("checkpoint") is not None

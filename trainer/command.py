@@ -9,7 +9,6 @@ code names fields in its errors; `run` prints the flags instead.
 
 import dataclasses
 import os
-import re
 import shlex
 import shutil
 import sys
@@ -35,15 +34,12 @@ def flag(field: str) -> str:
 
 def in_flags(error: UsageError) -> str:
     """What an error says, in one line, in terms of the command line."""
-    if not isinstance(error, FieldError):
-        return " ".join(str(error).split())
-    if error.value is True or error.value is None:
-        what = flag(error.field)
-    elif error.value is False:
-        what = f"--no-{flag(error.field).removeprefix('--')}"
-    else:
-        what = f"{flag(error.field)} {shown(error.value)}"
-    return " ".join(f"{what}: {re.sub('`([a-z_]+)`', lambda found: flag(found[1]), error.remedy)}".split())
+    said = error.said(flag)
+    if isinstance(error, FieldError):
+        alone = error.value is True or error.value is None
+        given = flag(error.field) + ("" if alone else f" {shown(error.value)}")
+        said = given + said.removeprefix(f"{flag(error.field)}={shown(error.value)}")
+    return " ".join(said.split())
 
 
 def how_to_run(command: str, *arguments: str) -> str:

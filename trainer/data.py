@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from trainer.cache import ShardCache
-from trainer.config import UsageError
+from trainer.errors import FieldError, UsageError
 from trainer.normalization import Normalization
 from trainer.preprocess import DecodeError, Transform
 from trainer.shards import Shards
@@ -98,7 +98,7 @@ class _Stream(IterableDataset):
             if size is not None and size != pixels.shape:
                 raise UsageError(
                     f"{sample.shard}: image {sample.key} is {pixels.shape[2]}x{pixels.shape[1]} pixels, "
-                    f"others are {size[2]}x{size[1]}; give the side they shall have with --image-size"
+                    f"others are {size[2]}x{size[1]}; give the side they shall have as `image_size`"
                 )
             size = pixels.shape
             while waiting:
@@ -261,9 +261,11 @@ def train_loader(
         UsageError: if there are fewer samples than one global batch.
     """
     if shards.total < batch_size * world_size:
-        raise UsageError(
+        raise FieldError(
+            "batch_size",
+            batch_size,
             f"{shards.total} {shards.split} images are fewer than one step of {world_size} worker(s) x batch size "
-            f"{batch_size}; lower --batch-size or --workers-per-trial"
+            f"{batch_size}; lower it, or `workers`",
         )
     stream = _TrainStream(
         shards, transform, rank, world_size, cache or ShardCache(), seed=seed, steps=steps, batch_size=batch_size

@@ -1,10 +1,24 @@
-"""Errors that are the user's to mend; imports nothing, so that every process can know them."""
+"""Errors that are the user's to mend; imports next to nothing, so that every process can know them."""
 
+import re
+from collections.abc import Callable
 from typing import Any
+
+NAMED = re.compile("`([a-z_]+)`")  # a setting in a message
 
 
 class UsageError(ValueError):
-    """A mistake the user can mend; the commands print it as one line and exit with status 2."""
+    """A mistake the user can mend; the commands print it as one line and exit with status 2.
+
+    Settings stand in its message in backticks; Python shows their names, the commands show their flags.
+    """
+
+    def said(self, name: Callable[[str], str] = str) -> str:
+        """The message, with each setting under the name that this function has for it."""
+        return NAMED.sub(lambda found: name(found[1]), super().__str__())
+
+    def __str__(self) -> str:
+        return self.said()
 
 
 class FieldError(UsageError):
@@ -15,16 +29,16 @@ class FieldError(UsageError):
     Args:
         field: name of the setting.
         value: what was given.
-        remedy: what is wrong and what to do; other settings stand in it in backticks, such as `lower 'epochs'` with
-            backticks for quotes.
+        remedy: what is wrong and what to do.
     """
 
     def __init__(self, field: str, value: Any, remedy: str) -> None:
         super().__init__(field, value, remedy)  # all three, so that it can be pickled
         self.field, self.value, self.remedy = field, value, remedy
 
-    def __str__(self) -> str:
-        return f"{self.field}={shown(self.value)}: {self.remedy.replace('`', '')}"
+    def said(self, name: Callable[[str], str] = str) -> str:
+        """The message, with each setting under the name that this function has for it."""
+        return f"{name(self.field)}={shown(self.value)}: {NAMED.sub(lambda found: name(found[1]), self.remedy)}"
 
 
 def shown(value: Any) -> str:

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainer.config import Trial, UsageError
+from trainer.config import Trial
+from trainer.errors import FieldError, UsageError
 from trainer.models import last_layers
 from trainer.published import published
 from trainer.shards.meta import class_names
@@ -158,7 +159,7 @@ def fit_weights(
             notes.append(taken(checkpoint, count, rows))
     elif head == "new":
         if not layers:
-            raise UsageError("--new-head: which layer of this model is its last is not known; leave it out")
+            raise FieldError("new_head", True, "which layer of this model is its last is not known; leave it out")
         dropped = [name for name in (*state, *copy.inside) if _of(layers, name)]
         if dropped:
             notes.append(f"the last layer of {checkpoint} is left out: {_groups(dropped)}")
@@ -168,7 +169,7 @@ def fit_weights(
     for name, value in state.items():
         if value.is_floating_point() and not bool(value.float().isfinite().all()):
             what = "NaN" if bool(value.float().isnan().any()) else "infinity"
-            raise UsageError(f"--checkpoint {checkpoint}: {name} holds {what}; the training that wrote it had diverged")
+            raise FieldError("checkpoint", checkpoint, f"{name} holds {what}; the training that wrote it had diverged")
     model.load_state_dict(state, strict=False)
     kind = "own" if head == "own" else "rows" if rows is not None else "new" if head == "new" else "own"
     return Loaded(kind, tuple(notes))
@@ -271,9 +272,9 @@ def _choose(
     full = [copy for copy in copies if fit(copy)[0] == best]
     averaged = [copy for copy in full if copy.averaged]
     if ema and not averaged:
-        raise UsageError(
-            f"--ema: {checkpoint} has no moving average of the weights; it has "
-            f"{', '.join(copy.place or 'the weights alone' for copy in full)}. Leave --ema out"
+        there = ", ".join(copy.place or "the weights alone" for copy in full)
+        raise FieldError(
+            "ema", True, f"{checkpoint} has no moving average of the weights; it has {there}. Leave it out"
         )
     # Self-distillation publishes both, and its authors evaluate the teacher.
     plain = [copy for copy in copies if not copy.averaged and not STUDENT.search(copy.words)]
@@ -283,7 +284,7 @@ def _choose(
     notes = []
     others = [copy.place or "the bare weights" for copy in full if copy is not chosen]
     if others or chosen.averaged:
-        remedy = "; --ema takes a moving average" if averaged and not chosen.averaged else ""
+        remedy = "; ema takes a moving average" if averaged and not chosen.averaged else ""
         also = f"; also there: {', '.join(others)}{remedy}" if others else ""
         notes.append(f"weights taken from {chosen.place or 'the bare weights'} of {checkpoint}{also}")
     if chosen.beside:
@@ -325,8 +326,8 @@ def _problems(copy: _Copy, own: dict[str, Tensor]) -> dict[str, str]:
 
 def _misfit(checkpoint: str, problems: list[str]) -> UsageError:
     more = f" and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
-    return UsageError(
-        f"--checkpoint {checkpoint} does not fit the model: {'; '.join(problems[:SHOWN])}{more}. Check --model"
+    return FieldError(
+        "checkpoint", checkpoint, f"does not fit the model: {'; '.join(problems[:SHOWN])}{more}. Check `model`"
     )
 
 
@@ -346,20 +347,19 @@ def _misfit_of_head(
         what = f"its last layer is of {len(given)} classes, the data have {len(wanted)}"
     else:
         what = "its last layer is another one"
-    return UsageError(
-        f"--checkpoint {checkpoint} does not fit the model: {what} ({'; '.join(problems[:SHOWN])}); {remedy}"
+    return FieldError(
+        "checkpoint", checkpoint, f"does not fit the model: {what} ({'; '.join(problems[:SHOWN])}); {remedy}"
     )
 
 
 def _remedy(head: str, names: Sequence[str] | None, rows: Sequence[int] | None) -> str:
     """What to do about a last layer of other classes: `rows` are there if it has those of the data by name."""
-    script = "sweeps/all_regularizers.py --new-head"
     if head == "rows":
-        return f"evaluate it on data of its own classes, or finetune it on these first ({script})"
+        return "evaluate it on data of its own classes, or finetune it on these first, by a sweep with `new_head`"
     if rows is None:
-        return f"{script} puts a fresh one in its place"
+        return "`new_head` of a sweep puts a fresh one in its place"
     whose = "its" if names else "ImageNet's"
-    return f"{script} takes {whose} own rows of the data's classes, by their names"
+    return f"`new_head` of a sweep takes {whose} own rows of the data's classes, by their names"
 
 
 def _other_classes(checkpoint: str, names: Sequence[str], classes: Sequence[str], remedy: str) -> UsageError:
@@ -368,10 +368,10 @@ def _other_classes(checkpoint: str, names: Sequence[str], classes: Sequence[str]
     )
     if not new:
         differ = "in another order" if not gone else f"and others ({_few(gone)}) in an order of its own"
-        return UsageError(f"--checkpoint {checkpoint}: it has the data's classes {differ}; {remedy}")
+        return FieldError("checkpoint", checkpoint, f"it has the data's classes {differ}; {remedy}")
     of_its_own = f", where it has {_few(gone)}" if gone else ""
-    return UsageError(
-        f"--checkpoint {checkpoint}: its classes are not the data's: {_few(new)} it has not{of_its_own}; {remedy}"
+    return FieldError(
+        "checkpoint", checkpoint, f"its classes are not the data's: {_few(new)} it has not{of_its_own}; {remedy}"
     )
 
 

@@ -11,7 +11,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from sweeps.environment import set_environment
-from trainer.config import UsageError
+from trainer.errors import FieldError
 
 log = logging.getLogger(__name__)
 
@@ -49,9 +49,10 @@ def check_tracking(uri: str) -> None:
         connect(uri)
     except Exception as error:
         if not _is_away(uri, error):
-            raise UsageError(
-                f"--tracking-uri {uri}: no MLflow answers there; give http://HOST:PORT of a server or "
-                f"sqlite:///PATH ({reason(error)[:120]})"
+            raise FieldError(
+                "tracking_uri",
+                uri,
+                f"no MLflow answers there; give http://HOST:PORT of a server or sqlite:///PATH ({reason(error)[:120]})",
             ) from None
         log.warning(
             "No MLflow answers at %s yet. The sweep goes on; metrics are kept in its storage until one does.", uri

@@ -18,7 +18,8 @@ from rich.table import Table
 
 from trainer.arguments import Parser
 from trainer.cache import ShardCache
-from trainer.config import PRECISIONS, Trial, UsageError
+from trainer.config import PRECISIONS, Trial
+from trainer.errors import FieldError, UsageError
 from trainer.evaluate import SEVERITIES, evaluate
 from trainer.evaluate import plan as plans
 from trainer.evaluate.autoattack import AutoAttack
@@ -149,9 +150,9 @@ def _plan(given: argparse.Namespace, trial: Trial) -> plans.Plan:
             "--images takes a number or all; --eps and --l2-eps take numbers with commas between"
         ) from None
     if given.queries < 0:
-        raise UsageError(f"--queries {given.queries}: give a whole number, 0 to leave Square out")
+        raise FieldError("queries", given.queries, "give a whole number, 0 to leave Square out")
     if attacked is not None and attacked < 1:
-        raise UsageError(f"--images {attacked}: give a whole number of at least 1, or all")
+        raise FieldError("images", attacked, "give a whole number of at least 1, or all")
     if given.evaluate == "light":
         plan = dataclasses.replace(plans.closing(trial), attacked=attacked)
     else:
@@ -168,7 +169,7 @@ def _device(name: str | None) -> torch.device:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"--device {name}: {str(error).splitlines()[0][:120]}; give cpu or cuda:N") from None
+        raise FieldError("device", name, f"{str(error).splitlines()[0][:120]}; give cpu or cuda:N") from None
     return device
 
 
