@@ -154,5 +154,7 @@ def _flat(settings: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     """Two nested dicts as one, the second before the first."""
-    both = {name: _merged(below[name], above[name]) for name in below.keys() & above.keys() if isinstance(below[name], dict)}
+    both = {
+        name: _merged(below[name], above[name]) for name in below.keys() & above.keys() if isinstance(below[name], dict)
+    }
     return below | above | both
