@@ -121,6 +121,16 @@ class SweepResult:
         ids = pareto(self.trials)
         return sorted((one for one in self.trials if one.trial_id in ids), key=lambda one: -one.accuracy)
 
+    def best(self) -> TrialResult:
+        """The pick.
+
+        Raises:
+            UsageError: if there is none.
+        """
+        if self.pick is None:
+            raise FieldError("trial", None, f"sweep {self.sweep.name} has no pick; name a trial")
+        return self.pick
+
     def trial(self, which: int | str) -> TrialResult:
         """One trial.
 

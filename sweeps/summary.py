@@ -8,13 +8,14 @@ import sys
 from rich.console import Console
 
 from sweeps import finalists
-from sweeps.cluster import how_to_run
 from sweeps.ranking import reason, table
 from sweeps.recording import Recording
 from sweeps.report import PAGE
 from sweeps.results import SweepResult, TrialResult
+from sweeps.settings import SETTINGS, Sweep, usual_storage
 from sweeps.tracking.model import ALIAS
-from trainer.locations import absolute
+from trainer.command import how_to_run
+from trainer.locations import absolute, file_size
 
 
 def print_result(result: SweepResult, console: Console) -> None:
@@ -32,16 +33,14 @@ def print_result(result: SweepResult, console: Console) -> None:
     if repeated := finalists.gather(sweep, recording.log, result.trials):
         console.print(finalists.table(repeated))
     python = shlex.quote(os.path.relpath(sys.executable) if sys.prefix != sys.base_prefix else "python")
-    usual = absolute(os.environ.get("SWEEPS_STORAGE", "runs"))
-    storage = "" if sweep.storage == usual else f" --storage {shlex.quote(sweep.storage)}"
+    usual = absolute(usual_storage())
+    storage = [] if sweep.storage == usual else ["--storage", sweep.storage]
     if not sweep.mlflow.startswith("http"):
         line(f"Start MLflow:  {python} -m mlflow ui --backend-store-uri {shlex.quote(sweep.mlflow)}")
     line(f"Look at it:  {recording.page()}")
     line(f"See which won, and why:  {sweep.folder}/{PAGE}")
     if picked is not None:
-        line(
-            f"Train the pick further:  {how_to_run('sweeps/resume_best.py')} --name {shlex.quote(sweep.name)}{storage}"
-        )
+        line(f"Train the pick further:  {how_to_run('resume-best', '--name', sweep.name, *storage)}")
         if (sweep.local_folder / "models" / picked.trial_id).exists():
             line(f"Load it with MLflow:  models:/{sweep.name}@{ALIAS}")
     if sum(sweep.parts) == 1:
@@ -53,6 +52,13 @@ def print_result(result: SweepResult, console: Console) -> None:
         line(f"{failed} of {sweep.total_trials} trials failed: traces are in {sweep.folder}/trials/*/failure.json")
     if result.short:
         line(f"Not every repetition of {', '.join(result.short)} finished; see {sweep.folder}/finalists-*")
+
+
+def interrupted(sweep: Sweep) -> str:
+    """What is left of a sweep that was interrupted, and how it goes on."""
+    if file_size(f"{sweep.folder}/{SETTINGS}") is None:
+        return "interrupted before the search began; the same command begins again"
+    return f"interrupted; what is done is kept, --name {shlex.quote(sweep.name)} --resume continues it"
 
 
 def print_trained_on(before: TrialResult, after: TrialResult, console: Console) -> None:

@@ -26,7 +26,7 @@ from trainer.locations import whole_file
 from trainer.ray_driver import PARTIAL, REPORTED
 from trainer.trial_log import FAILURE, GALLERY, TrialLog, failure_of
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 IN_PLACE = train.CheckpointUploadMode.NO_UPLOAD
 WORST: dict[str, Any] = {"val/accuracy": 0.0, "val/robust_accuracy": 0.0, "val/heatmap_ssim": -1.0}
@@ -63,7 +63,7 @@ def _train(config: dict[str, Any]) -> None:
         try:
             save_state(state, f"{folder}/{name}")
         except UsageError as error:
-            log.warning("%s; training goes on, the checkpoint before stays the newest", error)
+            logger.warning("%s; training goes on, the checkpoint before stays the newest", error)
             return None
         newest = f"{folder}/{name}"
         storage = train.get_context().get_storage()
@@ -138,7 +138,7 @@ def _draw_gallery(log: TrialLog, trial: Trial, state: State, device: torch.devic
     try:
         log.keep(GALLERY, gallery_of(trial, state["model"], device, cache))
     except Exception as error:
-        log.warning("no gallery: %s: %s", type(error).__name__, error)
+        logger.warning("no gallery: %s: %s", type(error).__name__, error)
 
 
 class _Interruption:
