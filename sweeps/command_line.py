@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from tyro.conf import FlagCreatePairsOff, arg
 
 from sweeps import presets
-from sweeps.settings import Sweep, read_yaml
+from sweeps.settings import HEEDED, Sweep, read_yaml
 from trainer.command import flag, flags_of
 from trainer.command import parse as parse_flags
 from trainer.errors import FieldError, UsageError
@@ -24,8 +24,6 @@ from trainer.plain import from_plain
 
 # Fields without a flag of their own: --regularizers and --extend say it, or the sweep itself does.
 NO_FLAG = ("regularizer", "extensions", "source")
-# What may be changed of a sweep that goes on.
-HEEDED = {"resume": ("max_accuracy_drop",), "extend": ("seeds", "max_accuracy_drop", "max_concurrent")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +115,7 @@ def _going_on(asked: Asked, flags: dict[str, Any]) -> Sweep:
     if "name" not in flags:
         raise FieldError(goes_on, getattr(asked, goes_on), "needs `name`: which sweep shall go on?")
     changes = dict(_flat(flags))
-    sweep = Sweep.load(changes.pop("storage", _default_storage()), changes.pop("name"))
+    sweep = Sweep.load(changes.pop("name"), changes.pop("storage", None))
     now = dict(_flat({field.name: getattr(sweep, field.name) for field in dataclasses.fields(sweep)}))
     heeded = {name: value for name, value in changes.items() if name in HEEDED[goes_on]}
     others = [name for name in changes if name not in heeded and now[name] not in (changes[name], _path(changes[name]))]
@@ -129,12 +127,6 @@ def _going_on(asked: Asked, flags: dict[str, Any]) -> Sweep:
             f"only {takes} are heeded; leave out the others, or begin another sweep"
         )
     return dataclasses.replace(sweep, **heeded)
-
-
-def _default_storage() -> str:
-    (storage,) = (field for field in dataclasses.fields(Sweep) if field.name == "storage")
-    assert storage.default_factory is not dataclasses.MISSING
-    return storage.default_factory()
 
 
 def _path(value: Any) -> Any:

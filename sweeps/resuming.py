@@ -3,12 +3,11 @@
 import dataclasses
 from typing import Any
 
-from sweeps.settings import Sweep
+from sweeps.settings import HEEDED, Sweep
 from trainer.errors import FieldError
 from trainer.locations import absolute
 from trainer.published import without_network
 
-HEEDED = {"resume": ("max_accuracy_drop",), "extend": ("seeds", "max_accuracy_drop", "max_concurrent")}
 GROWN = ("extensions", "source")  # what a sweep itself adds to its settings
 
 

@@ -44,6 +44,8 @@ Allocation = Literal["equal", "adaptive"]
 Objectives = Literal["robust", "both"]
 SETTINGS = "sweep.yaml"  # in the folder of each sweep
 DRIVER = ".driver"  # locked by the process that drives the sweep
+# What may be changed of a sweep that goes on.
+HEEDED = {"resume": ("max_accuracy_drop",), "extend": ("seeds", "max_accuracy_drop", "max_concurrent")}
 FIRST_NEW_SEED = 1_000_000  # behind every seed a search will ever reach
 
 
