@@ -12,7 +12,7 @@ from sweeps.messages import stage
 from sweeps.plots import image
 from sweeps.ranking import Row, as_csv, as_dict, as_text, pick, plain, reason
 from sweeps.recording import Recording
-from sweeps.report import PAGE, description, write_report
+from sweeps.report.page import PAGE, description, write_report
 from sweeps.results import SweepResult, ranked
 from sweeps.search import open_study
 from sweeps.settings import Sweep, write_files

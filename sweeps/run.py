@@ -20,7 +20,7 @@ from sweeps.prepare import check, filled_in, on_cluster, reach_tracking, wait_fo
 from sweeps.provenance import dataset, provenance, source
 from sweeps.ranking import rule
 from sweeps.recording import start_sweep
-from sweeps.report import in_markdown
+from sweeps.report.page import in_markdown
 from sweeps.results import SweepResult
 from sweeps.resuming import as_kept
 from sweeps.settings import Sweep, create_folder, driving, extended, write_files, write_json

@@ -10,7 +10,7 @@ from rich.console import Console
 from sweeps import finalists
 from sweeps.ranking import reason, table
 from sweeps.recording import Recording
-from sweeps.report import PAGE
+from sweeps.report.page import PAGE
 from sweeps.results import SweepResult, TrialResult
 from sweeps.settings import SETTINGS, Sweep, usual_storage
 from sweeps.tracking.model import ALIAS

@@ -22,7 +22,7 @@ from trainer.errors import FieldError, UsageError, shown
 ROOT = Path(__file__).resolve().parents[1]  # of the project, or the folder of an environment that has its packages
 # Fields whose flag says more than their name, which stands in a dataclass of its own.
 FLAGS = {"workers": "workers-per-trial", "folder": "cache-dir", "size": "cache-size", "extensions": "extend"}
-LISTS = (tuple, Sequence)
+LISTS, DICTS = (tuple, Sequence), (dict, Mapping)
 METAVARS = {int: "N", float: "X", str: "TEXT"}
 LISTED = {int: "N,N", float: "X,X", str: "A,B"}
 
@@ -161,7 +161,7 @@ def _value(info: Any) -> Any:
         metavar = METAVARS[kind]
     elif get_origin(kind) in LISTS:
         metavar = LISTED[get_args(kind)[0]]
-    elif get_origin(kind) is dict:
+    elif get_origin(kind) in DICTS:
         metavar = "NAME=X,NAME=X"
     else:
         return None  # bool, Literal: as tyro has them
@@ -190,7 +190,7 @@ def convert(kind: Any, text: str) -> Any:
             kinds, words = get_args(kind), [word.strip() for word in text.split(",")]
             kinds = kinds[:1] * len(words) if len(kinds) == 1 or ... in kinds else kinds
             return tuple(convert(one, word) for one, word in zip(kinds, words, strict=True))
-        if get_origin(kind) is dict:
+        if get_origin(kind) in DICTS:
             pairs = (word.partition("=") for word in text.split(","))
             return {name.strip(): convert(get_args(kind)[1], value) for name, _, value in pairs}
         if kind is float:
@@ -204,6 +204,6 @@ def convert(kind: Any, text: str) -> Any:
 def _described(kind: Any) -> str:
     if get_origin(kind) in LISTS:
         return f"{'names' if get_args(kind)[0] is str else 'numbers'} with commas between"
-    if get_origin(kind) is dict:
+    if get_origin(kind) in DICTS:
         return "names and numbers, such as a=1,b=2"
     return {int: "a whole number", float: "a number, or a fraction such as 8/255"}[kind]

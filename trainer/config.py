@@ -37,7 +37,7 @@ def regularizer_names() -> list[str]:
     assert spec is not None
     folders = spec.submodule_search_locations or ()
     files = {path.stem for folder in folders for path in Path(folder).glob("*.py")}
-    return sorted(name for name in files if not name.startswith("_") and name != "base")
+    return sorted(name for name in files if not name.startswith("_") and name not in ("base", "functional"))
 
 
 def check_regularizers(field: str, names: Iterable[str]) -> None:

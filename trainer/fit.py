@@ -19,8 +19,8 @@ from trainer.config import Trial
 from trainer.data import Batch, refuse_broken, train_loader
 from trainer.distributed import data_parallel, rank, sum_over_workers, world_size
 from trainer.double_backprop import name_missing_derivative
-from trainer.evaluate import evaluate
 from trainer.evaluate import plan as plans
+from trainer.evaluate.evaluation import evaluate
 from trainer.models import build_model
 from trainer.preprocess import Transform
 from trainer.schedule import learning_rate

@@ -2,10 +2,11 @@
 
 import dataclasses
 import difflib
+from collections.abc import Mapping
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from trainer.command import LISTS, convert
+from trainer.command import DICTS, LISTS, convert
 from trainer.errors import UsageError
 
 T = TypeVar("T")
@@ -15,6 +16,8 @@ def to_plain(settings: Any) -> Any:
     """A dataclass as a dict of numbers, words, lists and dicts."""
     if dataclasses.is_dataclass(settings):
         return {field.name: to_plain(getattr(settings, field.name)) for field in dataclasses.fields(settings)}
+    if isinstance(settings, Mapping):
+        return dict(settings)
     return list(settings) if isinstance(settings, tuple) else settings
 
 
@@ -58,10 +61,13 @@ def _value(kind: Any, value: Any) -> Any:
     if get_origin(kind) in (Union, UnionType):
         if value is None and NoneType in get_args(kind):
             return None
-        (kind,) = (one for one in get_args(kind) if one is not NoneType)
+        kinds = [one for one in get_args(kind) if one is not NoneType]
+        if type(value) in kinds:
+            return value
+        kind = kinds[-1]
     if get_origin(kind) in LISTS and isinstance(value, list | tuple):
         return tuple(_value(get_args(kind)[0], one) for one in value)
-    if get_origin(kind) is dict and isinstance(value, dict):
+    if get_origin(kind) in DICTS and isinstance(value, dict):
         return {name: _value(get_args(kind)[1], one) for name, one in value.items()}
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)

@@ -16,8 +16,8 @@ from sweeps import plots
 from sweeps.finalists import FIGURES, Finalist, as_dicts
 from sweeps.ranking import Row, as_dict, pick
 from sweeps.report import __main__ as command
-from sweeps.report import description, excluded, figures, settings, verdict, write_report
-from sweeps.report import page as report_page
+from sweeps.report.page import description, excluded, figures, settings, verdict, write_report
+from sweeps.report.page import page as report_page
 from sweeps.results import load_result
 from sweeps.settings import Sweep
 from sweeps.start_check import StartCheck, keep

@@ -22,9 +22,10 @@ from torch import nn
 
 from trainer.config import Trial, UsageError
 from trainer.data import _EvalStream, eval_loader, spread
-from trainer.evaluate import Means, accuracy, evaluate, gallery
 from trainer.evaluate import __main__ as evaluate_command
+from trainer.evaluate import gallery
 from trainer.evaluate import plan as plans
+from trainer.evaluate.evaluation import Means, accuracy, evaluate
 from trainer.models import build_model
 from trainer.normalization import IMAGENET
 from trainer.preprocess import Transform

@@ -12,7 +12,6 @@ from itertools import chain, islice, zip_longest
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import webdataset as wds
 from PIL import Image
 
 from trainer.config import UsageError
@@ -113,6 +112,8 @@ def write_shard(samples: Iterable[Sample], location: str) -> dict[str, Any]:
     Returns:
         Its entry in meta.json: number of samples, sha256 and size in bytes.
     """
+    import webdataset as wds  # which imports PyTorch
+
     count = 0
     with whole_file(location) as stream:
         hashed = _Hashed(stream)
