@@ -14,8 +14,8 @@ from sweeps.tracking import upload
 from sweeps.tracking.cursor import SWEEP
 from sweeps.tracking.model import save_model
 from trainer.config import Trial, UsageError
-from trainer.evaluate.evaluation import classifier
 from trainer.evaluate.checkpoints import load_subject
+from trainer.evaluate.evaluation import classifier
 from trainer.evaluate.heatmaps import heatmap
 from trainer.models import build_model
 

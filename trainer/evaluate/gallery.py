@@ -12,8 +12,8 @@ from regularizers.base import finite_examples
 from trainer.cache import ShardCache
 from trainer.config import Trial
 from trainer.data import Batch, eval_loader
-from trainer.evaluate.evaluation import classifier
 from trainer.evaluate.checkpoints import Subject
+from trainer.evaluate.evaluation import classifier
 from trainer.evaluate.heatmaps import heatmap
 from trainer.models import build_model
 from trainer.preprocess import Transform
