@@ -34,7 +34,7 @@ class Row:
     heatmap_correlation: float
     checkpoint: str
     number: int | None = None
-    metrics: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict, repr=False)
 
     @property
     def tag(self) -> str:

@@ -225,13 +225,12 @@ def test_the_low_budget_value_of_a_stopped_trial_is_not_a_result(sweep, objectiv
 def test_only_a_sweep_that_has_ended_is_extended(sweep):
     sweep = dataclasses.replace(sweep, placement=Placement(gpus_per_worker=0.0, cpus_per_worker=1.0))
     sweep.save()
-    with pytest.raises(UsageError, match="has not ended; --name s --resume"):
+    with pytest.raises(UsageError, match="has not ended; resume continues it"):
         extended(sweep, 1)
     write_json(f"{sweep.folder}/result.json", {"trials_per_regularizer": [2]})
-    more = extended(sweep, 3, seeds=4)
+    more = extended(dataclasses.replace(sweep, seeds=4), 3)
     assert (more.parts, more.seeds) == ((2, 3), 4)
-    assert extended(dataclasses.replace(sweep, seeds=2), 3).seeds == 2
     more.save()
-    assert Sweep.load(sweep.storage, "s") == more
+    assert Sweep.load("s", sweep.storage) == more
     with pytest.raises(UsageError, match="has not ended"):  # the result is that of the part before
         extended(more, 1)
