@@ -72,6 +72,8 @@ def _new(flags: dict[str, Any], config: str | None) -> Sweep:
     """A sweep with these settings, on those of a file or on the defaults."""
     settings = _merged(_configured(config, flags) if config else {}, flags)
     trial = settings.setdefault("trial", {})
+    if not isinstance(trial, dict):
+        raise UsageError(f"{config}: trial holds {trial!r}; give its settings, indented")
     if trial.get("data") is None:
         if trial.get("checkpoint"):
             needs = "needs `data`: the embedded digits pretrain a checkpoint of their own"

@@ -164,6 +164,10 @@ class Sweep:
                 raise FieldError(name, True, "needs `checkpoint`: of which weights?")
         if self.head_steps < 0:
             raise FieldError("head_steps", self.head_steps, "give a whole number, 0 to leave the layer random")
+        if self.head_steps != type(self).head_steps and not self.new_head:
+            raise FieldError("head_steps", self.head_steps, "is for `new_head`; give that too, or leave it out")
+        if self.local_dir is not None and not is_url(self.storage):
+            raise FieldError("local_dir", self.local_dir, f"is for `storage` that is a URL; all is kept in {self.storage}")
         if not 0 <= self.max_accuracy_drop < 1:
             drop = self.max_accuracy_drop
             points = f"; {drop:g} points are {drop / 100:g}" if 1 <= drop <= 100 else ""

@@ -8,6 +8,7 @@ code names fields in its errors; `run` prints the flags instead.
 """
 
 import dataclasses
+import inspect
 import os
 import shlex
 import shutil
@@ -137,9 +138,10 @@ def flags_of(kind: type, skip: Sequence[str] = (), also: Mapping[str, Mapping[st
 
 def field_docs(kind: type) -> dict[str, str]:
     """What the docstring of a dataclass says of each field."""
-    from docstring_parser import parse_from_object
+    from docstring_parser.google import parse as parse_docstring
 
-    docs = {entry.arg_name: " ".join((entry.description or "").split()) for entry in parse_from_object(kind).params}
+    entries = parse_docstring(inspect.cleandoc(kind.__doc__ or "")).params
+    docs = {entry.arg_name: " ".join((entry.description or "").split()) for entry in entries}
     return {name: text.replace("`", "") for name, text in docs.items()}
 
 
