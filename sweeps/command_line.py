@@ -148,7 +148,6 @@ def _flat(settings: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     """Two nested dicts as one, the second before the first."""
-    both = {
-        name: _merged(below[name], above[name]) for name in below.keys() & above.keys() if isinstance(below[name], dict)
-    }
+    nested = [name for name, value in above.items() if isinstance(value, dict) and name in below]
+    both = {n: _merged(below[n], above[n]) if isinstance(below[n], dict) else below[n] for n in nested}
     return below | above | both

@@ -57,9 +57,13 @@ def how_to_run(command: str, *arguments: str) -> str:
     installed = Path(sys.executable).with_name("heatmap-sweeps")
     if shutil.which("heatmap-sweeps") == str(installed):
         return shlex.join(["heatmap-sweeps", command, *arguments])
-    python = _from_here(Path(sys.executable)) if sys.prefix != sys.base_prefix else "python"
     words = [_from_here(here / script)] if script else [_from_here(here / "cli.py"), command]
-    return shlex.join([python, *words, *arguments])
+    return shlex.join([python(), *words, *arguments])
+
+
+def python() -> str:
+    """This interpreter, from where the user stands."""
+    return _from_here(Path(sys.executable)) if sys.prefix != sys.base_prefix else "python"
 
 
 def _from_here(path: Path) -> str:

@@ -1,6 +1,7 @@
 """The command line of a sweep: one flag for each field, and the sweep it asks for."""
 
 import dataclasses
+import functools
 import json
 import re
 import subprocess
@@ -49,6 +50,11 @@ BESIDE = {  # what some fields need to make sense
 
 def parse(*arguments):
     return command_line.parse([str(argument) for argument in arguments], "heatmap-sweeps sweep", "Compare.")
+
+
+@functools.cache
+def as_usual(*beside):
+    return parse("--name", "x", *beside)[0]
 
 
 @pytest.fixture
@@ -122,7 +128,7 @@ def test_every_flag_sets_its_field_and_no_other(part, field):
     beside = [*beside, *(["--model", "resnet8"] if "--data" in beside or field.name == "data" else [])]
     if field.name == "head_steps":
         beside = [*BESIDE["new_head"], "--model", "resnet8", "--new-head"]
-    before, _ = parse("--name", "x", *beside)
+    before = as_usual(*beside)
     value = value_of(before, part, field.name)
     if kind is bool:
         arguments = [flag(field.name) if not value else f"--no-{flag(field.name)[2:]}"]
@@ -189,7 +195,7 @@ def test_help_and_wrong_flags_are_told_without_pytorch_ray_and_mlflow(name):
     (("--resume",), "--resume: needs --name"),
     (("--pgd-eps", 8), "--pgd-eps 8: give a fraction of the pixel range, such as 8/255"),
     (("--max-accuracy-drop", 2), "--max-accuracy-drop 2: give a fraction from 0 to below 1; 2 points are 0.02"),
-    (("--preset", "original", "--workers-per-trial", 3), "--workers-per-trial 3: cannot share .* batch of 512; give --b"),
+    (("--preset", "original", "--workers-per-trial", 3), "--workers-per-trial 3: cannot share .* batch of 512; give"),
     (("--preset", "original", "--config", "sweep.yaml"), "--preset original: and --config both have settings"),
     (("--weight", 1, "--strengths", "1"), "--weight 1: .*leave out --strengths"),
     (("--weight", -1), "--weight -1: give a finite number, 0 or above"), (("--weight", "inf"), "finite"),
@@ -198,7 +204,7 @@ def test_help_and_wrong_flags_are_told_without_pytorch_ray_and_mlflow(name):
     (("--checkpoint", "w.pt"), "--checkpoint w.pt: needs --data"), (("--data", "x"), "--data x: needs --model"),
     (("--data", "x", "--model", "resnet8", "--new-head", "--checkpoint", "w.pt", "--head-steps", -1), "0 to leave"),
     (("--mean", "127,127,127"), "--mean 127,127,127: give three pixel fractions"),
-    (("--local-dir", "x", "--storage", "y"), "--local-dir .*x: is for --storage that is a URL"),
+    (("--local-dir", "x", "--storage", "y"), "--local-dir .*x: is for a --storage that is a URL"),
     (("--name", "a/b"), "--name 'a/b': give a plain name"), (("--seeds", 1), "--seeds 1: give at least 2"),
 ])  # fmt: skip
 def test_what_cannot_be_is_told_in_terms_of_the_flags(arguments, words, capsys):
@@ -269,7 +275,7 @@ def test_without_a_preset_nothing_of_it(asked):
 def test_without_data_the_digits(tmp_path):
     sweep, asked = parse()
     assert sweep.trial == presets.digits()
-    assert not (asked.verbose or asked.resume or asked.extend)
+    assert asked == command_line.Asked()
     assert parse("-v")[1].verbose
     for name in ("resnet8", "resnet18", "timm:test_efficientnet"):
         assert parse("--model", name)[0].trial.image_size == 32, "whatever the model"
