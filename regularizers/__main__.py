@@ -26,7 +26,7 @@ from regularizers._picture import draw
 from regularizers._registry import RegularizerImportError, load
 
 
-def main(arguments: Sequence[str] = ()) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; the exit status: 1 if a check failed, 2 if there is nothing to check."""
     parser = argparse.ArgumentParser(
         prog="python -m regularizers", description="List the regularizers (without a command), or check one."
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] = ()) -> int:
     )
     check_parser.add_argument("regularizer", metavar="FILE_OR_NAME", help="a .py file anywhere, or a name of the list")
     check_parser.add_argument("--out", metavar="PNG", type=Path, help="of the picture (default check-NAME.png)")
-    given = parser.parse_args(list(arguments))
+    given = parser.parse_args(arguments)
     if given.command is None:
         if given.markdown:
             print(markdown(REGULARIZERS.values()))
@@ -146,4 +146,4 @@ def _line(ended: str, name: str, found: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -1,1 +1,16 @@
-"""Many trials: Optuna proposes, Ray Tune runs, MLflow records."""
+"""Many trials: Optuna proposes, Ray Tune runs, MLflow records.
+
+    from sweeps import Sweep
+
+    result = Sweep().run()
+    result.table(), result.pick, result.front, result.trial(7).load_model()
+
+Files in reading order: settings, presets, run (prepare, embedded, start_weights, start_check, search, tuning, drive,
+finalists, closing), results, train_on; events, recording and tracking/ keep what happens; messages, terminal, summary,
+status and report/ show it.
+"""
+
+from sweeps.results import SweepResult, TrialResult
+from sweeps.settings import Sweep
+
+__all__ = ["Sweep", "SweepResult", "TrialResult"]

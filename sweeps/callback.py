@@ -1,4 +1,4 @@
-"""What the driver does as trials begin, report and end: it writes the event log and shows progress."""
+"""What the driver does as trials begin, report and end: it writes the event log and tells of it."""
 
 import contextlib
 from typing import Any
@@ -9,8 +9,8 @@ from ray import tune
 from sweeps import interrupt
 from sweeps.capacity import slots
 from sweeps.events import EpochReported, Event, TrialEnded
+from sweeps.messages import TrialsBegan, TrialsEnded, TrialsGoOn, note, tell
 from sweeps.outcomes import trial_started
-from sweeps.progress import Progress
 from sweeps.recording import Recording
 from sweeps.settings import Sweep
 from trainer.epoch_report import REPORTED
@@ -35,14 +35,12 @@ class SweepCallback(tune.Callback):
 
     def __init__(self, sweep: Sweep, recording: Recording, trials: int, units: dict[str, float], part: str) -> None:
         self.sweep, self.recording, self.units, self.part = sweep, recording, units, part
-        self.progress, self._resumed = Progress(trials, sweep.trial.epochs), True
+        self.trials, self._begun = trials, False
         self._nodes: dict[str, set[str]] = {}  # that were there when a trial that trains was last started
 
     def setup(self, *_: Any, **info: Any) -> None:
-        """After an interruption, the log says what was before; the cluster may be another."""
-        self.progress = Progress(self.progress.total, self.sweep.trial.epochs)
-        self.progress.slots = slots(self.sweep, self.progress.total)
-        self.progress.replay(self.recording.log, self.part)
+        """After an interruption, it begins once more."""
+        self._begun = False
 
     def get_state(self) -> dict[str, Any]:
         """Nothing; but the log in the object store should not be older than Tune's snapshot."""
@@ -50,9 +48,10 @@ class SweepCallback(tune.Callback):
         return {}
 
     def on_step_begin(self, iteration: int, trials: list, **info: Any) -> None:
-        if self._resumed:  # trials that Tune had not kept yet when its process was killed are tried again
-            self._resumed = False
-            self.progress.only({trial.trial_id for trial in trials})
+        if not self._begun:  # the log may know of others, which Tune had not kept yet when its process was killed
+            self._begun, known = True, {trial.trial_id for trial in trials}
+            earlier = tuple(event for event in self.recording.log if getattr(event, "trial_id", None) in known)
+            tell(TrialsBegan(self.trials, self.sweep.trial.epochs, slots(self.sweep, self.trials), earlier))
 
     def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         self._make_up_for_lost_nodes(trial)
@@ -71,16 +70,16 @@ class SweepCallback(tune.Callback):
         self._tell(trial_ended(self.sweep, trial.trial_id, trial.last_result or {}, error))
 
     def on_step_end(self, iteration: int, trials: list, **info: Any) -> None:
-        self.progress.tick()
+        tell(TrialsGoOn())
         if interrupt.asked():  # else nobody looks at all trials after each of Tune's steps
-            interrupt.end_if_asked({t.trial_id for t in trials if t.status == t.RUNNING}, self.progress.say)
+            interrupt.end_if_asked({t.trial_id for t in trials if t.status == t.RUNNING}, note)
 
     def on_experiment_end(self, trials: list, **info: Any) -> None:
-        self.progress.close()
+        tell(TrialsEnded())
 
     def _tell(self, event: Event) -> None:
         self.recording.append(event)
-        self.progress.take(event)
+        tell(event)
         if isinstance(event, TrialEnded):
             self._nodes.pop(event.trial_id, None)
 

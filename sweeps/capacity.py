@@ -16,7 +16,7 @@ from ray.util import placement_group, remove_placement_group
 from sweeps.cluster import address
 from sweeps.settings import Sweep
 from trainer.config import UsageError
-from trainer.ray_driver import Placement
+from trainer.placement import Placement
 
 T = TypeVar("T")
 
@@ -42,9 +42,9 @@ class Node:
 
     def fits(self, placement: Placement) -> int:
         """How many workers find room."""
-        fit = self.cpus / placement.cpus_per_worker
-        if placement.gpus_per_worker:
-            fit = min(fit, self.gpus / placement.gpus_per_worker)
+        fit = self.cpus / placement.cpus
+        if placement.gpus:
+            fit = min(fit, self.gpus / placement.gpus)
         return int(fit + 1e-6)
 
 
@@ -126,15 +126,15 @@ def slots(sweep: Sweep, trials: int | None = None) -> int:
     if fit < 1:
         raise UsageError(
             f"a trial needs {per_trial(need)}, the cluster has {in_words(there)}; "
-            "lower --workers-per-trial, --loader-workers or --gpus-per-worker"
+            "lower `workers`, `loader_workers` or `gpus_per_worker`"
         )
     return min(fit, sweep.max_concurrent or fit, trials or sweep.total_trials)
 
 
 def per_trial(placement: Placement) -> str:
     """Such as `2 workers x 7 CPU and 1 GPU`."""
-    gpus = f" and {placement.gpus_per_worker:g} GPU" if placement.gpus_per_worker else ""
-    return f"{placement.workers} worker{'s' if placement.workers > 1 else ''} x {placement.cpus_per_worker:g} CPU{gpus}"
+    gpus = f" and {placement.gpus:g} GPU" if placement.gpus else ""
+    return f"{placement.workers} worker{'s' if placement.workers > 1 else ''} x {placement.cpus:g} CPU{gpus}"
 
 
 def in_words(there: list[Node]) -> str:
@@ -160,10 +160,7 @@ def wait_for_room(placement: Placement, say: Callable[[str], None], limit: float
     Raises:
         UsageError: if the nodes have not come by then.
     """
-    bundle = {"CPU": placement.cpus_per_worker} | (
-        {"GPU": placement.gpus_per_worker} if placement.gpus_per_worker else {}
-    )
-    group, began, pause = placement_group([bundle] * placement.workers), time.monotonic(), 2.0
+    group, began, pause = placement_group([placement.bundle()] * placement.workers), time.monotonic(), 2.0
     try:
         while not group.wait(pause):
             waited = time.monotonic() - began
@@ -178,13 +175,31 @@ def wait_for_room(placement: Placement, say: Callable[[str], None], limit: float
         remove_placement_group(group)
 
 
+def where_workers_compute(
+    placement: Placement, function: Callable[..., T], *what: Any, progress: Any, **named: Any
+) -> T:
+    """Call `function(*what, device, cache, progress)`: in this process, or on a worker if GPUs are only there.
+
+    Args:
+        placement: of a trial's workers.
+        function: that is called; on a worker without the progress.
+        what: its first arguments.
+        progress: the one after device and cache.
+        named: its further arguments.
+    """
+    device = torch.device("cuda" if placement.gpus else "cpu")
+    if device.type == "cuda" and not torch.cuda.is_available():  # a head without a GPU
+        return on_a_worker(placement, function, *what, device, placement.cache, **named)
+    return function(*what, device, placement.cache, progress, **named)
+
+
 def on_a_worker(placement: Placement, function: Callable[..., T], *arguments: Any, **named: Any) -> T:
     """Call a function where a trial's worker would run.
 
     Raises:
         Exception: what the function raises.
     """
-    there = ray.remote(num_cpus=placement.cpus_per_worker, num_gpus=placement.gpus_per_worker)(function)
+    there = ray.remote(num_cpus=placement.cpus, num_gpus=placement.gpus)(function)
     try:
         return ray.get(there.remote(*arguments, **named))
     except ray.exceptions.RayTaskError as error:

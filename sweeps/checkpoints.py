@@ -1,15 +1,19 @@
 """The checkpoints of a sweep: whether they will fit, and what of them is kept once it is over."""
 
+import logging
 import os
 import shutil
 
 from sweeps.ranking import Row, rank
 from sweeps.settings import Sweep, write_json
 from trainer.checkpoint_io import EPOCH, load_state, save_state
-from trainer.config import Trial, UsageError
+from trainer.config import Trial
+from trainer.errors import FieldError, UsageError
 from trainer.fit import count_classes
 from trainer.locations import file_size, folders_in, is_url, read_json
 from trainer.models import build_model
+
+log = logging.getLogger(__name__)
 
 EACH = 2  # per trial: the best and the last
 RESERVE = 1.05  # what else a sweep writes
@@ -41,10 +45,12 @@ def check_space(sweep: Sweep) -> str:
         return f"checkpoints: up to {size_in_words(needed)} in {sweep.storage}"
     free = shutil.disk_usage(sweep.folder).free
     if needed > free:
-        raise UsageError(
-            f"--storage {sweep.storage}: checkpoints will take up to {size_in_words(needed)}, "
-            f"{size_in_words(free)} are free; lower --trials-per-regularizer or --seeds, or give another "
-            "folder or an s3:// URL"
+        raise FieldError(
+            "storage",
+            sweep.storage,
+            f"checkpoints will take up to {size_in_words(needed)}, "
+            f"{size_in_words(free)} are free; lower `trials_per_regularizer` or `seeds`, or give another "
+            "folder or an s3:// URL",
         )
     return f"checkpoints: up to {size_in_words(needed)}, {size_in_words(free)} are free"
 
@@ -85,7 +91,7 @@ def _reduce(folder: str) -> bool:
         try:
             state = load_state(f"{folder}/{name}")
         except UsageError as error:
-            print(f"{error}; left as it is")
+            log.warning("%s; left as it is", error)
             continue
         save_state(
             {key: value for key, value in state.items() if key not in ("optimizer", "points")}, f"{folder}/{name}"

@@ -7,13 +7,13 @@ from typing import TypeVar
 from sweeps import finalists
 from sweeps.checkpoints import keep_only
 from sweeps.events import FilesWritten, ModelSaved
-from sweeps.finalists import Finalist
 from sweeps.importance import importances
+from sweeps.messages import stage
 from sweeps.plots import image
-from sweeps.ranking import Row, as_csv, as_dict, as_text, pick, plain, rank, reason
+from sweeps.ranking import Row, as_csv, as_dict, as_text, pick, plain, reason
 from sweeps.recording import Recording
-from sweeps.report import PAGE, description, write_report
-from sweeps.results import Result
+from sweeps.report.page import PAGE, description, write_report
+from sweeps.results import SweepResult, ranked
 from sweeps.search import open_study
 from sweeps.settings import Sweep, write_files
 from sweeps.start_check import kept
@@ -23,9 +23,7 @@ from sweeps.tracking.server import reason as in_one_line
 T = TypeVar("T")
 
 
-def close(
-    sweep: Sweep, units: dict[str, float], rows: list[Row], recording: Recording, stage: Callable[[str], None]
-) -> list[Finalist]:
+def close(sweep: Sweep, units: dict[str, float], rows: list[Row], recording: Recording) -> None:
     """Keep the result, and record it.
 
     Args:
@@ -33,10 +31,6 @@ def close(
         units: calibrated unit of each regularizer's weight.
         rows: its trials.
         recording: of the sweep.
-        stage: told what happens now.
-
-    Returns:
-        The best weights with their repetitions.
     """
     repeated = finalists.gather(sweep, recording.log, rows)
     picked = pick(rows, sweep.max_accuracy_drop)
@@ -44,11 +38,11 @@ def close(
     result |= {
         "finalists": finalists.as_dicts(repeated),
         "trials_per_regularizer": sweep.parts,
-        "importances": _or_say(lambda: importances(open_study(sweep)), "no importances", stage) or {},
+        "importances": _or_say(lambda: importances(open_study(sweep)), "no importances") or {},
     }
-    ended = Result(
+    ended = SweepResult(
         sweep=sweep,
-        rows=rank(rows),
+        trials=ranked(sweep, rows),
         finalists=result["finalists"],
         units=units,
         importances=result["importances"],
@@ -65,19 +59,18 @@ def close(
     recording.result_written(best, description(ended), tuple(files))
     keep_only(sweep, rows, [row.trial_id for finalist in repeated for row in finalist.repetitions], picked)
     stage("writing the report")
-    report = _or_say(lambda: _report(ended), "no report", stage)
+    report = _or_say(lambda: _report(ended), "no report")
     if report is not None:
         recording.append(FilesWritten(files=report))
     if picked is not None:
         stage("saving the winner as a model")
         where, cache = sweep.local_folder / "models" / picked.trial_id, sweep.placement.cache
-        saved = _or_say(lambda: save_model(picked.checkpoint, sweep.trial.data, where, cache), "no model", stage)
+        saved = _or_say(lambda: save_model(picked.checkpoint, sweep.trial.data, where, cache), "no model")
         if saved is not None:
             recording.append(ModelSaved(trial_id=picked.trial_id, folder=str(saved)))
-    return repeated
 
 
-def _report(ended: Result) -> tuple[str, ...]:
+def _report(ended: SweepResult) -> tuple[str, ...]:
     """The report and its figures, written into the sweep's folder; their names there."""
     _, drawn = write_report(ended, f"{ended.sweep.folder}/{PAGE}")
     figures = {f"figures/{name}.png": image(figure, "png") for name, figure in drawn.items()}
@@ -85,7 +78,7 @@ def _report(ended: Result) -> tuple[str, ...]:
     return PAGE, *figures
 
 
-def _or_say(make: Callable[[], T], what: str, stage: Callable[[str], None]) -> T | None:
+def _or_say(make: Callable[[], T], what: str) -> T | None:
     """What is made, or None and why: the result of a sweep is there all the same."""
     try:
         return make()

@@ -4,9 +4,7 @@ import contextlib
 import json
 import logging
 import os
-import shlex
 import socket
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,18 +42,6 @@ def where() -> str:
     changed = max(path.stat().st_mtime for name in PACKAGES for path in (ROOT / name).rglob("*.py"))
     age = time.strftime("%Y-%m-%d %H:%M", time.localtime(changed))
     return f"joining the Ray cluster at {there} with the code in {ROOT}, last changed {age}"
-
-
-def how_to_run(script: str) -> str:
-    """The start of a command line that runs another script of the project as this one was run.
-
-    Args:
-        script: such as `sweeps/resume_best.py`.
-    """
-    if Path(sys.argv[0]).resolve().parent != ROOT / "sweeps":
-        return f"ray submit CONFIG {script} --"
-    python = os.path.relpath(sys.executable) if sys.prefix != sys.base_prefix else "python"
-    return f"{shlex.quote(python)} {script}"
 
 
 def check_copy(script: str) -> None:

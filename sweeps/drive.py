@@ -12,7 +12,8 @@ from ray.tune.integration.ray_train import TuneReportCallback
 
 from sweeps.proposals import proposal, settings_of, weight_of
 from trainer.epoch_report import PARTIAL
-from trainer.ray_driver import Placement, run_trial
+from trainer.placement import Placement
+from trainer.ray_driver import run_trial
 
 
 class EpochReports(UserCallback):

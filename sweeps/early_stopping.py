@@ -52,7 +52,7 @@ def make_scheduler(sweep: Sweep) -> TrialScheduler:
     """The scheduler that the sweep asks for."""
     if sweep.scheduler == "none":
         return FIFOScheduler()
-    budget = sweep.trial.epochs * sweep.trial.images_per_epoch
+    budget = sweep.trial.epochs * sweep.trial.epoch_images
     return FairASHA(
         open_log(sweep),
         time_attr="images_seen",

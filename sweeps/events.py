@@ -76,7 +76,7 @@ class TrialStarted(Event):
 
     Args:
         trial_id: Tune's id.
-        name: for people, such as `ssim w=0.13 #07`.
+        name: for people, such as `ssim w=0.13 #07`: regularizer, weight and `tag`.
         part: folder of the run of Tune that it belongs to; empty of the pick trained further.
         regularizer: its name.
         weight: the absolute one.
@@ -86,7 +86,8 @@ class TrialStarted(Event):
         epochs: of the whole trial.
         digest: of the configuration that was asked for.
         workers: of the trial.
-        repeats: whether it trains the best weight of a regularizer again.
+        number: that of the trial in the study; of the trial that it repeats or trains further, if it does.
+        repeats: which repetition of the best weight of a regularizer it is, from 1; 0 of a trial of the search.
         resumed_from: id of the trial that it trains further; empty of others.
         start: checkpoint that it begins with; empty for the sweep's.
     """
@@ -101,10 +102,17 @@ class TrialStarted(Event):
     epochs: int
     digest: str
     workers: int = 1
-    repeats: bool = False
+    number: int | None = None
+    repeats: int = 0
     resumed_from: str = ""
     start: str = ""
     penalty_settings: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def tag(self) -> str:
+        """Such as `#07`, `#07 again 2` or `#07 resumed`."""
+        again = f" again {self.repeats}" if self.repeats else ""
+        return f"{tag(self.number, self.trial_id)}{again}{' resumed' if self.resumed_from else ''}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,6 +214,11 @@ class SweepEnded(Event):
     """
 
     status: str
+
+
+def tag(number: int | None, trial_id: str) -> str:
+    """A trial for people: its number, such as #07; its id where it has none."""
+    return trial_id if number is None else f"#{number:02d}"
 
 
 KINDS: dict[str, type[Event]] = {kind.__name__: kind for kind in Event.__subclasses__()}

@@ -5,7 +5,7 @@ The seeds are the same for all and none of the search's: a weight was chosen for
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from statistics import fmean, stdev
@@ -17,7 +17,7 @@ from scipy.special import stdtrit  # mlflow brings scipy; the quantile of Studen
 
 from sweeps.events import Event
 from sweeps.proposals import named
-from sweeps.ranking import Row, baseline, rank, with_settings
+from sweeps.ranking import R, Row, baseline, rank, with_settings
 from sweeps.settings import Sweep
 from sweeps.trials import read_trials
 from trainer.metrics import TEST_ACCURACY, TEST_ROBUST_ACCURACY, VAL_ACCURACY, VAL_ROBUST_ACCURACY
@@ -51,7 +51,7 @@ class Finalist:
         return [row.metrics[figure] for row in self.repetitions]
 
 
-def choose(rows: list[Row], max_accuracy_drop: float) -> list[Row]:
+def choose(rows: Sequence[R], max_accuracy_drop: float) -> list[R]:
     """The best finished trial of each regularizer, best first.
 
     By the rule of the pick: robust accuracy, of trials accurate enough. A regularizer that has none of those is
@@ -59,7 +59,7 @@ def choose(rows: list[Row], max_accuracy_drop: float) -> list[Row]:
     """
     reference = baseline(rows)
     least = reference.accuracy - max_accuracy_drop if reference else 0.0
-    best: dict[str, Row] = {}
+    best: dict[str, R] = {}
     for row in sorted(rank(rows), key=lambda row: row.accuracy < least):  # stable: the ranking within both halves
         if row.status == "finished":
             best.setdefault(row.regularizer, row)
@@ -70,7 +70,7 @@ def missing(sweep: Sweep, events: Iterable[Event], finalists: list[Row]) -> list
     """Configurations that have no finished repetition yet; round by round, so that an interruption is fair too."""
     done = {_key(row, row.seed) for row in repetitions(events) if row.status == "finished"}
     return [
-        {"regularizer": row.regularizer, "seed": seed}
+        {"regularizer": row.regularizer, "seed": seed, "number": row.number}
         | ({f"weight_{row.regularizer}": row.weight} if row.weight else {})
         | named(row.regularizer, row.penalty_settings)
         for seed in sweep.new_seeds
@@ -90,7 +90,7 @@ def repetitions(events: Iterable[Event]) -> list[Row]:
     return [row for row in found if row is not None]
 
 
-def gather(sweep: Sweep, events: Iterable[Event], rows: list[Row]) -> list[Finalist]:
+def gather(sweep: Sweep, events: Iterable[Event], rows: Sequence[Row]) -> list[Finalist]:
     """Finalists with what their repetitions measured."""
     done = {_key(row, row.seed): row for row in repetitions(events) if row.status == "finished"}
     wanted = choose(rows, sweep.max_accuracy_drop) if sweep.seeds else []

@@ -21,14 +21,6 @@ def trial_of(sweep: Sweep, config: dict[str, Any]) -> Trial:
     )
 
 
-def run_name(sweep: Sweep, config: dict[str, Any]) -> str:
-    """Such as `ssim w=0.13 #07`, by the trial's number in the study; of a repeated finalist, `ssim w=0.13 again 2`."""
-    trial = trial_of(sweep, config)
-    if FIXED in config:
-        return f"{trial.label} again {trial.seed - sweep.new_seeds.start + 1}"
-    return f"{trial.label} #{config['number']:02d}"
-
-
 def trial_started(
     sweep: Sweep, units: dict[str, float], part: str, trial_id: str, config: dict[str, Any]
 ) -> TrialStarted:
@@ -42,9 +34,9 @@ def trial_started(
         config: that Tune gives it.
     """
     trial = trial_of(sweep, config)
-    return TrialStarted(
+    started = TrialStarted(
         trial_id=trial_id,
-        name=run_name(sweep, config),
+        name="",
         part=part,
         regularizer=trial.regularizer,
         weight=trial.weight,
@@ -54,5 +46,7 @@ def trial_started(
         epochs=trial.epochs,
         digest=trial.digest(),
         workers=sweep.placement.workers,
-        repeats=FIXED in config,
+        number=proposal(config).get("number"),
+        repeats=trial.seed - sweep.new_seeds.start + 1 if FIXED in config else 0,
     )
+    return dataclasses.replace(started, name=f"{trial.label} {started.tag}")

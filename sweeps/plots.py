@@ -17,7 +17,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from regularizers import REGULARIZERS
 from sweeps.ranking import Row, pareto
-from sweeps.results import Result
+from sweeps.results import SweepResult
 from trainer.evaluate.gallery import COLORS as HEATMAP
 from trainer.evaluate.gallery import Explained, scaled
 from trainer.metrics import TEST_ACCURACY, TEST_ROBUST_ACCURACY
@@ -64,14 +64,14 @@ def _styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
 
 
 @_styled
-def accuracies(result: Result) -> Figure:
+def accuracies(result: SweepResult) -> Figure:
     """Every finished trial by accuracy and robust accuracy on val, the front of those that none beats, and the pick.
 
     Trials left of the dashed line are less accurate than the selection rule allows.
     """
     figure = Figure(figsize=(WIDTH, 5.0))
     axes = figure.subplots()
-    finished = [row for row in result.rows if row.status == "finished"]
+    finished = [row for row in result.trials if row.status == "finished"]
     unbeaten = pareto(finished)
     front = sorted((row for row in finished if row.trial_id in unbeaten), key=lambda row: row.accuracy)
     axes.plot(*_percent(front), color=FAINT, linewidth=1.5)
@@ -82,9 +82,9 @@ def accuracies(result: Result) -> Figure:
         for name in result.sweep.names
         if any(row.regularizer == name for row in finished)
     ]
-    if result.picked:
+    if result.pick:
         ring: dict[str, Any] = {"marker": "o", "markersize": 16, "markerfacecolor": "none", "color": INK}
-        axes.plot(*_percent([result.picked]), **ring)
+        axes.plot(*_percent([result.pick]), **ring)
         handles.append(Line2D([], [], linestyle="", label="the pick", **ring | {"markersize": 11}))
     handles.append(Line2D([], [], color=FAINT, linewidth=1.5, label="unbeaten"))
     if result.baseline:
@@ -97,7 +97,7 @@ def accuracies(result: Result) -> Figure:
 
 
 @_styled
-def responses(result: Result) -> Figure:
+def responses(result: SweepResult) -> Figure:
     """Accuracy and robust accuracy on val over the strength of each regularizer's weight, in panels of their own.
 
     The vertical line is the best weight of each, horizontal ones are the baseline. Trials that did not finish are
@@ -110,11 +110,11 @@ def responses(result: Result) -> Figure:
     panels = iter(figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).flat)
     curves: Any = (("accuracy", COLOURS[0], "o", "-"), ("robust_accuracy", COLOURS[1], "s", "--"))
     best = {row.regularizer: row.strength for row in result.champions}
-    tried = [row.strength for row in result.rows if row.regularizer in names]
+    tried = [row.strength for row in result.trials if row.regularizer in names]
     ranges = [REGULARIZERS[name].strengths() for name in names]
     reach = min([low for low, _ in ranges] + tried) / 1.5, max([high for _, high in ranges] + tried) * 1.5
     for number, (name, axes) in enumerate(zip(names, panels, strict=False)):
-        rows = sorted((row for row in result.rows if row.regularizer == name), key=lambda row: row.strength)
+        rows = sorted((row for row in result.trials if row.regularizer == name), key=lambda row: row.strength)
         if name in best:
             axes.axvline(best[name], color=FAINT, linewidth=1.2)
         for key, colour, marker, line in curves:
@@ -146,7 +146,7 @@ def responses(result: Result) -> Figure:
 
 
 @_styled
-def intervals(result: Result) -> Figure:
+def intervals(result: SweepResult) -> Figure:
     """Mean and 95 % interval of each finalist's repetitions on test, and every repetition as a dot; best on top."""
     measured = [one for one in result.finalists if one["trials"]]
     measured.sort(key=lambda one: one["figures"][TEST_ROBUST_ACCURACY]["mean"])

@@ -25,10 +25,11 @@ class Progress:
     Args:
         total: trials there will be.
         epochs: of each.
+        console: where to print.
     """
 
-    def __init__(self, total: int, epochs: int) -> None:
-        self.total, self.epochs = total, epochs
+    def __init__(self, total: int, epochs: int, console: Console) -> None:
+        self.total, self.epochs, self.console = total, epochs, console
         self.slots = 0  # trials at a time, set once the cluster is known
         self.done_before = 0  # by an earlier process of the same sweep
         self.trials: dict[str, TrialRecord] = {}
@@ -38,25 +39,13 @@ class Progress:
         self.best: TrialRecord | None = None  # most robust of those that are done; before their end, few are attacked
         self.started_at, self._shown_at = time.monotonic(), -math.inf
         self._live: Live | None = None
-        self._console: Console | None = None
 
-    def __getstate__(self) -> dict[str, Any]:
-        """A terminal and a clock do not travel to the process that resumes the sweep."""
-        return self.__dict__ | {"_live": None, "_console": None}
-
-    def replay(self, events: Iterable[Event], part: str) -> None:
-        """Take what an earlier process of the sweep has logged of a run of Tune, and say nothing of it."""
-        self._set({key: trial for key, trial in read_trials(events).items() if trial.started.part == part})
-
-    def only(self, trial_ids: set[str]) -> None:
-        """Leave out all other trials."""
-        self._set({key: trial for key, trial in self.trials.items() if key in trial_ids})
-
-    def _set(self, trials: dict[str, TrialRecord]) -> None:
-        self.trials, self.best = trials, None
-        self.ended = {key for key, trial in trials.items() if trial.ended is not None}
+    def replay(self, events: Iterable[Event]) -> None:
+        """Take what an earlier process of the sweep has logged of these trials, and say nothing of it."""
+        self.trials, self.best = read_trials(events), None
+        self.ended = {key for key, trial in self.trials.items() if trial.ended is not None}
         self.done_before = self.done
-        for trial in trials.values():
+        for trial in self.trials.values():
             self._compare(trial)
 
     def _compare(self, trial: TrialRecord) -> None:
@@ -70,13 +59,6 @@ class Progress:
     def done(self) -> int:
         """Trials that have ended."""
         return len(self.ended)
-
-    @property
-    def console(self) -> Console:
-        """The terminal, found when first needed."""
-        if self._console is None:
-            self._console = Console()
-        return self._console
 
     def say(self, line: str) -> None:
         """A line that stays."""
@@ -145,7 +127,7 @@ class Progress:
             trial = self.trials[trial_id]
             asked, result = trial.started, trial.metrics
             table.add_row(
-                trial_id,
+                asked.tag,
                 with_settings(asked.regularizer, asked.penalty_settings),
                 f"{asked.strength:.3g}" if asked.weight else "-",
                 f"{asked.weight:.3g}" if asked.weight else "-",

@@ -38,7 +38,7 @@ def source() -> dict[str, str]:
     return tags if commit == "unknown" else tags | {"mlflow.source.git.commit": commit}
 
 
-def dataset(data: str) -> dict[str, str]:
+def dataset(data: str | None) -> dict[str, str]:
     """The shards as an input of a run in MLflow; the digest is that of their checksums, or of names and counts."""
     val, test = evaluation_splits(data)
     splits = (read_shards(data, "train"), val, test)
@@ -48,7 +48,7 @@ def dataset(data: str) -> dict[str, str]:
     return {
         "name": folders[-2] if folders[-1].lower() in SPLITS else folders[-1],  # train/0.tar
         "digest": sha256(json.dumps(content).encode()).hexdigest()[:16],
-        "source_type": urlsplit(data).scheme or "local",
+        "source_type": urlsplit(str(data)).scheme or "local",
         "source": json.dumps({"uri": data}),
         "profile": json.dumps({one.split: one.total for one in splits} | {"classes": len(val.classes)}),
     }
@@ -56,8 +56,8 @@ def dataset(data: str) -> dict[str, str]:
 
 def search_space(sweep: Sweep, units: dict[str, float]) -> dict[str, list[float]]:
     """What weight and settings of each regularizer may be: lowest and highest of a search, or those the sweep names."""
-    if sweep.weight is not None:
-        return {name: [sweep.weight] for name in units} | {name: [value] for name, value in sweep.fixed.items()}
+    if sweep.trial.weight:
+        return {name: [sweep.trial.weight] for name in units} | {name: [value] for name, value in sweep.fixed.items()}
     weights = {
         name: [strength * unit for strength in sweep.strengths or REGULARIZERS[name].strengths()]
         for name, unit in units.items()

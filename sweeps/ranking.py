@@ -3,15 +3,16 @@
 import csv
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from io import StringIO
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from sweeps.events import tag
 from sweeps.proposals import named
 from trainer.config import in_words
 
@@ -20,7 +21,8 @@ from trainer.config import in_words
 class Row:
     """One trial as it ended; accuracies are fractions of 1 on the validation split, `metrics` all that was measured.
 
-    `penalty_settings` are those of the regularizer that are not its defaults.
+    Its number is that of the trial in the study, in the order in which the trials were asked for; `penalty_settings`
+    are those of the regularizer that are not its defaults.
     """
 
     trial_id: str
@@ -34,9 +36,17 @@ class Row:
     heatmap_ssim: float
     heatmap_correlation: float
     checkpoint: str
-    metrics: dict[str, float] = field(default_factory=dict)
+    number: int | None = None
+    metrics: dict[str, float] = field(default_factory=dict, repr=False)
     penalty_settings: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def tag(self) -> str:
+        """Its number for people, such as #07."""
+        return tag(self.number, self.trial_id)
+
+
+R = TypeVar("R", bound=Row)
 
 SPLIT = "val"
 
@@ -49,12 +59,12 @@ def rule(max_accuracy_drop: float) -> str:
     )
 
 
-def rank(rows: list[Row]) -> list[Row]:
+def rank(rows: Sequence[R]) -> list[R]:
     """By robust accuracy, then accuracy; trials that did not finish last."""
     return sorted(rows, key=lambda r: (r.status != "finished", -r.robust_accuracy, -r.accuracy, r.trial_id))
 
 
-def pick(rows: list[Row], max_accuracy_drop: float) -> Row | None:
+def pick(rows: Sequence[R], max_accuracy_drop: float) -> R | None:
     """The trial the rule names, None where no baseline finished."""
     reference = baseline(rows)
     if reference is None:
@@ -63,33 +73,33 @@ def pick(rows: list[Row], max_accuracy_drop: float) -> Row | None:
     return next(row for row in rank(rows) if row.status == "finished" and row.accuracy >= least)
 
 
-def baseline(rows: list[Row]) -> Row | None:
+def baseline(rows: Sequence[R]) -> R | None:
     """The trial the rule compares with: the most accurate that finished without a penalty."""
     finished = [row for row in rank(rows) if row.status == "finished" and row.regularizer == "none"]
     return max(finished, key=lambda row: row.accuracy, default=None)
 
 
-def reason(rows: list[Row], max_accuracy_drop: float) -> str:
+def reason(rows: Sequence[Row], max_accuracy_drop: float) -> str:
     """The pick and why it is that: the rule, the split and the trials it compared."""
     picked, reference = pick(rows, max_accuracy_drop), baseline(rows)
     if picked is None or reference is None:
         return "No baseline trial finished, so there is nothing to compare with: no pick."
     words = (
-        f"Pick: {picked.regularizer}, trial {picked.trial_id}: {rule(max_accuracy_drop)} "
-        f"(trial {reference.trial_id}, accuracy {100 * reference.accuracy:.1f} %)."
+        f"Pick: {picked.regularizer}, trial {picked.tag}: {rule(max_accuracy_drop)} "
+        f"(trial {reference.tag}, accuracy {100 * reference.accuracy:.1f} %)."
     )
     first = rank(rows)[0]
     if first is picked:
         return words
     missing = math.ceil(1000 * (reference.accuracy - first.accuracy) - 1e-6) / 10
     return (
-        f"{words} More robust, but less accurate than that: {first.regularizer}, trial {first.trial_id}, robust "
+        f"{words} More robust, but less accurate than that: {first.regularizer}, trial {first.tag}, robust "
         f"{100 * first.robust_accuracy:.1f} % against {100 * picked.robust_accuracy:.1f} %; --resume "
-        f"--max-accuracy-drop {missing:g} would pick it."
+        f"--max-accuracy-drop {missing / 100:g} would pick it."
     )
 
 
-def pareto(rows: list[Row]) -> list[str]:
+def pareto(rows: Sequence[Row]) -> list[str]:
     """Ids of the finished trials that no other beats in accuracy and robust accuracy at once."""
     finished = [row for row in rows if row.status == "finished"]
 
@@ -104,7 +114,7 @@ def pareto(rows: list[Row]) -> list[str]:
     return [row.trial_id for row in finished if not beaten(row)]
 
 
-def table(rows: list[Row], picked: Row | None) -> Table:
+def table(rows: Sequence[Row], picked: Row | None) -> Table:
     """The ranking for a terminal."""
     front = pareto(rows)
     out = Table(
@@ -123,7 +133,7 @@ def table(rows: list[Row], picked: Row | None) -> Table:
         mark = "→" if row is picked else "*" if row.trial_id in front else ""
         out.add_row(
             mark,
-            row.trial_id,
+            row.tag,
             with_settings(row.regularizer, row.penalty_settings),
             f"{row.weight:.3g}" if row.weight else "-",
             f"{row.strength:.3g}" if row.weight else "-",
@@ -142,17 +152,17 @@ def with_settings(regularizer: str, penalty_settings: Mapping[str, float]) -> st
     return "\n".join([regularizer, *in_words(penalty_settings)])
 
 
-def as_text(rows: list[Row], picked: Row | None) -> str:
+def as_text(rows: Sequence[Row], picked: Row | None) -> str:
     """The ranking as plain text, for a file."""
     return plain(table(rows, picked))
 
 
-def as_csv(rows: list[Row]) -> str:
+def as_csv(rows: Sequence[Row]) -> str:
     """The ranking with everything that was measured, for a spreadsheet; MLflow shows it as a table."""
     keys = sorted({key for row in rows for key in row.metrics})
     settings = {row.trial_id: named(row.regularizer, row.penalty_settings) for row in rows}
     changed = sorted({name for own in settings.values() for name in own})
-    columns = ("trial_id", "regularizer", "weight", "strength", "seed", "status")
+    columns = ("number", "trial_id", "regularizer", "weight", "strength", "seed", "status")
     stream = StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow((*columns, *changed, *keys))
@@ -170,7 +180,7 @@ def plain(content: Table) -> str:
     return console.export_text()
 
 
-def as_dict(rows: list[Row], picked: Row | None, max_accuracy_drop: float) -> dict[str, Any]:
+def as_dict(rows: Sequence[Row], picked: Row | None, max_accuracy_drop: float) -> dict[str, Any]:
     """The ranking as plain types, for result.json."""
     reference = baseline(rows)
     return {

@@ -3,12 +3,9 @@
 Nothing that trains waits for MLflow. What is left when a sweep ends, `python -m sweeps.tracking flush` sends.
 """
 
-import os
-import shlex
-import sys
+import logging
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from sweeps.events import Event, ResultWritten, StartMeasured, SweepEnded, SweepStarted, open_log
@@ -16,6 +13,8 @@ from sweeps.settings import Sweep
 from sweeps.tracking.cursor import SWEEP, Cursors
 from sweeps.tracking.server import reason
 from sweeps.tracking.upload import Uploader
+
+log = logging.getLogger(__name__)
 
 SHORTEST, LONGEST = 1.0, 10.0  # seconds between two looks at the log; the longest while the server is away
 
@@ -41,11 +40,11 @@ class Recording:
 
     def uploader(self) -> Uploader:
         """A sender for the calling thread."""
-        return Uploader(self.sweep.folder, self.sweep.local_folder, self.log, self.sweep.tracking_uri)
+        return Uploader(self.sweep.folder, self.sweep.local_folder, self.log, self.sweep.mlflow)
 
     def page(self) -> str:
         """Address of the runs in the UI, which otherwise opens on its pages for language models."""
-        uri = self.sweep.tracking_uri
+        uri = self.sweep.mlflow
         server = uri.rstrip("/") if uri.startswith("http") else "http://127.0.0.1:5000"
         experiment = Cursors(self.sweep.local_folder / "mlflow").read(SWEEP).experiment
         runs = f"/{experiment}/runs?workflowType=machine_learning" if experiment else ""
@@ -74,13 +73,10 @@ class Recording:
         points, events = self.uploader().queued()
         if not events:
             return ""
-        python = shlex.quote(os.path.relpath(sys.executable) if sys.prefix != sys.base_prefix else "python")
-        storage = self.sweep.storage
-        where = "" if storage == str(Path("runs").resolve()) else f" --storage {shlex.quote(storage)}"
         return (
-            f"MLflow at {self.sweep.tracking_uri} lacks {points} values and {events} events of this sweep; all are "
+            f"MLflow at {self.sweep.mlflow} lacks {points} values and {events} events of this sweep; all are "
             f"kept in {self.sweep.folder}. Once it answers, upload them:  "
-            f"{python} -m sweeps.tracking flush --name {shlex.quote(self.sweep.name)}{where}"
+            f"{self.sweep.command('flush')}"
         )
 
     def open(self) -> None:
@@ -106,13 +102,13 @@ class Recording:
         self.append(SweepEnded(status=status))
         self.close()
         if kind is not None and (queued := self.queued()):  # else said with the result
-            print(queued)
+            log.warning(queued)
 
 
 class Background(threading.Thread):
     """Sends one sweep in the background, as soon as the server lets it."""
 
-    def __init__(self, uploader: Uploader, say: Callable[[str], None] = print) -> None:
+    def __init__(self, uploader: Uploader, say: Callable[[str], None] = log.warning) -> None:
         super().__init__(name="MLflow uploader", daemon=True)
         self.uploader, self.say, self.ended = uploader, say, threading.Event()
 

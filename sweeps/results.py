@@ -1,45 +1,185 @@
-"""What a sweep that has ended left in its folder, read back for reports; needs neither Ray nor MLflow to run."""
+"""What a sweep that has ended left in its folder, for Python and for reports; needs neither Ray nor MLflow."""
 
-from dataclasses import dataclass, field
-from typing import Any
+from __future__ import annotations
 
-from sweeps.finalists import choose
-from sweeps.ranking import Row, baseline, pick
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+from sweeps.ranking import Row, baseline, pareto, pick, rank
 from sweeps.settings import Sweep
-from sweeps.start_check import StartCheck, kept
-from trainer.config import UsageError
+from trainer.errors import FieldError, UsageError
 from trainer.locations import read_json
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+    from torch import nn
+
+    from sweeps.messages import Progress
+    from sweeps.start_check import StartCheck
 
 
 @dataclass(frozen=True, kw_only=True)
-class Result:
+class TrialResult(Row):
+    """One trial of a sweep: its figures, its model, and more epochs of it.
+
+    Args:
+        sweep: that it is of.
+    """
+
+    sweep: Sweep = field(repr=False)
+
+    def load_model(self) -> nn.Module:
+        """The model as the trial's last epoch left it, on the CPU and in evaluation mode.
+
+        Raises:
+            UsageError: if the trial left no checkpoint, or it cannot be read.
+        """
+        from trainer.evaluate.subject import load_subject
+
+        if not self.checkpoint:
+            raise FieldError("trial", self.tag, f"it {self.status} and left no checkpoint")
+        return load_subject(self.checkpoint, self.sweep.trial.data, {}).model.eval()
+
+    def train_on(self, epochs: int = 2, progress: Progress | None = None, verbose: bool = False) -> TrialResult:
+        """Train further from the last checkpoint, with the optimizer's state and the data order of a longer trial.
+
+        Called again with the same number of epochs it goes on where it was interrupted, or returns what it found.
+
+        Args:
+            epochs: how many more.
+            progress: told what happens; None only logs.
+            verbose: whether what Ray and the workers say reaches the terminal.
+
+        Raises:
+            UsageError: if the trial left no checkpoint to train on.
+        """
+        from sweeps.environment import set_environment
+
+        set_environment()  # before Ray is imported
+        from sweeps.train_on import train_on
+
+        return train_on(self, epochs, progress, verbose)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepResult:
     """A sweep and how its trials ended.
 
     Args:
         sweep: its settings.
-        rows: the trials of the search, best first.
-        finalists: the best weights trained again, as `sweeps.finalists.as_dicts` has them; empty without --seeds.
+        trials: those of the search, best first.
+        finalists: the best weights trained again, as `sweeps.finalists.as_dicts` has them; empty without seeds.
         units: calibrated unit of each regularizer's weight.
         importances: of the parameters of the search, as `sweeps.importance` has them.
         start: what the sweep started from; None of one that did not measure it.
     """
 
     sweep: Sweep
-    rows: list[Row]
-    finalists: list[dict[str, Any]]
-    units: dict[str, float]
-    importances: dict[str, float] = field(default_factory=dict)
-    start: StartCheck | None = None
+    trials: list[TrialResult]
+    finalists: list[dict[str, Any]] = field(repr=False)
+    units: dict[str, float] = field(repr=False)
+    importances: dict[str, float] = field(default_factory=dict, repr=False)
+    start: StartCheck | None = field(default=None, repr=False)
+
+    @classmethod
+    def load(cls, name: str, storage: str | None = None) -> SweepResult:
+        """Read the result of a sweep.
+
+        Args:
+            name: of the sweep.
+            storage: of the sweep, a folder or URL; None is that of SWEEPS_STORAGE, else ./runs.
+
+        Raises:
+            UsageError: if there is no such sweep, or it has not ended.
+        """
+        from sweeps.start_check import kept
+
+        sweep = Sweep.load(name, storage)
+        result = read_json(f"{sweep.folder}/result.json")
+        if result is None:
+            raise UsageError(
+                f"sweep {name} has no result yet; `{sweep.command('status')}` shows how far it is, and "
+                f"`{sweep.command('sweep', '--resume')}` continues one that was interrupted"
+            )
+        return cls(
+            sweep=sweep,
+            trials=[TrialResult(**row, sweep=sweep) for row in result["trials"]],
+            finalists=result["finalists"],
+            units=read_json(f"{sweep.folder}/calibration.json"),
+            importances=result.get("importances", {}),
+            start=kept(sweep.folder),
+        )
 
     @property
-    def baseline(self) -> Row | None:
+    def pick(self) -> TrialResult | None:
+        """The trial that the selection rule names; None where no baseline finished."""
+        return pick(self.trials, self.sweep.max_accuracy_drop)
+
+    @property
+    def front(self) -> list[TrialResult]:
+        """The Pareto front: finished trials that no other beats in both accuracies, the most accurate first."""
+        ids = pareto(self.trials)
+        return sorted((one for one in self.trials if one.trial_id in ids), key=lambda one: -one.accuracy)
+
+    def best(self) -> TrialResult:
+        """The pick.
+
+        Raises:
+            UsageError: if there is none.
+        """
+        if self.pick is None:
+            raise FieldError("trial", None, f"sweep {self.sweep.name} has no pick; name a trial")
+        return self.pick
+
+    def trial(self, which: int | str) -> TrialResult:
+        """One trial.
+
+        Args:
+            which: its number (7, "7" or "#07"), its id or the beginning of that.
+
+        Raises:
+            UsageError: if there is none, or several ids begin so.
+        """
+        text = str(which).removeprefix("#")
+        numbered = [one for one in self.trials if text.isdecimal() and one.number == int(text)]
+        named = [one for one in self.trials if one.trial_id == text]
+        begun = [one for one in self.trials if text and one.trial_id.startswith(text)]
+        found = numbered or named or begun
+        if len(found) != 1:
+            known = ", ".join(one.tag for one in sorted(self.trials, key=lambda one: (one.number or 0, one.trial_id)))
+            raise FieldError("trial", which, f"sweep {self.sweep.name} has {known}")
+        return found[0]
+
+    def table(self) -> DataFrame:
+        """Every trial with all that was measured, best first, by its number; fractions of 1."""
+        from pandas import DataFrame
+
+        picked, front = self.pick, pareto(self.trials)
+        plain = [one.name for one in fields(Row) if one.name != "metrics"]
+        rows = [
+            {name: getattr(one, name) for name in plain}
+            | {"pick": one is picked, "front": one.trial_id in front}
+            | one.metrics
+            for one in self.trials
+        ]
+        columns = [*plain, "pick", "front", *sorted({name for one in self.trials for name in one.metrics})]
+        return DataFrame(rows, columns=columns).set_index("number")
+
+    @property
+    def complete(self) -> bool:
+        """Whether there is a pick, no trial failed, and every repetition of the best weights finished."""
+        all_there = len(self.trials) == self.sweep.total_trials and all(one.status != "failed" for one in self.trials)
+        return self.pick is not None and all_there and not self.short
+
+    @property
+    def short(self) -> list[str]:
+        """Regularizers whose best weight was not trained again as often as asked."""
+        return [one["regularizer"] for one in self.finalists if len(one["trials"]) < self.sweep.seeds]
+
+    @property
+    def baseline(self) -> TrialResult | None:
         """The trial the selection rule compares with."""
-        return baseline(self.rows)
-
-    @property
-    def picked(self) -> Row | None:
-        """The trial the selection rule names."""
-        return pick(self.rows, self.sweep.max_accuracy_drop)
+        return baseline(self.trials)
 
     @property
     def least_accuracy(self) -> float:
@@ -47,33 +187,17 @@ class Result:
         return self.baseline.accuracy - self.sweep.max_accuracy_drop if self.baseline else 0.0
 
     @property
-    def champions(self) -> list[Row]:
+    def champions(self) -> list[TrialResult]:
         """The best finished trial of each regularizer, best first."""
-        return choose(self.rows, self.sweep.max_accuracy_drop)
+        from sweeps.finalists import choose
+
+        return choose(self.trials, self.sweep.max_accuracy_drop)
+
+    def _repr_html_(self) -> str:
+        """For a notebook."""
+        return self.table()._repr_html_()
 
 
-def load_result(storage: str, name: str) -> Result:
-    """Read the result of a sweep.
-
-    Args:
-        storage: of the sweep, a folder or URL.
-        name: of the sweep.
-
-    Raises:
-        UsageError: if there is no such sweep, or it has not ended.
-    """
-    sweep = Sweep.load(storage, name)
-    result = read_json(f"{sweep.folder}/result.json")
-    if result is None:
-        raise UsageError(
-            f"sweep {name} has no result yet; `python -m sweeps.status --name {name}` shows how far it is, "
-            "sweeps/all_regularizers.py --resume continues one that was interrupted"
-        )
-    return Result(
-        sweep=sweep,
-        rows=[Row(**row) for row in result["trials"]],
-        finalists=result["finalists"],
-        units=read_json(f"{sweep.folder}/calibration.json"),
-        importances=result.get("importances", {}),
-        start=kept(sweep.folder),
-    )
+def ranked(sweep: Sweep, rows: list[Row]) -> list[TrialResult]:
+    """The rows of a sweep as its results, best first."""
+    return [TrialResult(**vars(row), sweep=sweep) for row in rank(rows)]

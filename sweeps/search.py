@@ -90,7 +90,7 @@ def make_search(sweep: Sweep, units: dict[str, float], part: int = 0) -> StudySe
         warnings.simplefilter("ignore", ExperimentalWarning)  # `group` is experimental by name only
         # A sampler of the same seed would propose the first part's random weights again.
         sampler = optuna.samplers.TPESampler(
-            multivariate=together, group=together, constant_liar=True, seed=sweep.seed + part
+            multivariate=together, group=together, constant_liar=True, seed=sweep.trial.seed + part
         )
     journal, metrics = _journal(sweep), OBJECTIVES[sweep.objectives]
     storage = JournalStorage(JournalFileBackend(str(journal[0])))
@@ -112,9 +112,10 @@ def make_search(sweep: Sweep, units: dict[str, float], part: int = 0) -> StudySe
         study.tell(trial.number, state=TrialState.FAIL)
     for point in _points(sweep, units, part):
         study.enqueue_trial(point)
-    space = Space(sweep.names, units, sweep.weight, {name: sweep.fixed_of(name) for name in sweep.names})
+    fixed = {name: sweep.fixed_of(name) for name in sweep.names}
+    space = Space(sweep.names, units, sweep.trial.weight or None, fixed)
     return StudySearcher(
-        study, storage, space=space, seed=sweep.seed, epochs=sweep.trial.epochs, metrics=metrics, journal=journal
+        study, storage, space=space, seed=sweep.trial.seed, epochs=sweep.trial.epochs, metrics=metrics, journal=journal
     )
 
 

@@ -1,41 +1,80 @@
 """A sweep is a value: what all its trials share and how many there are."""
 
+from __future__ import annotations
+
 import dataclasses
 import difflib
 import fcntl
 import json
-import math
+import os
 import re
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from regularizers import REGULARIZERS
+import yaml
+
+from sweeps.environment import set_environment
 from sweeps.proposals import named, settings_of
-from trainer.cache import ShardCache
-from trainer.config import Trial, UsageError
-from trainer.head import STEPS
-from trainer.locations import file_size, folders_in, list_folder, read_json, remove_file, whole_file
-from trainer.ray_driver import RAY_TRAIN, Placement
+from trainer.command import how_to_run
+from trainer.config import Trial, check_choices, check_regularizers, regularizer_names
+from trainer.errors import FieldError, UsageError
+from trainer.locations import (
+    absolute,
+    file_size,
+    folders_in,
+    is_url,
+    list_folder,
+    open_file,
+    read_json,
+    remove_file,
+    whole_file,
+)
+from trainer.model_input import check_model
+from trainer.placement import Placement
+from trainer.plain import from_plain, to_plain
 
-SCHEDULERS = ("asha", "none")
-ALLOCATIONS = ("equal", "adaptive")
-OBJECTIVES = ("robust", "both")
+if TYPE_CHECKING:
+    from sweeps.messages import Progress
+    from sweeps.results import SweepResult
+    from sweeps.status import Status
+
+Scheduler = Literal["asha", "none"]
+Allocation = Literal["equal", "adaptive"]
+Objectives = Literal["robust", "both"]
+SETTINGS = "sweep.yaml"  # in the folder of each sweep
 DRIVER = ".driver"  # locked by the process that drives the sweep
+# What may be changed of a sweep that goes on.
+HEEDED = {"resume": ("max_accuracy_drop",), "extend": ("seeds", "max_accuracy_drop", "max_concurrent")}
 FIRST_NEW_SEED = 1_000_000  # behind every seed a search will ever reach
+
+
+def usual_storage() -> str:
+    """Where sweeps are kept if nothing else is said: SWEEPS_STORAGE, else ./runs."""
+    return os.environ.get("SWEEPS_STORAGE", "runs")
+
+
+def _digits() -> Trial:
+    from sweeps import presets  # which has sweeps, too
+
+    return presets.digits()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """Settings of one sweep, kept as settings.json in its folder.
+    """Settings of one sweep, which its folder keeps as sweep.yaml; all have defaults, those of the embedded digits.
 
     Args:
-        name: of the sweep, its folder, its Optuna study and its MLflow parent run.
-        storage: folder or URL that all nodes see: settings, checkpoints, results.
-        tracking_uri: of MLflow.
-        trial: what every trial shares; each gets its own regularizer, weight and seed.
+        name: name of the sweep, of its folder, its Optuna study and its MLflow parent run; the date and time if not
+            given.
+        storage: folder or URL that all nodes see, for settings, checkpoints and results; that of SWEEPS_STORAGE, else
+            ./runs, if not given.
+        tracking_uri: address of MLflow; None is that of MLFLOW_TRACKING_URI, else an SQLite file in the storage.
+        trial: what every trial shares; each gets its own regularizer, weight and seed. A weight above 0 is that of
+            every penalty, instead of a search; its seed is that of the search, too.
         regularizers: names to compare; the baseline `none` is always among them.
         trials_per_regularizer: equal for all, so that the comparison is fair; on average, with `adaptive`.
         extensions: as many trials more per regularizer, one number for each time the sweep was extended.
@@ -43,8 +82,7 @@ class Sweep:
             regularizer once each had a trial.
         objectives: what Optuna searches for: `robust` accuracy, or `both` accuracies at once.
         seeds: how many times the best weight of each regularizer is trained again after the search; 0 is never.
-        strengths: of those trials, in calibrated units, one for each; None lets Optuna search.
-        weight: the absolute one of every penalty, instead of a search; None lets Optuna search.
+        strengths: weights of those trials in calibrated units, one for each; None lets Optuna search.
         fixed: values of other tunable fields that are not searched, such as `{"psnr_hvs.error": 0.5}`.
         scheduler: `asha` stops weak trials early, `none` trains all to the end.
         new_head: whether the trials start with a last layer made for the data's classes, the checkpoint's for others.
@@ -53,103 +91,199 @@ class Sweep:
         source: what start.pt, which the trials start from, was made of; None if they start from the checkpoint itself.
         keep: `all` checkpoints whole once the sweep is over, or only those of the pick (`best`) or of the `top-K`
             trials, and of the others the weights.
-        placement: of each trial's workers.
+        placement: workers of each trial and what each of them takes.
         max_concurrent: trials at a time; None is as many as fit.
         max_accuracy_drop: how far below the baseline's accuracy (fraction of 1) the pick may lie.
-        seed: of Optuna's sampler and of the trials.
         local_dir: where the storage is a URL, a folder of the machine that drives the sweep, for the study's journal
-            and what waits for MLflow.
+            and what waits for MLflow; None is ./runs.
     """
 
-    name: str
-    storage: str
-    tracking_uri: str
-    trial: Trial
-    regularizers: tuple[str, ...]
+    name: str = field(default_factory=lambda: time.strftime("sweep-%Y%m%d-%H%M%S"))
+    storage: str = field(default_factory=usual_storage)
+    tracking_uri: str | None = None
+    trial: Trial = field(default_factory=_digits)
+    regularizers: tuple[str, ...] = field(default_factory=lambda: tuple(regularizer_names()))
     trials_per_regularizer: int = 1
     extensions: tuple[int, ...] = ()
-    allocation: str = "equal"
-    objectives: str = "robust"
+    allocation: Allocation = "equal"
+    objectives: Objectives = "robust"
     seeds: int = 0
     strengths: tuple[float, ...] | None = None
-    weight: float | None = None
     fixed: Mapping[str, float] = field(default_factory=dict)
-    scheduler: str = "asha"
+    scheduler: Scheduler = "asha"
     new_head: bool = False
-    head_steps: int = STEPS
+    head_steps: int = 200
     ema: bool = False
     source: str | None = None
     keep: str = "best"
     placement: Placement = Placement()
     max_concurrent: int | None = None
     max_accuracy_drop: float = 0.02
-    seed: int = 0
     local_dir: str | None = None
 
     def __post_init__(self) -> None:
-        unknown = [name for name in self.regularizers if name not in REGULARIZERS]
-        if unknown:
-            known = ", ".join(sorted(REGULARIZERS))
-            raise UsageError(f"--regularizers: unknown {', '.join(map(repr, unknown))}; choose from {known}")
+        object.__setattr__(self, "storage", absolute(self.storage).rstrip("/"))  # nodes and shells stand elsewhere
+        if is_url(self.storage):
+            object.__setattr__(self, "local_dir", absolute(self.local_dir or "runs"))
+        if self.strengths is not None and self.trials_per_regularizer == 1:
+            object.__setattr__(self, "trials_per_regularizer", len(self.strengths))
+        self.check()
+
+    def check(self) -> None:
+        """Refuse what cannot be, as far as it can be told without PyTorch.
+
+        Raises:
+            FieldError: naming the field.
+        """
+        check_model(self.trial.model)
+        check_regularizers("regularizers", self.regularizers)
+        check_choices(self)
         if len(set(self.regularizers)) < len(self.regularizers):
-            raise UsageError(f"--regularizers: a name stands twice in {','.join(self.regularizers)}")
+            raise FieldError("regularizers", self.regularizers, "a name stands twice there")
         if not self.name or re.search(r"[/\\:'%@\x00-\x1f]", self.name) or self.name.startswith("."):
-            raise UsageError(f"--name {self.name!r}: give a plain name without / \\\\ : ' % @")
-        for option, asked, choices in (
-            ("scheduler", self.scheduler, SCHEDULERS),
-            ("allocation", self.allocation, ALLOCATIONS),
-            ("objectives", self.objectives, OBJECTIVES),
-            ("ray-train", self.placement.ray_train, RAY_TRAIN),
-        ):
-            if asked not in choices:
-                raise UsageError(f"--{option} {asked!r} is unknown; choose from {', '.join(choices)}")
+            raise FieldError("name", repr(self.name), "give a plain name without / \\ : ' % @")
         if self.keep not in ("all", "best") and not re.fullmatch(r"top-[1-9]\d*", self.keep):
-            raise UsageError(f"--keep {self.keep}: give all, best or top-K, such as top-3")
+            raise FieldError("keep", self.keep, "give all, best or top-K, such as top-3")
         if self.seeds < 0 or self.seeds == 1:
-            raise UsageError(f"--seeds {self.seeds}: give at least 2, one alone has no interval; or 0 for none")
+            raise FieldError("seeds", self.seeds, "give at least 2, one alone has no interval; or 0 for none")
         if self.strengths is not None:
             if self.allocation == "adaptive":
-                raise UsageError("--strengths leaves Optuna nothing to choose; leave out --allocation adaptive")
+                raise FieldError("strengths", self.strengths, "leave Optuna nothing to choose; leave out `allocation`")
             if len(self.strengths) != self.trials_per_regularizer:
-                raise UsageError(
-                    f"--strengths gives {len(self.strengths)}, --trials-per-regularizer is "
-                    f"{self.trials_per_regularizer}; leave the latter out"
+                raise FieldError(
+                    "strengths",
+                    self.strengths,
+                    f"these are {len(self.strengths)}, and `trials_per_regularizer` is {self.trials_per_regularizer}; "
+                    "leave that out",
                 )
-            ranges = [REGULARIZERS[name].strengths() for name in self.regularizers if name != "none"]
-            low, high = max((low for low, _ in ranges), default=0), min((high for _, high in ranges), default=math.inf)
-            wrong = [f"{strength:g}" for strength in self.strengths if not low <= strength <= high]
-            if wrong:
-                raise UsageError(f"--strengths {','.join(wrong)}: give numbers from {low:g} to {high:g}")
-        if self.weight is not None:
-            if self.strengths is not None or self.allocation == "adaptive":
-                raise UsageError("--weight leaves nothing to choose; leave out --strengths and --allocation adaptive")
-            if not 0 < self.weight < math.inf:
-                raise UsageError(f"--weight {self.weight:g}: give a finite number above 0")
+            if not all(0 < strength < float("inf") for strength in self.strengths):
+                raise FieldError("strengths", self.strengths, "give finite numbers above 0")
+        if self.trial.weight and (self.strengths is not None or self.allocation == "adaptive"):
+            raise FieldError(
+                "weight",
+                self.trial.weight,
+                "leaves nothing to choose; leave out `strengths`, and `allocation` adaptive",
+            )
+        for name in ("new_head", "ema"):
+            if getattr(self, name) and self.trial.checkpoint is None:
+                raise FieldError(name, True, "needs `checkpoint`: of which weights?")
+        if self.head_steps < 0:
+            raise FieldError("head_steps", self.head_steps, "give a whole number, 0 to leave the layer random")
+        if self.head_steps != type(self).head_steps and not self.new_head:
+            raise FieldError("head_steps", self.head_steps, "is for `new_head`; give that too, or leave it out")
+        if self.local_dir is not None and not is_url(self.storage):
+            remedy = f"is for a `storage` that is a URL; all is kept in {self.storage}"
+            raise FieldError("local_dir", self.local_dir, remedy)
+        if not 0 <= self.max_accuracy_drop < 1:
+            drop = self.max_accuracy_drop
+            points = f"; {drop:g} points are {drop / 100:g}" if 1 <= drop <= 100 else ""
+            raise FieldError("max_accuracy_drop", drop, f"give a fraction from 0 to below 1{points}")
+        for name in ("trials_per_regularizer", "max_concurrent"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise FieldError(name, value, "give a whole number of at least 1")
+        for number in self.extensions:
+            if number < 1:
+                raise FieldError("extensions", number, "give a whole number of at least 1")
+        if self.trial.images_per_epoch is not None:
+            self.trial.steps_per_epoch(self.placement.workers)
+
+    def run(self, progress: Progress | None = None, verbose: bool = False) -> SweepResult:
+        """Run the sweep: on the Ray cluster there is, or on this machine.
+
+        Args:
+            progress: told what happens (`sweeps.messages`); None only logs.
+            verbose: whether what Ray and the workers say reaches the terminal.
+
+        Raises:
+            UsageError: if it cannot work, or there is a sweep of that name already.
+            KeyboardInterrupt: if it was interrupted; what is done is kept, and `resume` continues it.
+        """
+        set_environment()  # before Ray is imported
+        from sweeps.run import run_new
+
+        return run_new(self, progress, verbose)
+
+    def resume(self, progress: Progress | None = None, verbose: bool = False) -> SweepResult:
+        """Continue the sweep of this name where it was interrupted; one that has ended picks anew.
+
+        Args:
+            progress: as of `run`.
+            verbose: as of `run`.
+
+        Raises:
+            UsageError: if its search has not begun, or other settings than `max_accuracy_drop` were changed.
+        """
+        set_environment()
+        from sweeps.run import run_again
+
+        return run_again(self, progress, verbose)
+
+    def extend(self, trials: int, progress: Progress | None = None, verbose: bool = False) -> SweepResult:
+        """Run more trials of the sweep of this name, which has ended.
+
+        Args:
+            trials: as many for each regularizer.
+            progress: as of `run`.
+            verbose: as of `run`.
+
+        Raises:
+            UsageError: if it has not ended, or other settings than `seeds`, `max_accuracy_drop` and `max_concurrent`
+                were changed.
+        """
+        set_environment()
+        from sweeps.run import run_more
+
+        return run_more(self, trials, progress, verbose)
+
+    def result(self) -> SweepResult:
+        """How the sweep of this name ended.
+
+        Raises:
+            UsageError: if it has not.
+        """
+        from sweeps.results import SweepResult
+
+        return SweepResult.load(self.name, self.storage)
+
+    def status(self) -> Status:
+        """How far the sweep of this name is.
+
+        Raises:
+            UsageError: if no trial has begun, or it was driven from another machine.
+        """
+        from sweeps.status import read_status
+
+        return read_status(self.storage, self.name)
+
+    def check_ranges(self) -> None:
+        """Refuse strengths and fixed settings outside the ranges of the regularizers, whose files need PyTorch.
+
+        Raises:
+            FieldError: naming those.
+        """
+        from regularizers import REGULARIZERS
+
+        ranges = [REGULARIZERS[name].strengths() for name in self.names[1:]]
+        low, high = (
+            max((low for low, _ in ranges), default=0.0),
+            min((high for _, high in ranges), default=float("inf")),
+        )
+        wrong = [strength for strength in self.strengths or () if not low <= strength <= high]
+        if wrong:
+            raise FieldError("strengths", wrong, f"give numbers from {low:g} to {high:g}")
         for name, value in self.fixed.items():
             _check_fixed(name, value, self.names)
-        for flag, on in (("--new-head", self.new_head), ("--ema", self.ema)):
-            if on and self.trial.checkpoint is None:
-                raise UsageError(f"{flag} needs --checkpoint: of which weights?")
-        if self.head_steps < 0:
-            raise UsageError(f"--head-steps {self.head_steps}: give a whole number, 0 to leave the layer random")
-        if not 0 <= self.max_accuracy_drop <= 1:
-            raise UsageError(f"--max-accuracy-drop {100 * self.max_accuracy_drop:g}: give points from 0 to 100")
-        for flag, value in (
-            ("--trials-per-regularizer", self.trials_per_regularizer),
-            *(("--extend", number) for number in self.extensions),
-            ("--workers-per-trial", self.placement.workers),
-            ("--max-concurrent", self.max_concurrent if self.max_concurrent is not None else 1),
-        ):
-            if value < 1:
-                raise UsageError(f"{flag} {value}: give a whole number of at least 1")
-        if self.placement.gpus_per_worker < 0:
-            raise UsageError(f"--gpus-per-worker {self.placement.gpus_per_worker}: give 0 or more")
-        self.trial.steps_per_epoch(self.placement.workers)
 
     @property
     def new_seeds(self) -> range:
         """Of the repetitions of finalists."""
-        return range(self.seed + FIRST_NEW_SEED, self.seed + FIRST_NEW_SEED + self.seeds)
+        return range(first := self.trial.seed + FIRST_NEW_SEED, first + self.seeds)
+
+    @property
+    def mlflow(self) -> str:
+        """Address of MLflow: the one given, of the environment, or of the database in the storage."""
+        usual = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.local_storage}/mlflow.db"
+        return self.tracking_uri if self.tracking_uri is not None else usual
 
     @property
     def folder(self) -> str:
@@ -188,53 +322,96 @@ class Sweep:
 
     def fixed_of(self, name: str) -> dict[str, float]:
         """What `fixed` says of one regularizer, by field."""
+        from regularizers import REGULARIZERS
+
         ranges = REGULARIZERS[name].settings()
         own = settings_of({"regularizer": name} | dict(self.fixed))
         return {setting: int(value) if ranges[setting].whole else value for setting, value in own.items()}
 
     def save(self) -> None:
-        """Write settings.json, whole or not at all."""
-        write_json(f"{self.folder}/settings.json", dataclasses.asdict(self))
+        """Write sweep.yaml, whole or not at all."""
+        content = yaml.safe_dump(to_plain(self), sort_keys=False, default_flow_style=None, allow_unicode=True)
+        write_files(self.folder, {SETTINGS: content})
+
+    def command(self, command: str, *arguments: str) -> str:
+        """The command line that runs a command of the project on this sweep, from where the user stands.
+
+        Args:
+            command: as `heatmap-sweeps` knows it, such as `resume-best`.
+            arguments: of that command, beside the sweep's name and storage.
+        """
+        storage = [] if self.storage == absolute(usual_storage()).rstrip("/") else ["--storage", self.storage]
+        return how_to_run(command, "--name", self.name, *storage, *arguments)
 
     @classmethod
-    def load(cls, storage: str, name: str) -> "Sweep":
+    def load(cls, name: str, storage: str | None = None) -> Sweep:
         """Read the settings of an earlier sweep.
+
+        Args:
+            name: of the sweep.
+            storage: of the sweep, a folder or URL; None is that of SWEEPS_STORAGE, else ./runs.
 
         Raises:
             UsageError: if there is none of that name, and the names there are listed; or if its search has not begun.
         """
-        given: dict[str, Any] | None = read_json(f"{storage}/{name}/settings.json")
-        if given is None and _was_prepared(f"{storage}/{name}"):
+        storage = absolute(usual_storage() if storage is None else storage).rstrip("/")
+        folder = f"{storage}/{name}"
+        if file_size(f"{folder}/{SETTINGS}") is not None:
+            return cls.read(f"{folder}/{SETTINGS}")
+        if file_size(f"{folder}/settings.json") is not None:
+            raise UsageError(f"sweep {name!r} is of an earlier version, which kept settings.json; begin another sweep")
+        if _was_prepared(folder):
             raise UsageError(
                 f"sweep {name!r} ended before its search began, or is still being prepared; if it ended, give its "
                 "command again"
             )
-        if given is None:
-            raise UsageError(f"no sweep {name!r} under {storage}; there is {', '.join(sweeps_in(storage)) or 'none'}")
-        given["trial"] = Trial.from_dict(given["trial"])
-        cache = ShardCache(**given["placement"].pop("cache"))
-        given["placement"] = Placement(**given["placement"], cache=cache)
-        given["regularizers"] = tuple(given["regularizers"])
-        given["strengths"] = tuple(given["strengths"]) if given.get("strengths") else None
-        given["extensions"] = tuple(given.get("extensions", ()))
-        return cls(**given)
+        raise UsageError(f"no sweep {name!r} under {storage}; there is {', '.join(sweeps_in(storage)) or 'none'}")
+
+    @classmethod
+    def read(cls, location: str) -> Sweep:
+        """Read the settings of a sweep from a file like sweep.yaml; what it leaves out has its default.
+
+        Raises:
+            UsageError: if there is no such file, or it holds something else.
+        """
+        return from_plain(cls, read_yaml(location), location)
+
+
+def read_yaml(location: str) -> dict[str, Any]:
+    """The settings in a file of YAML.
+
+    Raises:
+        UsageError: if there is no such file, or it holds something else.
+    """
+    try:
+        with open_file(location) as stream:
+            content = yaml.safe_load(stream.read())
+    except OSError as error:
+        raise UsageError(f"{location}: cannot be read ({error.strerror or error})") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{location}: is no YAML ({' '.join(str(error).split())[:200]})") from None
+    if not isinstance(content, dict):
+        raise UsageError(f"{location}: holds no settings; give a file such as the sweep.yaml in a sweep's folder")
+    return content
 
 
 def _check_fixed(name: str, value: float, regularizers: tuple[str, ...]) -> None:
+    from regularizers import REGULARIZERS
+
     ranges = {key: one for own in regularizers for key, one in named(own, REGULARIZERS[own].settings()).items()}
     if name.endswith(".weight"):
-        raise UsageError(f"--fixed {name}: weights are set by --strengths, or --weight")
+        raise FieldError("fixed", name, "weights are set by `strengths`, or `weight`")
     if name not in ranges:
         near = difflib.get_close_matches(name, ranges, n=1)
         known = f"did you mean {near[0]}?" if near else f"choose from {', '.join(ranges) or 'none'}"
-        raise UsageError(f"--fixed {name}: no regularizer of this sweep has that setting; {known}")
+        raise FieldError("fixed", name, f"no regularizer of this sweep has that setting; {known}")
     if not ranges[name].holds(value):
-        raise UsageError(f"--fixed {name}={value:g}: give {ranges[name]}")
+        raise FieldError("fixed", {name: value}, f"give {ranges[name]}")
 
 
 def sweeps_in(storage: str) -> list[str]:
     """Names of the sweeps in a storage folder or URL."""
-    return [name for name in sorted(folders_in(storage)) if file_size(f"{storage}/{name}/settings.json") is not None]
+    return [name for name in sorted(folders_in(storage)) if file_size(f"{storage}/{name}/{SETTINGS}") is not None]
 
 
 def _was_prepared(folder: str) -> bool:
@@ -258,17 +435,16 @@ def write_files(folder: str, files: Mapping[str, str | bytes]) -> None:
             stream.write(content.encode() if isinstance(content, str) else content)
 
 
-def extended(sweep: Sweep, trials: int, seeds: int | None = None) -> Sweep:
-    """The sweep with more trials per regularizer and, where given, another number of seeds.
+def extended(sweep: Sweep, trials: int) -> Sweep:
+    """The sweep with more trials per regularizer.
 
     Raises:
         UsageError: if it has not ended.
     """
     result = read_json(f"{sweep.folder}/result.json")
     if result is None or tuple(result["trials_per_regularizer"]) != sweep.parts:
-        raise UsageError(f"--extend: sweep {sweep.name} has not ended; --name {sweep.name} --resume continues it")
-    seeds = sweep.seeds if seeds is None else seeds
-    return dataclasses.replace(sweep, extensions=(*sweep.extensions, trials), seeds=seeds)
+        raise FieldError("extensions", trials, f"sweep {sweep.name} has not ended; `resume` continues it")
+    return dataclasses.replace(sweep, extensions=(*sweep.extensions, trials))
 
 
 def create_folder(sweep: Sweep) -> None:
@@ -284,7 +460,7 @@ def create_folder(sweep: Sweep) -> None:
         remove_file(probe)
         sweep.local_folder.mkdir(parents=True, exist_ok=True)
     except (UsageError, OSError) as error:
-        raise UsageError(f"--storage {sweep.storage}: cannot be written ({error})") from None
+        raise FieldError("storage", sweep.storage, f"cannot be written ({error})") from None
 
 
 @contextmanager
@@ -299,10 +475,11 @@ def driving(sweep: Sweep, new: bool = False) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # freed by the system even if this process is killed
         except BlockingIOError:
-            raise UsageError(f"--name {sweep.name}: another process drives this sweep; wait until it ends") from None
-        if new and read_json(f"{sweep.folder}/settings.json") is not None:
-            raise UsageError(
-                f"--name {sweep.name}: a sweep of that name is already under {sweep.storage}; "
-                "add --resume to continue it, or choose another name"
+            raise FieldError("name", sweep.name, "another process drives this sweep; wait until it ends") from None
+        if new and file_size(f"{sweep.folder}/{SETTINGS}") is not None:
+            raise FieldError(
+                "name",
+                sweep.name,
+                f"a sweep of that name is already under {sweep.storage}; `resume` continues it, or choose another name",
             )
         yield

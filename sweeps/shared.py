@@ -5,7 +5,8 @@ import uuid
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from trainer.config import Trial, UsageError
+from trainer.config import Trial
+from trainer.errors import FieldError, UsageError
 from trainer.locations import file_size, open_file, remove_file, whole_file
 from trainer.shards import read_shards
 
@@ -42,7 +43,7 @@ def check_shared(storage: str, trial: Trial | None) -> None:
                 raise UsageError(f"{wrong} (node {node['NodeManagerHostname']}, {node['NodeManagerAddress']}); {FIX}")
     except ray.exceptions.RayError as error:
         why = str(error).strip().rpartition("\n")[2]
-        raise UsageError(f"--storage {storage}: not every node could look for it ({why})") from None
+        raise FieldError("storage", storage, f"not every node could look for it ({why})") from None
     finally:
         remove_file(token)
 
@@ -53,7 +54,7 @@ def _look(token: str, trial: Trial | None) -> str:
     mine = f"{token}-{ray.get_runtime_context().get_node_id()}"
     try:
         if file_size(token) is None:
-            return f"--storage {storage}: one node does not see there what another wrote"
+            return f"storage {storage}: one node does not see there what another wrote"
         with whole_file(mine) as stream:
             stream.write(b"here too")
         remove_file(mine)

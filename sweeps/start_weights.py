@@ -4,18 +4,17 @@ import dataclasses
 from collections.abc import Callable
 
 import torch
-from rich.console import Console
-from rich.progress import Progress
 from torch import nn
 
-from sweeps.capacity import on_a_worker
+from sweeps.capacity import where_workers_compute
+from sweeps.messages import Advanced, note, stage, tell
 from sweeps.settings import Sweep
 from trainer.fit import count_classes, prepare_model
 from trainer.head import train_head
 from trainer.locations import whole_file
-from trainer.published import PRETRAINED, without_network
+from trainer.published import without_network
 from trainer.shards import read_shards
-from trainer.timm_names import HUB
+from trainer.timm_names import HUB, PRETRAINED
 from trainer.weights import Loaded, load_weights
 
 START = "start.pt"
@@ -52,18 +51,16 @@ def load_start(sweep: Sweep, say: Callable[[str], None] = lambda line: None) -> 
         head="new" if sweep.new_head else "own",
         ema=sweep.ema,
     )
-    for note in loaded.notes:
-        say(note)
+    for line in loaded.notes:
+        say(line)
     return model, loaded
 
 
-def make_start(sweep: Sweep, say: Callable[[str], None], console: Console) -> Sweep:
+def make_start(sweep: Sweep) -> Sweep:
     """Write start.pt into the sweep's folder, where `is_made` says so; the sweep whose trials start from it.
 
     Args:
         sweep: as it was asked for.
-        say: takes lines for the user.
-        console: shows progress and the accuracy of a new last layer.
 
     Raises:
         UsageError: if the weights do not fit, or a new last layer does not learn.
@@ -74,19 +71,18 @@ def make_start(sweep: Sweep, say: Callable[[str], None], console: Console) -> Sw
     trial = dataclasses.replace(sweep.trial, model=without_network(sweep.trial.model), checkpoint=None)
     state, classes = model.state_dict(), read_shards(trial.data, "train").classes
     if loaded and loaded.head == "new" and sweep.head_steps:
-        say(f"training a new last layer for {len(classes)} classes, {sweep.head_steps} steps, the rest frozen")
-        device = torch.device("cuda" if sweep.placement.gpus_per_worker else "cpu")
-        what = (trial, state, sweep.head_steps, device, sweep.placement.cache)
-        if device.type == "cuda" and not torch.cuda.is_available():  # a head without a GPU
-            head = on_a_worker(sweep.placement, train_head, *what)
-        else:
-            with Progress(console=console, transient=True, disable=not console.is_terminal) as bars:
-                bar = bars.add_task("last layer", total=sweep.head_steps)
-                head = train_head(*what, lambda: bars.update(bar, advance=1))
-        state = head.state
-        console.print(
-            f"  accuracy {100 * head.before:.1f} % before, {100 * head.after:.1f} % after, on val", highlight=False
+        stage(f"training a new last layer for {len(classes)} classes, {sweep.head_steps} steps, the rest frozen")
+        steps = iter(range(1, sweep.head_steps + 1))
+        head = where_workers_compute(
+            sweep.placement,
+            train_head,
+            trial,
+            state,
+            sweep.head_steps,
+            progress=lambda: tell(Advanced("last layer", next(steps) / sweep.head_steps)),
         )
+        state = head.state
+        note(f"  accuracy {100 * head.before:.1f} % before, {100 * head.after:.1f} % after, on val")
     if loaded is None:
         return dataclasses.replace(sweep, trial=trial)
     path = f"{sweep.folder}/{START}"

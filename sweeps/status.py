@@ -7,13 +7,10 @@ Prints one line on the sweep and a table of its trials, those that train first. 
 another machine than the one that drives the sweep sees what Tune's last snapshot brought there.
 """
 
-import argparse
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -21,10 +18,11 @@ from rich.table import Table
 
 from sweeps.events import SweepEnded, SweepStarted, log_in
 from sweeps.ranking import with_settings
+from sweeps.settings import SETTINGS, Sweep, usual_storage
 from sweeps.trials import TrialRecord, read_trials
-from trainer.arguments import Parser
-from trainer.config import UsageError
-from trainer.locations import absolute, folders_in, read_json
+from trainer.command import parse, run
+from trainer.errors import UsageError
+from trainer.locations import absolute, file_size, folders_in
 from trainer.metrics import VAL_ACCURACY, VAL_ROBUST_ACCURACY
 
 
@@ -65,13 +63,11 @@ def read_status(storage: str, name: str) -> Status:
     Raises:
         UsageError: if there is no such sweep, or it was driven from another machine.
     """
-    settings: dict[str, Any] | None = read_json(f"{storage}/{name}/settings.json")
-    if settings is None and name in folders_in(storage):
+    folder = f"{storage}/{name}"
+    if file_size(f"{folder}/{SETTINGS}") is None and name in folders_in(storage):
         raise UsageError(f"{name}: no trial has begun; data, checkpoint and weights are being prepared, or that failed")
-    if settings is None:
-        known = [folder for folder in sorted(folders_in(storage)) if read_json(f"{storage}/{folder}/settings.json")]
-        raise UsageError(f"no sweep {name!r} under {storage}; there is {', '.join(known) or 'none'}")
-    log = log_in(f"{storage}/{name}", Path(settings.get("local_dir") or storage, name))
+    sweep = Sweep.load(name, storage)
+    log = log_in(folder, sweep.local_folder)
     if not log.size():
         raise UsageError(f"{name}: its event log lies in {log.path} of the machine that drives it; run this there")
     events = list(log)
@@ -82,12 +78,9 @@ def read_status(storage: str, name: str) -> Status:
                 state, since = "running", event.time
             case SweepEnded():
                 state = {"FINISHED": "ended", "FAILED": "failed"}.get(event.status, "interrupted")
-    names = {"none", *settings["regularizers"]}
-    each = settings["trials_per_regularizer"] + sum(settings["extensions"]) + settings["seeds"]
     trials = [trial for trial in read_trials(events).values() if not trial.started.resumed_from]
-    return Status(
-        state=state, since=since, total=len(names) * each, epochs=settings["trial"]["epochs"], trials=trials
-    )  # fmt: skip
+    total = sweep.total_trials + len(sweep.names) * sweep.seeds
+    return Status(state=state, since=since, total=total, epochs=sweep.trial.epochs, trials=trials)
 
 
 def headline(status: Status, name: str, now: float) -> str:
@@ -124,7 +117,7 @@ def table(trials: Iterable[TrialRecord], epochs: int) -> Table:
     ):
         asked = trial.started
         out.add_row(
-            asked.trial_id,
+            asked.tag,
             with_settings(asked.regularizer, asked.penalty_settings),
             f"{asked.strength:.3g}" if asked.strength else "-",
             f"{asked.weight:.3g}" if asked.weight else "-",
@@ -133,29 +126,35 @@ def table(trials: Iterable[TrialRecord], epochs: int) -> Table:
                 f"{100 * trial.metrics[key]:.1f}" if key in trial.metrics else ""
                 for key in (VAL_ACCURACY, VAL_ROBUST_ACCURACY)
             ),
-            trial.state + (", again" if asked.repeats else ""),
+            trial.state,
         )
     return out
 
 
-def parse() -> argparse.Namespace:
-    """Command line."""
-    parser = Parser(prog="python -m sweeps.status", description=(__doc__ or "").partition("\n\n")[0])
-    parser.add_argument("--name", required=True, metavar="SWEEP", help="of the sweep")
-    parser.add_argument("--storage", metavar="WHERE", default="runs", help="of the sweep (default ./runs)")
-    return parser.parse_args()
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """The sweep to look at.
+
+    Args:
+        name: name of the sweep.
+        storage: folder or URL of the sweep; that of SWEEPS_STORAGE, else ./runs, if not given.
+    """
+
+    name: str
+    storage: str | None = None
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Print how far the sweep is; the exit status."""
-    given = parse()
-    try:
-        status = read_status(absolute(given.storage), given.name)
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return run(lambda: show(argv))
+
+
+def show(argv: Sequence[str] | None) -> int:
+    """Print how far the sweep is."""
+    asked = parse(Asked, argv, prog="heatmap-sweeps status", description=(__doc__ or "").partition("\n\n")[0])
+    status = read_status(absolute(asked.storage or usual_storage()), asked.name)
     console = Console()
-    console.print(headline(status, given.name, time.time()), markup=False, highlight=False)
+    console.print(headline(status, asked.name, time.time()), markup=False, highlight=False)
     console.print(table(status.trials, status.epochs))
     return 0
 

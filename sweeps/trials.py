@@ -67,6 +67,7 @@ class TrialRecord:
         metrics = self.ended.metrics
         return Row(
             trial_id=self.started.trial_id,
+            number=self.started.number,
             regularizer=self.started.regularizer,
             weight=self.started.weight,
             strength=self.started.strength,

@@ -3,7 +3,8 @@
 Files in reading order:
 
     config, model_input, normalization    a trial as a value; image size, mean and deviation of its model
-    errors, retryable, arguments    errors of the user, errors worth another try, flags
+    errors, retryable    errors of the user, errors worth another try
+    command, arguments, plain    flags of dataclasses, other flags, settings in YAML
     metrics         names of metrics, defined once
     locations, cache    files by path or URL, local copies of remote shards
     digits          the embedded data set
@@ -21,5 +22,5 @@ Files in reading order:
     evaluate/       metrics of a model over a split
     epoch_report, trial_log, system_metrics, checkpoint_io    what a trial reports, writes and saves
     ray_trial       one worker of a trial on Ray Train
-    ray_driver, lean_trainer, stop    what drives the workers, without PyTorch
+    placement, ray_driver, lean_trainer, stop    what drives the workers, without PyTorch
 """

@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
-from http.client import HTTPException
 from pathlib import Path
 from typing import IO
 
@@ -32,11 +31,11 @@ class ShardCache:
 
     Args:
         folder: folder on a disk of the node, created when first needed.
-        size: number of bytes that the copies may take; the shard being read is kept even if it is larger.
+        size: GB that the copies may take; the shard being read is kept even if it is larger.
     """
 
     folder: str = str(Path(tempfile.gettempdir()) / "heatmap-sweeps-shards")
-    size: int = 50 * 10**9
+    size: float = 50.0
 
     @contextmanager
     def open(self, location: str, checksum: str | None = None) -> Iterator[IO[bytes]]:
@@ -67,6 +66,8 @@ class ShardCache:
                 yield stream
 
     def _download(self, location: str, path: Path, checksum: str | None) -> None:
+        from http.client import HTTPException
+
         partial = path.with_name(f".{path.name}.partial")
         for attempt in range(TRIES):
             if attempt:
@@ -95,7 +96,7 @@ class ShardCache:
         found = [(path.stat(), path) for path in keep.parent.iterdir() if not path.name.startswith(".")]
         total = sum(stat.st_size for stat, _ in found)
         for stat, path in sorted(found, key=lambda entry: entry[0].st_mtime):
-            if total <= self.size:
+            if total <= self.size * 1e9:
                 return
             if path != keep:
                 path.unlink(missing_ok=True)  # its lock file stays: someone may be waiting for it

@@ -4,6 +4,7 @@ A state appears under its name only when it is whole. One that was damaged after
 """
 
 import io
+import logging
 from hashlib import sha256
 
 import torch
@@ -13,6 +14,8 @@ from trainer.fit import State
 from trainer.locations import folders_in, open_file, remove_file, whole_file
 from trainer.retryable import UnreachableError
 from trainer.weights_file import STATE_FILE
+
+log = logging.getLogger(__name__)
 
 EPOCH = "epoch_"  # how the names of checkpoints begin
 CHECKSUM_FILE = f"{STATE_FILE}.sha256"
@@ -83,6 +86,6 @@ def load_newest(folder: str, newest: str) -> tuple[State, str]:
             return load_state(f"{folder}/{name}"), name
         except UsageError as error:
             problems.append(error)
-            print(f"{error}; trying the one before")
+            log.warning("%s; trying the one before", error)
     kind = UnreachableError if any(isinstance(error, UnreachableError) for error in problems) else UsageError
     raise kind("; ".join(map(str, problems)) or f"no checkpoint in {folder}")

@@ -1,21 +1,71 @@
 """A trial is a value: everything that decides what one training run computes."""
 
 import dataclasses
+import difflib
 import json
-from collections.abc import Mapping, Sequence
+import math
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import Any, cast
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args, get_type_hints
 
-from regularizers import REGULARIZERS, Regularizer
+from trainer.errors import FieldError
 from trainer.errors import UsageError as UsageError
-from trainer.normalization import IMAGENET, Channels, Normalization
+from trainer.model_input import IMAGENET_MEAN, IMAGENET_STD, Channels, complete
 
-BATCH_NORM_MODES = ("frozen", "stop", "flow")
-PRECISIONS = ("float32", "bfloat16")
-DOUBLE_BACKPROP = ("fast", "pytorch")
-EVALUATIONS = ("light", "full")
-SCHEDULES = ("constant", "imagenet")
+if TYPE_CHECKING:
+    from regularizers import Regularizer
+    from trainer.normalization import Normalization
+
+Activation = Literal["relu", "gelu", "softplus", "silu"]
+BatchNorm = Literal["frozen", "stop", "flow"]
+DoubleBackprop = Literal["fast", "pytorch"]
+Evaluation = Literal["light", "full"]
+Precision = Literal["float32", "bfloat16"]
+Schedule = Literal["constant", "imagenet"]
+
+
+def regularizer_names() -> list[str]:
+    """Names of all regularizers, by their files: importing them takes PyTorch, and seconds."""
+    imported = vars(sys.modules.get("regularizers", object)).get("REGULARIZERS")
+    if imported is not None:
+        return sorted(imported)
+    spec = find_spec("regularizers")
+    assert spec is not None
+    folders = spec.submodule_search_locations or ()
+    files = {path.stem for folder in folders for path in Path(folder).glob("*.py")}
+    return sorted(name for name in files if not name.startswith("_") and name not in ("base", "functional"))
+
+
+def check_regularizers(field: str, names: Iterable[str]) -> None:
+    """Refuse names of regularizers there are none of.
+
+    Raises:
+        FieldError: naming the nearest, and all.
+    """
+    known = regularizer_names()
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 2)
+            meant = f"; did you mean {' or '.join(near)}?" if near else ";"
+            raise FieldError(field, name, f"is unknown{meant} choose from {', '.join(known)}")
+
+
+def check_choices(settings: Any) -> None:
+    """Refuse values of a dataclass's fields that its `Literal`s do not name.
+
+    Raises:
+        FieldError: naming those.
+    """
+    for name, kind in get_type_hints(type(settings)).items():
+        choices, value = get_args(kind), getattr(settings, name)
+        if getattr(kind, "__origin__", None) is Literal and value not in choices:
+            near = difflib.get_close_matches(str(value), choices, 1)
+            meant = f"did you mean {near[0]}? " if near else ""
+            raise FieldError(name, value, f"{meant}choose from {', '.join(choices)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,14 +73,15 @@ class Trial:
     """Settings of one training run.
 
     Args:
-        data: folder with shards and meta.json.
+        data: shards, a folder or URL; None is the handwritten digits, which a sweep writes into its folder.
         model: name of the architecture (`trainer.models.MODELS`, or `timm:NAME`).
         checkpoint: weights to start from, a file or `pretrained` (those that timm knows of); None starts from scratch.
         regularizer: name in `REGULARIZERS`.
-        weight: absolute weight of the penalty.
+        weight: absolute weight of the penalty. On the trial of a sweep, that of every penalty; 0 lets the sweep search.
         penalty_settings: of the regularizer's other tunable fields, by name; those left out have their defaults.
         epochs: passes of `images_per_epoch`.
-        images_per_epoch: images over all workers in one epoch; rounded down to whole global batches.
+        images_per_epoch: images over all workers in one epoch, rounded down to whole global batches; None is the
+            training split, once.
         batch_size: images per worker and step.
         learning_rate: of SGD with Nesterov momentum; under the `imagenet` schedule, for a batch of 256.
         schedule: of the learning rate: `constant`, or `imagenet` (warm-up, then three steps down; `trainer.schedule`).
@@ -53,87 +104,112 @@ class Trial:
         flip: whether that flips half the images.
         evaluate: at the end, on the test split: `light` measures what it measured on val, `full` everything.
         robust_images: images attacked and explained at the end; fewer after the other epochs.
-        pgd_eps: radius of the ℓ∞ attack in pixel fractions of 1 (2/255 is two grey levels).
+        pgd_eps: radius of the ℓ∞ attack in pixel fractions of 1 (2/255 is two gray levels).
         pgd_steps: steps of the attack.
-        loader_workers: data-loading processes per training worker.
+        loader_workers: data-loading processes per training worker; None is 0, or up to 6 in a sweep on GPUs.
         seed: of data order, spectreg's projections and attacks.
     """
 
-    data: str
+    data: str | None = None
     model: str
     checkpoint: str | None = None
     regularizer: str = "none"
     weight: float = 0.0
     penalty_settings: Mapping[str, int | float] = field(default_factory=dict)
-    epochs: int = 1
-    images_per_epoch: int = 1024
+    epochs: int = 2
+    images_per_epoch: int | None = None
     batch_size: int = 64
     learning_rate: float = 3e-3
-    schedule: str = "constant"
+    schedule: Schedule = "constant"
     momentum: float = 0.9
     weight_decay: float = 1e-4
     label_smoothing: float = 0.0
     clip_norm: float | None = 2.0
-    batch_norm: str = "frozen"
-    precision: str = "float32"
-    double_backprop: str = "fast"
+    batch_norm: BatchNorm = "frozen"
+    precision: Precision = "float32"
+    double_backprop: DoubleBackprop = "fast"
     compile: bool = False
-    activation: str = "relu"
+    activation: Activation = "relu"
     image_size: int | None = None
     mean: Sequence[float] | None = None
     std: Sequence[float] | None = None
     augment: bool = True
     flip: bool = True
-    evaluate: str = "light"
+    evaluate: Evaluation = "light"
     robust_images: int = 256
     pgd_eps: float = 2 / 255
     pgd_steps: int = 8
-    loader_workers: int = 0
+    loader_workers: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
-        from trainer.model_input import complete
-
+        self.check()
         own = complete(self.model, self.mean, self.std, self.image_size)
         for name in ("mean", "std", "image_size"):  # so that what is kept of a trial has the numbers
             object.__setattr__(self, name, getattr(own, name))
-        if self.regularizer not in REGULARIZERS:
-            raise UsageError(
-                f"regularizer {self.regularizer!r} is unknown; choose from {', '.join(sorted(REGULARIZERS))}"
-            )
-        for name, known in (
-            ("batch_norm", BATCH_NORM_MODES),
-            ("precision", PRECISIONS),
-            ("double_backprop", DOUBLE_BACKPROP),
-            ("evaluate", EVALUATIONS),
-            ("schedule", SCHEDULES),
-        ):
-            if getattr(self, name) not in known:
-                raise UsageError(f"{name} {getattr(self, name)!r} is unknown; choose from {', '.join(known)}")
-        if self.compile and self.batch_norm != "frozen":
-            raise UsageError(f"compile needs batch_norm 'frozen', not {self.batch_norm!r}: drop --compile or change it")
-        for name in ("epochs", "images_per_epoch", "batch_size", "robust_images", "pgd_steps"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name}={getattr(self, name)}: give a whole number of at least 1")
-        if self.learning_rate <= 0:
-            raise UsageError(f"learning_rate={self.learning_rate}: give a number above 0")
-        self.penalty()  # checks weight and settings
 
-    def penalty(self) -> Regularizer:
-        """The regularizer with this trial's weight and settings."""
+    def check(self) -> None:
+        """Refuse what cannot be, as far as it can be told without PyTorch and timm.
+
+        Raises:
+            FieldError: naming the field.
+        """
+        check_regularizers("regularizer", [self.regularizer])
+        check_choices(self)
+        if self.compile and self.batch_norm != "frozen":
+            raise FieldError("compile", True, f"needs `batch_norm` frozen, not {self.batch_norm}: change one of them")
+        for name in ("epochs", "images_per_epoch", "batch_size", "robust_images", "pgd_steps"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise FieldError(name, value, "give a whole number of at least 1")
+        for name in ("weight", "momentum", "weight_decay", "loader_workers"):
+            if (value := getattr(self, name)) is not None and not 0 <= value < math.inf:
+                raise FieldError(name, value, "give a finite number, 0 or above")
+        for name in ("learning_rate", "clip_norm"):
+            if (value := getattr(self, name)) is not None and not 0 < value < math.inf:
+                raise FieldError(name, value, "give a finite number above 0")
+        if not 0 <= self.label_smoothing < 1:
+            raise FieldError("label_smoothing", self.label_smoothing, "give a fraction, from 0 to below 1")
+        if not 0 <= self.pgd_eps < 1:
+            levels = f", such as {self.pgd_eps:g}/255" if 1 <= self.pgd_eps < 255 else ""
+            raise FieldError("pgd_eps", self.pgd_eps, f"give a fraction of the pixel range{levels}")
+        if self.penalty_settings:  # which are few trials' at most, and know PyTorch
+            self.penalty()
+
+    def penalty(self) -> "Regularizer":
+        """The regularizer with this trial's weight and settings.
+
+        Raises:
+            FieldError: if it has no such settings, or they cannot be.
+        """
+        from regularizers import REGULARIZERS
+
         kind = REGULARIZERS[self.regularizer]
         if unknown := set(self.penalty_settings) - set(kind.settings()):
             known = ", ".join(kind.settings()) or "none but the weight"
-            raise UsageError(f"penalty_settings: {self.regularizer} has no {min(unknown)!r}; it has {known}")
+            remedy = f"{self.regularizer} has no {min(unknown)!r}; it has {known}"
+            raise FieldError("penalty_settings", self.penalty_settings, remedy)
         try:
             return kind(weight=self.weight, **self.penalty_settings)
         except ValueError as error:
             raise UsageError(str(error)) from None
 
     @property
-    def normalization(self) -> Normalization:
+    def normalization(self) -> "Normalization":
         """Of the images."""
+        from trainer.normalization import Normalization
+
         return Normalization(cast(Channels, self.mean), cast(Channels, self.std))  # since __post_init__
+
+    @property
+    def epoch_images(self) -> int:
+        """Images of one epoch.
+
+        Raises:
+            UsageError: if that is the training split, which has not been counted yet.
+        """
+        if self.images_per_epoch is None:
+            raise FieldError("images_per_epoch", None, "give a number, where the training split is not read")
+        return self.images_per_epoch
 
     def steps_per_epoch(self, world_size: int) -> int:
         """Steps of each worker in one epoch.
@@ -141,11 +217,13 @@ class Trial:
         Raises:
             UsageError: if an epoch has fewer images than one global batch.
         """
-        steps = self.images_per_epoch // (self.batch_size * world_size)
+        steps = self.epoch_images // (self.batch_size * world_size)
         if steps < 1:
-            raise UsageError(
-                f"images_per_epoch={self.images_per_epoch} is less than one step of {world_size} worker(s) x "
-                f"batch size {self.batch_size}; raise --images-per-epoch or lower --batch-size"
+            raise FieldError(
+                "images_per_epoch",
+                self.images_per_epoch,
+                f"is less than one step of {world_size} worker(s) x batch size {self.batch_size}; raise it, or lower "
+                "`batch_size`",
             )
         return steps
 
@@ -162,7 +240,7 @@ class Trial:
     @classmethod
     def from_dict(cls, settings: dict[str, Any]) -> "Trial":
         """The trial of `to_dict`; of one that says no mean and deviation, those of ImageNet, which all had once."""
-        return cls(**{"mean": IMAGENET.mean, "std": IMAGENET.std} | settings)
+        return cls(**{"mean": IMAGENET_MEAN, "std": IMAGENET_STD} | settings)
 
     def digest(self) -> str:
         """Short hash of every setting: two trials with the same digest compute the same."""

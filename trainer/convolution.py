@@ -92,7 +92,7 @@ class FoldedConvolution(torch.autograd.Function):
         if torch.is_grad_enabled():
             raise UsageError(
                 "the model has a hook on a convolution's output and a gradient by the batch norm's weight that is "
-                "differentiated again; give --double-backprop pytorch"
+                "differentiated again; give `double_backprop` pytorch"
             )
         input, _, _, weight, bias = ctx.saved_tensors
         return F.conv2d(input, weight.to(input.dtype), bias if bias is None else bias.to(input.dtype), *ctx.geometry)

@@ -18,8 +18,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from trainer.cache import ShardCache
-from trainer.config import Trial, UsageError
+from trainer.config import Trial
 from trainer.distributed import rank, world_size
+from trainer.errors import FieldError, UsageError
 from trainer.normalization import Normalization
 from trainer.preprocess import Transform
 from trainer.readers import BatchReader, EvalReader, Request, TrainReader
@@ -73,7 +74,7 @@ class LoaderOptions:
             batch_size=trial.batch_size,
             rank=rank(),
             world_size=world_size(),
-            loader_workers=trial.loader_workers,
+            loader_workers=trial.loader_workers or 0,
             device=device,
             cache=cache or ShardCache(),
         )
@@ -149,9 +150,11 @@ def train_loader(shards: Shards, transform: Transform, options: LoaderOptions, *
         UsageError: if there are fewer samples than one global batch.
     """
     if shards.total < options.batch_size * options.world_size:
-        raise UsageError(
+        raise FieldError(
+            "batch_size",
+            options.batch_size,
             f"{shards.total} {shards.split} images are fewer than one step of {options.world_size} worker(s) x batch "
-            f"size {options.batch_size}; lower --batch-size or --workers-per-trial"
+            f"size {options.batch_size}; lower it, or `workers`",
         )
     reader = TrainReader(shards=shards, transform=transform, seed=seed, steps=steps, **options.for_reader())
     return Loader(reader, options)

@@ -187,7 +187,7 @@ def name_missing_derivative(model: str) -> Iterator[None]:
         operation = (found[1] or found[3] or "a function marked once_differentiable").removesuffix("_backward")
         advice = "use another model or replace that layer"
         if found[3]:
-            advice = "give the modules as they were before torch.compile; --compile translates the whole step"
+            advice = "give the modules as they were before torch.compile; `compile` translates the whole step"
         if "attention" in operation:
             advice = "switch its fused attention off (timm: TIMM_FUSED_ATTN=0; others: SDPBackend.MATH)"
         elif "rnn" in operation:
@@ -257,7 +257,7 @@ def refuse_unseen_batch_norm(result: Tensor, batch_norm: str) -> None:
             advice = "give frozen or flow" if batch_norm == "stop" else "trace it in evaluation mode, or give flow"
             raise UsageError(
                 f"the model has a batch norm in code of torch.jit, or by another function than F.batch_norm, that "
-                f"--batch-norm {batch_norm} does not reach; {advice}"
+                f"`batch_norm` {batch_norm} does not reach; {advice}"
             )
 
 

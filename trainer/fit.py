@@ -5,6 +5,7 @@ single-process training. Where the learning rate is constant, as in the original
 epochs equals one that had them from the start.
 """
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -21,8 +22,8 @@ from trainer.data import Batch, Loader, LoaderOptions, train_loader
 from trainer.distributed import data_parallel, rank, sum_over_workers, world_size
 from trainer.double_backprop import name_missing_derivative
 from trainer.epoch_report import EpochReport
-from trainer.evaluate import evaluate
 from trainer.evaluate import plan as plans
+from trainer.evaluate.measure import evaluate
 from trainer.metrics import (
     LOSSES,
     STEP_LOSSES,
@@ -77,7 +78,7 @@ def make_optimizer(model: nn.Module, trial: Trial) -> torch.optim.SGD:
     return torch.optim.SGD(groups, lr=trial.learning_rate, momentum=trial.momentum, nesterov=trial.momentum > 0)
 
 
-def count_classes(data: str) -> int:
+def count_classes(data: str | None) -> int:
     """Number of classes of a shard folder.
 
     Raises:
@@ -185,6 +186,7 @@ def fit(
     """
     device = device or torch.device("cpu")
     train, (val, test) = read_shards(trial.data, "train"), evaluation_splits(trial.data)
+    trial = dataclasses.replace(trial, images_per_epoch=trial.images_per_epoch or train.total)
     training = TrainState.start(trial, train.classes, device)
     if state is not None:
         training.load_state_dict(state)

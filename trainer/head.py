@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from regularizers.base import finite_examples
 from trainer.cache import ShardCache
-from trainer.config import Trial, UsageError
+from trainer.config import Trial
 from trainer.data import LoaderOptions, eval_loader, train_loader
+from trainer.errors import FieldError
 from trainer.models import build_model, last_layers
 from trainer.preprocess import Transform
 from trainer.shards import Shards, evaluation_splits, read_shards
 
-STEPS = 200
 LEARNING_RATE = 1e-2  # of Adam, falling to nothing over the steps
 MEASURED = 1024  # images of val, for the accuracy before and after
 
@@ -82,8 +82,8 @@ def train_head(
             schedule.step()
             done()
     if not all(bool(p.isfinite().all()) for p in weights):
-        raise UsageError(
-            f"--new-head: the last layer of {trial.model!r} does not learn on these weights: its loss is NaN"
+        raise FieldError(
+            "new_head", True, f"the last layer of {trial.model!r} does not learn on these weights: its loss is NaN"
         )
     after = _accuracy(model, val, trial, device, cache)
     return Head({name: value.cpu() for name, value in model.state_dict().items()}, before, after)

@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from trainer.config import Trial, UsageError
+from trainer.config import Trial
+from trainer.errors import FieldError, UsageError
 from trainer.shards.meta import class_names
 
 SHOWN = 3  # names in a message
@@ -62,13 +63,12 @@ def classes_in(checkpoint: str, content: Any, count: int) -> tuple[str, ...] | N
 
 def head_remedy(head: str, names: Sequence[str] | None, rows: Sequence[int] | None) -> str:
     """What to do about a last layer of other classes: `rows` are there if it has those of the data by name."""
-    script = "sweeps/all_regularizers.py --new-head"
     if head == "rows":
-        return f"evaluate it on data of its own classes, or finetune it on these first ({script})"
+        return "evaluate it on data of its own classes, or finetune it on these first, by a sweep with `new_head`"
     if rows is None:
-        return f"{script} puts a fresh one in its place"
+        return "`new_head` of a sweep puts a fresh one in its place"
     whose = "its" if names else "ImageNet's"
-    return f"{script} takes {whose} own rows of the data's classes, by their names"
+    return f"`new_head` of a sweep takes {whose} own rows of the data's classes, by their names"
 
 
 def other_classes(checkpoint: str, names: Sequence[str], classes: Sequence[str], remedy: str) -> UsageError:
@@ -78,10 +78,10 @@ def other_classes(checkpoint: str, names: Sequence[str], classes: Sequence[str],
     )
     if not new:
         differ = "in another order" if not gone else f"and others ({_few(gone)}) in an order of its own"
-        return UsageError(f"--checkpoint {checkpoint}: it has the data's classes {differ}; {remedy}")
+        return FieldError("checkpoint", checkpoint, f"it has the data's classes {differ}; {remedy}")
     of_its_own = f", where it has {_few(gone)}" if gone else ""
-    return UsageError(
-        f"--checkpoint {checkpoint}: its classes are not the data's: {_few(new)} it has not{of_its_own}; {remedy}"
+    return FieldError(
+        "checkpoint", checkpoint, f"its classes are not the data's: {_few(new)} it has not{of_its_own}; {remedy}"
     )
 
 
@@ -102,8 +102,8 @@ def head_misfit(
         what = f"its last layer is of {len(given)} classes, the data have {len(wanted)}"
     else:
         what = "its last layer is another one"
-    return UsageError(
-        f"--checkpoint {checkpoint} does not fit the model: {what} ({'; '.join(problems[:SHOWN])}); {remedy}"
+    return FieldError(
+        "checkpoint", checkpoint, f"does not fit the model: {what} ({'; '.join(problems[:SHOWN])}); {remedy}"
     )
 
 

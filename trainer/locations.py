@@ -11,18 +11,14 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from io import BufferedIOBase
 from pathlib import Path
 from typing import Any, BinaryIO
-from urllib.error import HTTPError
 from urllib.parse import urlsplit
-from urllib.request import urlopen
-
-from pyarrow import ArrowInvalid, NativeFile
-from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
 
 from trainer.errors import UsageError
 from trainer.retryable import UnreachableError
+
+# pyarrow and urllib.request are imported where they are needed: the command lines look at paths before anything else.
 
 SCHEMES = ("file", "http", "https", "s3", "gs")
 TIMEOUT = 60  # seconds without a byte from a web server
@@ -38,13 +34,16 @@ def is_url(location: str) -> bool:
     return "://" in location
 
 
-def open_file(location: str) -> BufferedIOBase | NativeFile:
-    """Open for reading from start to end.
+def open_file(location: str) -> Any:
+    """Open for reading bytes from start to end.
 
     Raises:
         OSError: FileNotFoundError if it is not there.
     """
     if urlsplit(location).scheme in ("http", "https"):
+        from urllib.error import HTTPError
+        from urllib.request import urlopen
+
         try:
             return urlopen(location, timeout=TIMEOUT)
         except HTTPError as error:
@@ -73,14 +72,14 @@ def whole_file(location: str) -> Iterator[BinaryIO]:
         raise UsageError(f"{location}: a web server cannot be written to; give a folder, s3:// or gs:// URL")
     system, target = _file_system(location)
     try:
-        with (_renamed if isinstance(system, LocalFileSystem) else _uploaded)(system, target) as stream:
+        with (_renamed if system.type_name == "local" else _uploaded)(system, target) as stream:
             yield stream
     except OSError as error:
         raise UsageError(f"cannot write {location}: {error.strerror or error}") from None
 
 
 @contextmanager
-def _renamed(_: FileSystem, target: str) -> Iterator[BinaryIO]:
+def _renamed(_: Any, target: str) -> Iterator[BinaryIO]:
     folder, name = os.path.split(target)
     os.makedirs(folder, exist_ok=True)
     # Named by process, so two commands on one folder cannot write into each other's file.
@@ -101,7 +100,7 @@ def _renamed(_: FileSystem, target: str) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def _uploaded(system: FileSystem, target: str) -> Iterator[BinaryIO]:
+def _uploaded(system: Any, target: str) -> Iterator[BinaryIO]:
     with tempfile.TemporaryFile() as stream:
         yield stream
         size = stream.tell()
@@ -118,13 +117,13 @@ def file_size(location: str) -> int | None:
     """Bytes of a file in a folder or an object store, None where there is none."""
     system, path = _file_system(location)
     info = system.get_file_info(path)
-    return info.size if info.type == FileType.File else None
+    return info.size if info.is_file else None
 
 
 def remove_file(location: str) -> None:
     """Remove a file; it may be gone already."""
     system, path = _file_system(location)
-    if system.get_file_info(path).type == FileType.File:
+    if system.get_file_info(path).is_file:
         system.delete_file(path)
 
 
@@ -136,18 +135,25 @@ def list_folder(location: str) -> set[str] | None:
     """
     if urlsplit(location).scheme in ("http", "https"):
         return None
+    from pyarrow.fs import FileSelector
+
     system, path = _file_system(location)
     return {Path(info.path).name for info in system.get_file_info(FileSelector(path)) if info.is_file}
 
 
 def folders_in(location: str) -> set[str]:
     """Names of the folders in a folder or an object store, empty where there is none."""
+    from pyarrow.fs import FileSelector, FileType
+
     system, path = _file_system(location)
     found = system.get_file_info(FileSelector(path, allow_not_found=True))
     return {Path(info.path).name for info in found if info.type == FileType.Directory}
 
 
-def _file_system(location: str) -> tuple[FileSystem, str]:
+def _file_system(location: str) -> tuple[Any, str]:
+    """The file system of pyarrow, and the path in it."""
+    from pyarrow.fs import LocalFileSystem
+
     if not is_url(location):
         return LocalFileSystem(), str(Path(location).resolve())
     scheme, host, path = urlsplit(location)[:3]
@@ -157,8 +163,11 @@ def _file_system(location: str) -> tuple[FileSystem, str]:
 
 
 @lru_cache
-def _object_store(bucket: str) -> FileSystem:
+def _object_store(bucket: str) -> Any:
     """One client per bucket and process: making one asks the store for the bucket's region."""
+    from pyarrow import ArrowInvalid
+    from pyarrow.fs import FileSystem
+
     try:
         if not bucket.startswith(("s3://", "gs://")):
             raise ArrowInvalid("no such protocol")

@@ -4,14 +4,18 @@ timm has it for each of its models and for each of the weights it knows; a third
 ImageNet's.
 """
 
+import difflib
 import logging
 from dataclasses import dataclass
 from typing import Any
 
-from trainer.config import UsageError
-from trainer.normalization import IMAGENET, Channels
-from trainer.timm_names import HUB, TIMM, check_name, import_timm
+from trainer.errors import FieldError
+from trainer.timm_names import HUB, TIMM, check_name, import_timm, is_timm
 
+Channels = tuple[float, float, float]  # red, green, blue
+IMAGENET_MEAN: Channels = (0.485, 0.456, 0.406)
+IMAGENET_STD: Channels = (0.229, 0.224, 0.225)
+CIFAR_RESNETS = ("resnet8", "resnet20", "resnet32", "resnet44", "resnet56")
 IMAGENET_RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 
 
@@ -32,6 +36,22 @@ class ModelInput:
     fixed: bool = False
 
 
+def check_model(name: str) -> None:
+    """Refuse a name that is neither one of our models nor said to be timm's, and name the nearest.
+
+    Raises:
+        FieldError: with what may have been meant.
+    """
+    own = (*CIFAR_RESNETS, *IMAGENET_RESNETS)
+    if name.startswith(TIMM) or name in own:
+        return
+    near = difflib.get_close_matches(name, own, 2)
+    if not near and is_timm(name):  # asked last: importing it takes seconds
+        near = [f"{TIMM}{name}"]
+    meant = f"; did you mean {' or '.join(near)}?" if near else ""
+    raise FieldError("model", name, f"is unknown{meant} There are {', '.join(own)}, and timm's as timm:NAME")
+
+
 def model_input(name: str) -> ModelInput:
     """What the model of this name is made for.
 
@@ -49,13 +69,13 @@ def model_input(name: str) -> ModelInput:
             square images of three channels.
     """
     if not name.startswith(TIMM):
-        return ModelInput(IMAGENET.mean, IMAGENET.std, 224 if name in IMAGENET_RESNETS else None)
+        return ModelInput(IMAGENET_MEAN, IMAGENET_STD, 224 if name in IMAGENET_RESNETS else None)
     settings = _timm_settings(name)
     size, mean, std = settings["input_size"], settings["mean"], settings["std"]
     if size[0] != 3 or len(mean) != 3 or len(std) != 3:
-        raise UsageError(f"model {name!r} takes images of {size[0]} channels; choose one for red, green and blue")
+        raise FieldError("model", name, f"takes images of {size[0]} channels; choose one for red, green and blue")
     if size[1] != size[2]:
-        raise UsageError(f"model {name!r} takes images of {size[2]}x{size[1]} pixels; choose one for square images")
+        raise FieldError("model", name, f"takes images of {size[2]}x{size[1]} pixels; choose one for square images")
     return ModelInput(_channels("mean", mean), _channels("std", std), size[1], settings["fixed_input_size"])
 
 
@@ -70,36 +90,29 @@ def complete(name: str, mean: Any, std: Any, image_size: int | None) -> ModelInp
         return ModelInput(mean, std, image_size)  # without a look at timm
     own = model_input(name)
     if own.fixed and image_size not in (None, own.image_size):
-        raise UsageError(
-            f"image_size={image_size}: model {name!r} takes images of {own.image_size} pixels a side only; "
-            f"give --image-size {own.image_size}"
+        raise FieldError(
+            "image_size",
+            image_size,
+            f"model {name!r} takes images of {own.image_size} pixels a side only; give {own.image_size}",
         )
     size = own.image_size if image_size is None else image_size
     return ModelInput(mean or own.mean, std or own.std, size, own.fixed)
 
 
-def parse_channels(flag: str, text: str | None) -> Channels | None:
-    """Three numbers with commas between, from the command line; None where the flag was not given.
-
-    Raises:
-        UsageError: if they are no three numbers, or cannot be.
-    """
-    if text is None:
-        return None
-    return _channels(flag.removeprefix("--"), text.split(","), f"{flag} {text}")
-
-
-def _channels(kind: str, values: Any, given: str = "") -> Channels:
-    lowest, usual = "above 0" if kind == "std" else "from 0", ",".join(map(str, getattr(IMAGENET, kind)))
+def _channels(field: str, values: Any) -> Channels:
+    lowest = "above 0" if field == "std" else "from 0"
+    usual = ",".join(map(str, IMAGENET_STD if field == "std" else IMAGENET_MEAN))
     try:
         red, green, blue = map(float, values)
-        good = all(0 <= value <= 1 and (value or kind == "mean") for value in (red, green, blue))
+        good = all(0 <= value <= 1 and (value or field == "mean") for value in (red, green, blue))
     except (TypeError, ValueError):
         good = False
     if not good:
-        raise UsageError(
-            f"{given or f'{kind}={values}'}: give three pixel fractions, {lowest} to 1, for red, green and blue, such "
-            f"as {usual}; divide gray levels by 255"
+        raise FieldError(
+            field,
+            values,
+            f"give three pixel fractions, {lowest} to 1, for red, green and blue, such as {usual}; divide gray levels "
+            "by 255",
         )
     return red, green, blue
 
@@ -113,9 +126,11 @@ def _timm_settings(name: str) -> dict[str, Any]:
             settings, _, _ = timm.models.load_model_config_from_hf(name.removeprefix(HUB))
         except Exception as error:  # of the network, of the hub, of the file
             reason = next(iter(str(error).strip().splitlines()), "")[:200]
-            raise UsageError(
-                f"model {name!r}: the hub has no configuration for it, or cannot be reached ({type(error).__name__}: "
-                f"{reason}); a name that timm knows needs no network"
+            raise FieldError(
+                "model",
+                name,
+                f"the hub has no configuration for it, or cannot be reached ({type(error).__name__}: {reason}); a name "
+                "that timm knows needs no network",
             ) from None
     else:
         check_name(timm, name)

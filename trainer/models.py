@@ -4,10 +4,11 @@ from collections.abc import Callable
 
 from torch import nn
 
-from trainer.config import UsageError
+from trainer.errors import FieldError
+from trainer.model_input import check_model
 from trainer.published import build_timm
 from trainer.resnet import ACTIVATIONS, BasicBlock, Bottleneck, CifarResNet, ImageNetResNet
-from trainer.timm_names import TIMM, is_timm
+from trainer.timm_names import TIMM
 
 MODELS: dict[str, Callable[[int, str], nn.Module]] = {
     "resnet8": lambda k, a: CifarResNet(8, k, a),
@@ -36,13 +37,10 @@ def build_model(name: str, classes: int, activation: str = "relu") -> nn.Module:
         UsageError: if the name or the activation is unknown or timm is not installed.
     """
     if activation not in ACTIVATIONS:
-        raise UsageError(f"activation {activation!r} is unknown; choose from {', '.join(ACTIVATIONS)}")
+        raise FieldError("activation", activation, f"choose from {', '.join(ACTIVATIONS)}")
     if name.startswith(TIMM):
         return build_timm(name, classes)
-    if name not in MODELS and is_timm(name):
-        raise UsageError(f"model {name!r} is unknown; did you mean {TIMM}{name}?")
-    if name not in MODELS:
-        raise UsageError(f"model {name!r} is unknown; choose from {', '.join(MODELS)}, or timm:NAME")
+    check_model(name)
     return MODELS[name](classes, activation)
 
 

@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-Channels = tuple[float, float, float]  # red, green, blue
+from trainer.model_input import IMAGENET_MEAN, IMAGENET_STD, Channels
+
 Images = Float[Tensor, "b 3 h w"]
 
 
@@ -44,4 +45,4 @@ def _channels(values: Channels, like: Tensor) -> Tensor:
     return like.new_tensor(values)[:, None, None]
 
 
-IMAGENET = Normalization(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+IMAGENET = Normalization(mean=IMAGENET_MEAN, std=IMAGENET_STD)

@@ -10,5 +10,5 @@ def at_least_float32(tensor: Tensor) -> Tensor:
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The context in which a model computes in a precision of `trainer.config.PRECISIONS`."""
+    """The context in which a model computes in a precision of `trainer.config.Precision`."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")

@@ -17,7 +17,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.nn.functional import embedding_bag, pad
 
-from trainer.config import UsageError
+from trainer.errors import FieldError
 
 CROP_PADDING = 32  # pixels that the evaluation's window leaves out, at the output's scale
 AREAS = (0.08, 1.0)  # of a random window, fractions of the image …
@@ -61,7 +61,9 @@ class Transform:
 
     def __post_init__(self) -> None:
         if self.size is not None and self.size < 1:
-            raise UsageError(f"size={self.size}: give the side in pixels, at least 1, or None for the images' own")
+            raise FieldError(
+                "image_size", self.size, "give the side in pixels, at least 1, or none for the images' own"
+            )
 
     def __call__(self, encoded: bytes, random: Random) -> UInt8[Tensor, "3 h w"]:
         """Pixels, channels red, green, blue.

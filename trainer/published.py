@@ -6,10 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from trainer.config import UsageError
-from trainer.timm_names import HUB, TIMM, check_name, import_timm
-
-PRETRAINED = "pretrained"  # in place of a file: the weights that a model's authors publish
+from trainer.errors import FieldError, UsageError
+from trainer.timm_names import HUB, PRETRAINED, TIMM, check_name, import_timm
 
 
 def build_timm(name: str, classes: int | None, *, weights: bool = False) -> nn.Module:
@@ -35,7 +33,7 @@ def build_timm(name: str, classes: int | None, *, weights: bool = False) -> nn.M
     except Exception as error:  # of timm, of the Hub's client, of the network below it
         if not (weights or name.startswith(HUB)):
             raise
-        raise UsageError(_why_not(name, error, weights)) from None
+        raise _why_not(name, error, weights) from None
 
 
 def published(name: str) -> dict[str, Any]:
@@ -45,8 +43,8 @@ def published(name: str) -> dict[str, Any]:
         UsageError: if the model is not timm's, has none, or they cannot be downloaded.
     """
     if not name.startswith(TIMM):
-        raise UsageError(
-            f"--checkpoint {PRETRAINED}: of model {name!r} no weights are known; give a file, or --model timm:{name}"
+        raise FieldError(
+            "checkpoint", PRETRAINED, f"of model {name!r} no weights are known; give a file, or `model` timm:{name}"
         )
     return {"model": build_timm(name, None, weights=True).state_dict()}
 
@@ -73,10 +71,10 @@ def without_network(name: str) -> str:
         return ours if torch.equal(theirs.eval()(images), twin.eval()(images)) else name
 
 
-def _why_not(name: str, error: Exception, weights: bool) -> str:
+def _why_not(name: str, error: Exception, weights: bool) -> FieldError:
     reason = (str(error).strip().splitlines() or [""])[0][:160]
     if "No pretrained weights exist" in reason:
-        return f"--checkpoint {PRETRAINED}: timm knows no published weights of {name!r}; give a file"
+        return FieldError("checkpoint", PRETRAINED, f"timm knows no published weights of {name!r}; give a file")
     kinds = {kind.__name__ for kind in type(error).__mro__}
     if kinds & {"RepositoryNotFoundError", "RevisionNotFoundError"}:
         reason = "the Hub has no such repository, or it is private"
@@ -86,5 +84,7 @@ def _why_not(name: str, error: Exception, weights: bool) -> str:
         reason = "the repository is not of a model of timm"
     else:
         reason = f"{type(error).__name__}: {reason}"
-    what = f"--checkpoint {PRETRAINED}: the weights of {name!r}" if weights else f"model {name!r}: its configuration"
-    return f"{what} cannot be downloaded: {reason}; check the name and the network, or give a file with --checkpoint"
+    remedy = f"cannot be downloaded: {reason}; check the name and the network, or give a file as `checkpoint`"
+    if weights:
+        return FieldError("checkpoint", PRETRAINED, f"the weights of {name!r} {remedy}")
+    return FieldError("model", name, f"its configuration {remedy}")

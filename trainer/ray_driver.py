@@ -7,49 +7,11 @@ newest checkpoint.
 from dataclasses import dataclass
 from typing import Any
 
-import ray
 from ray import train
 
 from trainer.cache import ShardCache
 from trainer.metrics import VAL_ROBUST_ACCURACY
-
-RAY_TRAIN = ("lean", "stock")
-TESTED_RAY = "2.60.0"  # that of constraints.txt; `trainer.lean_trainer` rests on private parts of it
-
-
-@dataclass(frozen=True, kw_only=True)
-class Placement:
-    """Where the workers of one trial run.
-
-    Args:
-        workers: number of DDP processes.
-        gpus_per_worker: number of GPUs of each, 0 for CPU and gloo.
-        cpus_per_worker: number of CPUs of each.
-        cache: shard cache of every node.
-        ray_train: `lean` (fewer processes, which go on to the next trial; with the Ray that is tested) or `stock`.
-    """
-
-    workers: int = 1
-    gpus_per_worker: float = 0
-    cpus_per_worker: float = 1
-    cache: ShardCache = ShardCache()
-    ray_train: str = "lean"
-
-    @property
-    def lean(self) -> bool:
-        """Whether Ray Train runs as `trainer.lean_trainer` changes it; with another Ray than the tested one never."""
-        return self.ray_train == "lean" and ray.__version__ == TESTED_RAY
-
-    def bundle(self) -> dict[str, float]:
-        """What one worker takes, in Ray's words."""
-        gpus = {"GPU": float(self.gpus_per_worker)} if self.gpus_per_worker else {}
-        return {"CPU": float(self.cpus_per_worker), **gpus}
-
-    def scaling(self) -> train.ScalingConfig:
-        """All of them, in Ray's words."""
-        return train.ScalingConfig(
-            num_workers=self.workers, use_gpu=self.gpus_per_worker > 0, resources_per_worker=self.bundle()
-        )
+from trainer.placement import Placement
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +71,9 @@ def run_trial(
     run = _trainer(placement, in_tune)(
         _work,
         train_loop_config={"worker": worker},
-        scaling_config=placement.scaling(),
+        scaling_config=train.ScalingConfig(
+            num_workers=placement.workers, use_gpu=placement.gpus > 0, resources_per_worker=placement.bundle()
+        ),
         run_config=train.RunConfig(  # type: ignore[call-arg]  # resolved to the class of Train V1
             name=name,
             storage_path=storage,

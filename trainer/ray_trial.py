@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import time
 import traceback
@@ -26,6 +27,8 @@ from trainer.ray_driver import WorkerConfig
 from trainer.retryable import RetryableError
 from trainer.system_metrics import record_system_metrics
 from trainer.trial_log import FAILURE, GALLERY, TrialLog, failure_of
+
+logger = logging.getLogger(__name__)
 
 NO_UPLOAD = train.CheckpointUploadMode.NO_UPLOAD  # checkpoints are in the storage already
 
@@ -132,7 +135,7 @@ class _Worker:
         try:
             save_state(state, f"{self.config.folder}/{name}")
         except UsageError as error:
-            print(f"{error}; training continues, the previous checkpoint remains the newest")
+            logger.warning("%s; training continues, the previous checkpoint remains the newest", error)
             return None
         self.newest = f"{self.config.folder}/{name}"
         storage = train.get_context().get_storage()
@@ -148,7 +151,7 @@ def _draw_gallery(log: TrialLog, trial: Trial, state: State, device: torch.devic
     try:
         log.keep(GALLERY, gallery_of(trial, state["model"], device, cache))
     except Exception as error:
-        print(f"no gallery: {type(error).__name__}: {error}")
+        logger.warning("no gallery: %s: %s", type(error).__name__, error)
 
 
 class _Interruption:

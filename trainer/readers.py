@@ -147,7 +147,7 @@ class BatchReader(Dataset):
             if size is not None and size != pixels.shape:
                 raise UsageError(
                     f"{encoded.shard}: image {encoded.key} is {pixels.shape[2]}x{pixels.shape[1]} pixels, "
-                    f"others are {size[2]}x{size[1]}; give the side they shall have with --image-size"
+                    f"others are {size[2]}x{size[1]}; give the side they shall have as `image_size`"
                 )
             size = pixels.shape
             while waiting:

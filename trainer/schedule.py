@@ -15,7 +15,7 @@ def learning_rate(trial: Trial, step: int, world_size: int) -> float:
     if trial.schedule == "constant":
         return trial.learning_rate
     batch = trial.batch_size * world_size
-    whole_rate, epoch = trial.learning_rate * batch / REFERENCE_BATCH, step * batch / trial.images_per_epoch
+    whole_rate, epoch = trial.learning_rate * batch / REFERENCE_BATCH, step * batch / trial.epoch_images
     return whole_rate * factor(epoch, float(trial.epochs))
 
 

@@ -1,6 +1,7 @@
 """Load of the machine while a trial trains, under MLflow's names of system metrics."""
 
 import contextlib
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -9,6 +10,8 @@ import psutil
 import torch
 
 from trainer.metrics import Metrics, metric
+
+log = logging.getLogger(__name__)
 
 FIRST, EVERY = 2.0, 10.0  # seconds before the first sample, and between two
 
@@ -50,7 +53,7 @@ def record_system_metrics(record: Callable[[Metrics, int], None], device: torch.
             try:
                 record(system_metrics(device), int(time.time()))
             except Exception as error:  # no reason to fail
-                print(f"system metrics unavailable: {type(error).__name__}: {error}")
+                log.warning("system metrics unavailable: %s: %s", type(error).__name__, error)
                 return
             pause = EVERY
 

@@ -3,9 +3,10 @@
 import difflib
 from types import ModuleType
 
-from trainer.config import UsageError
+from trainer.errors import FieldError, UsageError
 
 TIMM = "timm:"
+PRETRAINED = "pretrained"  # in place of a file of weights: those that a model's authors publish
 HUB = "timm:hf-hub:"  # after that, a repository of the Hugging Face Hub
 
 
@@ -18,11 +19,11 @@ def import_timm(name: str) -> ModuleType:
     try:
         import timm
     except ImportError:
-        raise UsageError(f"model {name!r} needs timm; install it with: pip install 'heatmap-sweeps[timm]'") from None
+        raise FieldError("model", name, "needs timm; install it with: pip install 'heatmap-sweeps[timm]'") from None
     except RuntimeError as error:  # a torchvision made for another torch
         reason = str(error).partition("\n")[0]
-        raise UsageError(
-            f"model {name!r}: timm cannot be imported ({reason}); install torch and torchvision from the same index"
+        raise FieldError(
+            "model", name, f"timm cannot be imported ({reason}); install torch and torchvision from the same index"
         ) from None
     return timm
 
@@ -46,10 +47,12 @@ def check_name(timm: ModuleType, name: str) -> None:
     if not timm.is_model(architecture):
         near = difflib.get_close_matches(architecture, timm.list_models(), 3)
         meant = f"; did you mean {', '.join(near)}?" if near else f"; {TIMM}hf-hub:OWNER/NAME takes one from the Hub"
-        raise UsageError(f"model {name!r}: timm {timm.__version__} has no {architecture!r}{meant}")
+        raise FieldError("model", name, f"timm {timm.__version__} has no {architecture!r}{meant}")
     tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{architecture}.*")]
     if tag and tag not in tags:
-        raise UsageError(
-            f"model {name!r}: timm {timm.__version__} has no weights {tag!r} of {architecture}; "
-            f"it has {', '.join(difflib.get_close_matches(tag, tags, 5, 0) or ['none'])}"
+        raise FieldError(
+            "model",
+            name,
+            f"timm {timm.__version__} has no weights {tag!r} of {architecture}; it has "
+            f"{', '.join(difflib.get_close_matches(tag, tags, 5, 0) or ['none'])}",
         )

@@ -12,6 +12,7 @@ points and adds only what is missing: readers meet every point once, with the ti
 
 import contextlib
 import json
+import logging
 import threading
 import time
 from collections.abc import Iterator
@@ -19,6 +20,8 @@ from typing import Any
 
 from trainer.errors import UsageError
 from trainer.locations import open_file, read_json, whole_file
+
+log = logging.getLogger(__name__)
 
 TRIAL, GALLERY, FAILURE = "trial.json", "gallery.png", "failure.json"
 SPOILED = (json.JSONDecodeError, UnicodeDecodeError)
@@ -95,7 +98,7 @@ class TrialLog:
                     with whole_file(f"{self.folder}/{name}") as stream:
                         stream.write(content)
                 except (UsageError, OSError) as error:
-                    print(f"{error}; {len(waiting)} files of metrics are queued in memory and written later")
+                    log.warning("%s; %d files of metrics are queued in memory and written later", error, len(waiting))
                     return
                 with self._lock:
                     if self._waiting.get(name) is content:

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from trainer.config import UsageError
+from trainer.errors import FieldError
 
 WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")  # of PyTorch, at any depth
 BESIDE = ("total_ops", "total_params")  # that a profiler leaves in every layer
@@ -106,9 +106,9 @@ def choose_copy(
     full = [copy for copy in copies if fit(copy)[0] == best]
     averaged = [copy for copy in full if copy.averaged]
     if ema and not averaged:
-        raise UsageError(
-            f"--ema: {checkpoint} has no moving average of the weights; it has "
-            f"{', '.join(copy.place or 'the weights alone' for copy in full)}. Leave --ema out"
+        there = ", ".join(copy.place or "the weights alone" for copy in full)
+        raise FieldError(
+            "ema", True, f"{checkpoint} has no moving average of the weights; it has {there}. Leave it out"
         )
     # Self-distillation publishes both, and its authors evaluate the teacher.
     plain = [copy for copy in copies if not copy.averaged and not STUDENT.search(copy.words)]
@@ -118,7 +118,7 @@ def choose_copy(
     notes = []
     others = [copy.place or "the bare weights" for copy in full if copy is not chosen]
     if others or chosen.averaged:
-        remedy = "; --ema takes a moving average" if averaged and not chosen.averaged else ""
+        remedy = "; ema takes a moving average" if averaged and not chosen.averaged else ""
         also = f"; also there: {', '.join(others)}{remedy}" if others else ""
         notes.append(f"weights taken from {chosen.place or 'the bare weights'} of {checkpoint}{also}")
     if chosen.beside:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainer.config import UsageError
+from trainer.errors import FieldError, UsageError
 from trainer.last_layer import (
     class_rows,
     classes_in,
@@ -23,7 +23,8 @@ from trainer.last_layer import (
     trial_settings,
 )
 from trainer.models import last_layers
-from trainer.published import PRETRAINED, published
+from trainer.published import published
+from trainer.timm_names import PRETRAINED
 from trainer.weight_copies import (
     STATISTICS,
     WeightCopy,
@@ -117,7 +118,7 @@ def fit_weights(
             notes.append(taken(checkpoint, count, rows))
     elif head == "new":
         if not layers:
-            raise UsageError("--new-head: which layer of this model is its last is not known; leave it out")
+            raise FieldError("new_head", True, "which layer of this model is its last is not known; leave it out")
         dropped = [name for name in (*state, *copy.inside) if belongs_to(layers, name)]
         if dropped:
             notes.append(f"the last layer of {checkpoint} is left out: {layer_names(dropped)}")
@@ -152,7 +153,7 @@ def _check_finite(state: dict[str, Tensor], checkpoint: str) -> None:
     for name, value in state.items():
         if value.is_floating_point() and not bool(value.float().isfinite().all()):
             what = "NaN" if bool(value.float().isnan().any()) else "infinity"
-            raise UsageError(f"--checkpoint {checkpoint}: {name} holds {what}; the training that wrote it had diverged")
+            raise FieldError("checkpoint", checkpoint, f"{name} holds {what}; the training that wrote it had diverged")
 
 
 def _unusable(tensors: dict[str, Tensor]) -> list[str]:
@@ -182,6 +183,6 @@ def _problems(copy: WeightCopy, own: dict[str, Tensor]) -> dict[str, str]:
 
 def _misfit(checkpoint: str, problems: list[str]) -> UsageError:
     more = f" and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
-    return UsageError(
-        f"--checkpoint {checkpoint} does not fit the model: {'; '.join(problems[:SHOWN])}{more}. Check --model"
+    return FieldError(
+        "checkpoint", checkpoint, f"does not fit the model: {'; '.join(problems[:SHOWN])}{more}. Check `model`"
     )

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from trainer.config import UsageError
+from trainer.errors import FieldError, UsageError
 from trainer.locations import file_size, folders_in, is_url, open_file, read_json
 
 STATE_FILE = "state.pt"  # in the checkpoint folder of a trial
@@ -113,9 +113,9 @@ def checkpoint_in(location: str) -> str:
     picked = [row["checkpoint"] for row in result.get("trials", ()) if row["trial_id"] == result.get("pick")]
     trials = sorted(folders_in(f"{folder}/trials"))
     if not picked and not trials:
-        raise UsageError(f"--checkpoint {location}: is the folder of a sweep of which no trial has begun")
+        raise FieldError("checkpoint", location, "is the folder of a sweep of which no trial has begun")
     remedy = f"its pick is {picked[0]}" if picked else f"its trials are in {folder}/trials: {', '.join(trials[:5])}"
-    raise UsageError(f"--checkpoint {location}: is the folder of a sweep; {remedy}; give one checkpoint")
+    raise FieldError("checkpoint", location, f"is the folder of a sweep; {remedy}; give one checkpoint")
 
 
 def read_content(file: str) -> Any:
@@ -130,7 +130,7 @@ def read_content(file: str) -> Any:
         with open_file(file) as stream:
             content = stream.read()
     except FileNotFoundError:
-        raise UsageError(f"--checkpoint {file}: no such file") from None
+        raise FieldError("checkpoint", file, "no such file") from None
     except UsageError:
         raise
     except Exception as error:  # of the network and of object stores
@@ -162,8 +162,8 @@ def _read_pickle(file: str, content: bytes) -> Any:
             detail = f": {said[1][:100]}" if said else ""
             raise _unreadable(file, f"it is damaged, or no file of torch.save{detail}") from None
         what = "a whole pickled model" if b"torch.nn.modules." in content else "a pickled object"
-        raise UsageError(
-            f"--checkpoint {file}: holds {what} ({named[1]}), and loading that may run any code; {REMEDY}"
+        raise FieldError(
+            "checkpoint", file, f"holds {what} ({named[1]}), and loading that may run any code; {REMEDY}"
         ) from None
     except Exception as error:  # the zip and pickle readers raise errors of all kinds
         _refuse_plain_pickle(file, content)
@@ -177,7 +177,7 @@ def _refuse_plain_pickle(file: str, content: bytes) -> None:
     except ValueError:  # no pickle, or a damaged one
         return
     if last == len(content) - 1:
-        raise UsageError(f"--checkpoint {file}: is a file of pickle.dump, not of torch.save; {REMEDY}")
+        raise FieldError("checkpoint", file, f"is a file of pickle.dump, not of torch.save; {REMEDY}")
 
 
 def _what_else(content: bytes) -> str:
@@ -232,7 +232,7 @@ def _is_safetensors(content: bytes) -> bool:
 
 
 def _unreadable(file: str, why: str) -> UsageError:
-    return UsageError(f"--checkpoint {file}: not a readable weights file: {why}")
+    return FieldError("checkpoint", file, f"not a readable weights file: {why}")
 
 
 def _reason(error: Exception) -> str:

@@ -6,35 +6,43 @@ A sweep that ends writes it by itself; this does so again, or elsewhere. Prints 
 and, for the heatmaps, its data; neither a server nor a cluster.
 """
 
-import argparse
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from sweeps.report import PAGE, write_report
-from sweeps.results import load_result
-from trainer.arguments import Parser
-from trainer.config import UsageError
-from trainer.locations import absolute
+from trainer.command import parse, run
 
 
-def parse() -> argparse.Namespace:
-    """Command line."""
-    parser = Parser(prog="python -m sweeps.report", description=(__doc__ or "").partition("\n\n")[0])
-    parser.add_argument("--name", required=True, metavar="SWEEP", help="of the sweep, which has ended")
-    parser.add_argument("--storage", metavar="WHERE", default="runs", help="of the sweep (default ./runs)")
-    parser.add_argument("--out", metavar="FILE", help="default: report.html in the sweep's folder")
-    return parser.parse_args()
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """The report to write.
+
+    Args:
+        name: name of the sweep, which has ended.
+        storage: folder or URL of the sweep; that of SWEEPS_STORAGE, else ./runs, if not given.
+        out: file to write; report.html in the sweep's folder if not given.
+    """
+
+    name: str
+    storage: str | None = None
+    out: str | None = None
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Write the report; the exit status."""
-    given = parse()
-    try:
-        result = load_result(absolute(given.storage), given.name)
-        out = absolute(given.out or f"{result.sweep.folder}/{PAGE}")
-        write_report(result, out)
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return run(lambda: write(argv))
+
+
+def write(argv: Sequence[str] | None) -> int:
+    """Write the report, and print where it is."""
+    asked = parse(Asked, argv, prog="heatmap-sweeps report", description=(__doc__ or "").partition("\n\n")[0])
+    from sweeps.report.page import PAGE, write_report
+    from sweeps.results import SweepResult
+    from trainer.locations import absolute
+
+    result = SweepResult.load(asked.name, asked.storage)
+    out = absolute(asked.out or f"{result.sweep.folder}/{PAGE}")
+    write_report(result, out)
     print(out)
     return 0
 

@@ -7,34 +7,38 @@
 Prints what was sent of each run. May be run again, and while the sweep runs. Exit status 2 if no server answers.
 """
 
-import argparse
 import logging
+import os
 import sys
 from collections import Counter
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from tyro.conf import Positional
 
 from sweeps.events import log_in
-from sweeps.settings import sweeps_in
-from sweeps.tracking.server import reason
-from sweeps.tracking.upload import Uploader
-from trainer.arguments import Parser
-from trainer.config import UsageError
-from trainer.locations import absolute, is_url, read_json
+from sweeps.settings import Sweep, sweeps_in, usual_storage
+from trainer.command import parse, run
+from trainer.errors import UsageError
+from trainer.locations import absolute
 
 
-def parse() -> argparse.Namespace:
-    """Command line."""
-    parser = Parser(prog="python -m sweeps.tracking", description=(__doc__ or "").partition("\n\n")[0])
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, help_ in (
-        ("flush", "send what MLflow does not have yet"),
-        ("rebuild", "send everything again, to a new or an emptied MLflow"),
-    ):
-        command = commands.add_parser(name, help=help_, description=help_)
-        command.add_argument("--storage", metavar="WHERE", default="runs", help="of the sweeps (default ./runs)")
-        command.add_argument("--name", metavar="SWEEP", help="of one sweep (default: all of them)")
-        command.add_argument("--tracking-uri", metavar="URI", help="of MLflow (default: the sweep's own)")
-    return parser.parse_args()
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What is to be sent.
+
+    Args:
+        command: flush sends what MLflow does not have yet, rebuild everything again, to a new or an emptied MLflow.
+        storage: folder or URL of the sweeps; that of SWEEPS_STORAGE, else ./runs, if not given.
+        name: name of one sweep; all of them if not given.
+        tracking_uri: address of MLflow; that of MLFLOW_TRACKING_URI, else the sweep's own, if not given.
+    """
+
+    command: Positional[Literal["flush", "rebuild"]]
+    storage: str | None = None
+    name: str | None = None
+    tracking_uri: str | None = None
 
 
 def choose(storage: str, name: str | None) -> list[str]:
@@ -58,14 +62,16 @@ def send(storage: str, name: str, uri: str | None, again: bool) -> bool:
     Raises:
         UsageError: if the server does not answer, another process is sending, or there is no event log.
     """
-    settings = read_json(f"{storage}/{name}/settings.json")
-    uri = uri or settings["tracking_uri"]
-    local = Path(settings.get("local_dir") or ("runs" if is_url(storage) else storage), name)
-    log = log_in(f"{storage}/{name}", local)
+    sweep = Sweep.load(name, storage)
+    uri, local = uri or os.environ.get("MLFLOW_TRACKING_URI") or sweep.mlflow, sweep.local_folder
+    log = log_in(sweep.folder, local)
     if not log.size():
         raise UsageError(f"{name}: there is no event log in {local}; run this on the machine that drove the sweep")
+    from sweeps.tracking.server import reason
+    from sweeps.tracking.upload import Uploader
+
     sent: Counter[str] = Counter()
-    uploader = Uploader(f"{storage}/{name}", local, log, uri, lambda run, points: sent.update({run: points}))
+    uploader = Uploader(sweep.folder, local, log, uri, lambda run, points: sent.update({run: points}))
     try:
         if not uploader.send(patience=120, again=again):
             raise UsageError(f"{name}: another process is still sending; run this again to see that nothing is left")
@@ -76,26 +82,28 @@ def send(storage: str, name: str, uri: str | None, again: bool) -> bool:
             f"{name}: MLflow at {uri} does not answer; what it lacks stays in the storage ({reason(error)})"
         ) from None
     finally:
-        for run, points in sent.items():
-            print(f"{name}: sent {points} values of {run}")
-    for run, why in uploader.refused.items():
-        print(f"{name}: MLflow refuses something of {run}: {why}", file=sys.stderr)
+        for trial, points in sent.items():
+            print(f"{name}: sent {points} values of {trial}")
+    for trial, why in uploader.refused.items():
+        print(f"{name}: MLflow refuses something of {trial}: {why}", file=sys.stderr)
     if not sent and not uploader.refused:
         print(f"{name}: MLflow has everything")
     return not uploader.refused
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Send what is missing; the exit status."""
+    return run(lambda: send_all(argv))
+
+
+def send_all(argv: Sequence[str] | None) -> int:
+    """Send what is missing of all sweeps that are asked for."""
+    asked = parse(Asked, argv, prog="python -m sweeps.tracking", description=(__doc__ or "").partition("\n\n")[0])
     for name in ("alembic", "mlflow"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    given = parse()
-    try:
-        storage, again = absolute(given.storage), given.command == "rebuild"
-        return 0 if all([send(storage, name, given.tracking_uri, again) for name in choose(storage, given.name)]) else 1
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    storage, again = absolute(asked.storage or usual_storage()), asked.command == "rebuild"
+    names = choose(storage, asked.name)
+    return 0 if all([send(storage, name, asked.tracking_uri, again) for name in names]) else 1
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from trainer.shards import evaluation_splits
 ALIAS = "pick"
 
 
-def save_model(checkpoint: str, data: str, folder: Path, cache: ShardCache | None = None) -> Path:
+def save_model(checkpoint: str, data: str | None, folder: Path, cache: ShardCache | None = None) -> Path:
     """Save a trial's network in MLflow's format: normalized images (b, 3, h, w) in, logits (b, k) out.
 
     The input example is two test images of the data. The metadata say how images become its input: `mean`, `std`,

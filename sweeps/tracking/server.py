@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import logging
 import socket
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -10,7 +11,9 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from sweeps.environment import set_environment
-from trainer.config import UsageError
+from trainer.errors import FieldError
+
+log = logging.getLogger(__name__)
 
 
 def connect(uri: str) -> MlflowClient:
@@ -46,11 +49,14 @@ def check_tracking(uri: str) -> None:
         connect(uri)
     except Exception as error:
         if not _is_away(uri, error):
-            raise UsageError(
-                f"--tracking-uri {uri}: no MLflow answers there; give http://HOST:PORT of a server or "
-                f"sqlite:///PATH ({reason(error)[:120]})"
+            raise FieldError(
+                "tracking_uri",
+                uri,
+                f"no MLflow answers there; give http://HOST:PORT of a server or sqlite:///PATH ({reason(error)[:120]})",
             ) from None
-        print(f"No MLflow answers at {uri} yet. The sweep goes on; metrics are kept in its storage until one does.")
+        log.warning(
+            "No MLflow answers at %s yet. The sweep goes on; metrics are kept in its storage until one does.", uri
+        )
 
 
 def _is_away(uri: str, error: Exception) -> bool:

@@ -167,7 +167,7 @@ class Uploader:
 
     def _start_trial(self, client: MlflowClient, event: TrialStarted) -> None:
         sweep, cursor = self.cursors.read(SWEEP), self.cursors.read(event.trial_id)
-        tags = {"finalist": event.regularizer} if event.repeats else {}
+        tags = {"number": event.tag} | ({"finalist": event.regularizer} if event.repeats else {})
         if event.resumed_from:
             tags |= {"resumed_from": self.cursors.read(event.resumed_from).run or event.resumed_from}
             tags |= {"start": event.start}

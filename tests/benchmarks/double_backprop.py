@@ -16,13 +16,14 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from regularizers import REGULARIZERS
-from trainer.config import BATCH_NORM_MODES, PRECISIONS
+from trainer.config import BatchNorm, Precision
 from trainer.data import Batch
 from trainer.models import build_model
 from trainer.step import CompiledLoss, RegularizedLoss, set_mode, train_step
@@ -33,8 +34,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--model", default="resnet18")
     parser.add_argument("--size", type=int, default=96, help="side of the images in pixels")
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--batch-norm", choices=BATCH_NORM_MODES, default="frozen")
-    parser.add_argument("--precision", choices=PRECISIONS, default="float32")
+    parser.add_argument("--batch-norm", choices=get_args(BatchNorm), default="frozen")
+    parser.add_argument("--precision", choices=get_args(Precision), default="float32")
     parser.add_argument("--channels-last", action="store_true")
     parser.add_argument("--compile", action="store_true", help="also the compiled plain and regularized steps")
     parser.add_argument("--stock", action="store_true", help="also with PyTorch's own second derivatives")

@@ -43,8 +43,9 @@ from trainer.data import LoaderOptions, train_loader
 from trainer.digits import write_digits
 from trainer.fit import make_loss, make_optimizer, prepare_model
 from trainer.locations import folders_in
+from trainer.placement import Placement
 from trainer.preprocess import Transform
-from trainer.ray_driver import Placement, WorkerConfig
+from trainer.ray_driver import WorkerConfig
 from trainer.ray_trial import train_worker
 from trainer.shards import read_shards
 from trainer.step import set_mode, train_step

@@ -20,7 +20,7 @@ from playwright.sync_api import sync_playwright
 from sklearn.datasets import load_digits
 from test_docs import PAGES, commands
 
-from sweeps.results import load_result
+from sweeps.results import SweepResult
 from sweeps.tracking.runs import SWEEP_TAG
 from trainer.evaluate.subject import load_subject
 from trainer.models import build_model
@@ -82,8 +82,8 @@ def ended(tmp_path_factory):
     experiment = server.client.get_experiment_by_name("heatmap-sweeps").experiment_id
     (parent,) = server.client.search_runs([experiment], f"tags.`{SWEEP_TAG}` = 'SWEEP'")
     yield SimpleNamespace(
-        folder=folder, server=server, parent=parent, result=load_result(f"{folder}/runs", "SWEEP"), out=done.stdout,
-        run=run, page=f"{server.uri}/#/experiments/{experiment}/runs",
+        folder=folder, server=server, parent=parent, result=SweepResult.load("SWEEP", f"{folder}/runs"),
+        out=done.stdout, run=run, page=f"{server.uri}/#/experiments/{experiment}/runs",
     )  # fmt: skip
     server.kill()
 
@@ -120,18 +120,18 @@ def test_mlflow_shows_the_sweep_its_trials_their_charts_and_heatmaps(ended, page
     parent = page.get_by_role("gridcell").filter(has=page.get_by_role("link", name="SWEEP", exact=True))
     parent.get_by_role("button").first.click()  # unfold
     client = ended.server.client
-    names = [client.get_run(run_of(client, row.trial_id)).info.run_name for row in ended.result.rows]  # l2 w=0.13 #01
+    names = [client.get_run(run_of(client, row.trial_id)).info.run_name for row in ended.result.trials]  # l2 w=0.13 #01
     assert sorted(name.rpartition("#")[2] for name in names) == ["00", "01", "02", "03"]
     for name in names:
         page.get_by_role("link", name=name, exact=True).wait_for()
 
     page.goto(f"{ended.page}/{ended.parent.info.run_id}")
-    page.get_by_text(re.compile(f"^Pick: .*{ended.result.picked.trial_id}")).first.wait_for()
+    page.get_by_text(re.compile(f"^Pick: .*{ended.result.pick.tag}")).first.wait_for()
     page.get_by_text("Child runs", exact=True).wait_for()
     for artifact in ("figures/accuracies.png", "figures/responses.png", "figures/heatmaps-0.png"):
         _see_picture(page, f"{ended.page}/{ended.parent.info.run_id}/artifacts/{artifact}")
 
-    run = run_of(ended.server.client, ended.result.picked.trial_id)
+    run = run_of(ended.server.client, ended.result.pick.trial_id)
     page.goto(f"{ended.page}/{run}/model-metrics")
     for chart in ("step/loss", "val/robust_accuracy"):
         page.get_by_placeholder("Search metric charts").fill(chart)
@@ -149,7 +149,7 @@ def _see_picture(page, address):
 
 
 def test_runs_are_found_by_the_same_names_everywhere(ended):
-    picked = ended.result.picked
+    picked = ended.result.pick
     query = f"params.regularizer = '{picked.regularizer}' and metrics.`val/accuracy` >= {picked.accuracy - 1e-9}"
     found = ended.server.client.search_runs([ended.parent.info.experiment_id], f"{query} and tags.state = 'finished'")
     assert run_of(ended.server.client, picked.trial_id) in {run.info.run_id for run in found}
@@ -224,8 +224,8 @@ def test_the_winner_is_a_model_that_loads_and_serves(ended):
     mlflow.set_tracking_uri(ended.server.uri)
     try:
         version = ended.server.client.get_model_version_by_alias("SWEEP", "pick")
-        assert version.run_id == run_of(ended.server.client, ended.result.picked.trial_id)
-        subject = load_subject(ended.result.picked.checkpoint, ended.result.sweep.trial.data, {})
+        assert version.run_id == run_of(ended.server.client, ended.result.pick.trial_id)
+        subject = load_subject(ended.result.pick.checkpoint, ended.result.sweep.trial.data, {})
         images = torch.randn(3, 3, 32, 32)
         with torch.no_grad():
             wanted = subject.model.eval()(images)
@@ -268,12 +268,12 @@ def test_what_the_documentation_says_next_works_too(ended):
     torch.save(build_model("resnet8", 10).state_dict(), ended.folder / "resnet50.pth")  # of the data's classes
     assert "accuracy" in ended.run("trainer.evaluate --checkpoint resnet50.pth", *small).stdout
     assert "accuracy" in ended.run("trainer.evaluate --checkpoint models:/SWEEP@pick", *small[:-2]).stdout
-    picks = ("--name", "SWEEP", "--resume", "--max-accuracy-drop", 100)
+    picks = ("--name", "SWEEP", "--resume", "--max-accuracy-drop", 0.99)
     script = [sys.executable, ROOT / "sweeps/all_regularizers.py", *picks]
     done = subprocess.run(list(map(str, script)), cwd=ended.folder, capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stderr) == (0, "")
-    robust = min(ended.result.rows, key=lambda row: (-row.robust_accuracy, -row.accuracy, row.trial_id))
-    again = load_result(f"{ended.folder}/runs", "SWEEP")
-    assert again.picked.trial_id == robust.trial_id, "by the looser rule"
+    robust = min(ended.result.trials, key=lambda row: (-row.robust_accuracy, -row.accuracy, row.trial_id))
+    again = SweepResult.load("SWEEP", f"{ended.folder}/runs")
+    assert again.pick.trial_id == robust.trial_id, "by the looser rule"
     version = ended.server.client.get_model_version_by_alias("SWEEP", "pick")
     assert version.run_id == run_of(ended.server.client, robust.trial_id)

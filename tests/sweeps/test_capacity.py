@@ -15,7 +15,7 @@ from sweeps.capacity import in_words, nodes, slots, wait_for_machines, worker_de
 from sweeps.cluster import ray_cluster
 from sweeps.settings import Sweep
 from trainer.config import Trial, UsageError
-from trainer.ray_driver import Placement
+from trainer.placement import Placement
 
 ROOT = Path(__file__).parents[2]
 

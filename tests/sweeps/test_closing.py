@@ -11,6 +11,7 @@ from recorded import begin
 
 from sweeps import closing
 from sweeps.closing import close
+from sweeps.messages import told_to
 from sweeps.ranking import Row
 from sweeps.recording import start_sweep
 from sweeps.search import make_search, open_study
@@ -77,7 +78,9 @@ def artifacts(recording):
 def test_a_sweep_leaves_result_report_figures_and_model(sweep, rows, recording):
     make_search(sweep, UNITS)
     said = []
-    assert close(sweep, UNITS, rows, recording, said.append) == []
+    with told_to(lambda message: said.append(message.text)):
+        close(sweep, UNITS, rows, recording)
+    assert json.loads(Path(sweep.folder, "result.json").read_text())["finalists"] == []
     assert said == ["writing the report", "saving the winner as a model"]
     assert recording.drain() == recording.queued() == ""
     assert json.loads(Path(sweep.folder, "result.json").read_text())["pick"] == "l2"
@@ -100,7 +103,8 @@ def test_what_cannot_be_made_is_said_and_the_result_is_there(sweep, rows, record
     monkeypatch.setattr(closing, "write_report", fail)
     monkeypatch.setattr(closing, "save_model", fail)
     said = []  # and the study is gone
-    close(sweep, UNITS, rows, recording, said.append)
+    with told_to(lambda message: said.append(message.text)):
+        close(sweep, UNITS, rows, recording)
     assert said[0].startswith("no importances: KeyError")
     assert said[1:] == [
         "writing the report", "no report: RuntimeError no space",

@@ -27,7 +27,8 @@ from sweeps.tuning import ERRORS, run_sweep
 from trainer.checkpoint_io import load_state
 from trainer.config import Trial
 from trainer.fit import fit
-from trainer.ray_driver import Placement, run_trial
+from trainer.placement import Placement
+from trainer.ray_driver import run_trial
 from trainer.shards import Sample, encode_jpeg, write_shards
 from trainer.trial_log import failure_of, read_points
 

@@ -21,7 +21,7 @@ from sweeps.settings import Sweep
 from sweeps.tuning import ERRORS, run_sweep
 from trainer.checkpoint_io import load_state
 from trainer.config import Trial
-from trainer.ray_driver import Placement
+from trainer.placement import Placement
 
 
 def start_nodes(others=2):

@@ -1,5 +1,6 @@
 """How trials end: what a worker really trained, and what MLflow is told; without Ray."""
 
+import dataclasses
 import json
 import shutil
 from functools import partial
@@ -15,7 +16,7 @@ from recorded import run_of
 
 from sweeps.callback import MOST_FAILURES, SweepCallback, failure_in_words, last_failure, trial_ended
 from sweeps.events import PartEnded
-from sweeps.outcomes import run_name, trial_of, trial_started
+from sweeps.outcomes import trial_of, trial_started
 from sweeps.proposals import FIXED
 from sweeps.recording import start_sweep
 from sweeps.search import METRIC
@@ -215,6 +216,11 @@ def test_the_last_failure_of_a_trial_is_the_one_that_is_told():
 
 
 def test_a_run_has_the_number_of_its_trial_or_of_its_repetition(sweep):
-    assert run_name(sweep, CONFIG | {"number": 7}) == "l2 w=0.5 #07"
-    repeated = {"regularizer": "none", "seed": sweep.new_seeds.start + 1}
-    assert run_name(sweep, {FIXED: repeated}) == "none again 2"
+    started = partial(trial_started, sweep, UNITS, "tune", "id")
+    first = started(CONFIG | {"number": 7})
+    assert (first.name, first.tag, first.repeats) == ("l2 w=0.5 #07", "#07", 0)
+    repeated = {"regularizer": "none", "seed": sweep.new_seeds.start + 1, "number": 3}
+    second = started({FIXED: repeated})
+    assert (second.name, second.tag, second.repeats) == ("none #03 again 2", "#03 again 2", 2)
+    assert dataclasses.replace(first, resumed_from="id").tag == "#07 resumed"
+    assert read_trials([first, trial_ended(sweep, "id", result(sweep))])["id"].result().number == 7

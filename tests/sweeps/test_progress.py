@@ -25,9 +25,8 @@ def clock(monkeypatch):
 @pytest.fixture
 def progress(clock):
     """Of four trials with two epochs each, two at a time, on a terminal of 80 columns."""
-    progress = Progress(4, 2)
+    progress = Progress(4, 2, Console(file=io.StringIO(), width=80))
     progress.slots = 2
-    progress._console = Console(file=io.StringIO(), width=80)
     return progress
 
 
@@ -92,10 +91,8 @@ def test_a_resumed_sweep_counts_its_own_pace(progress, clock):
     log.append(started(progress, "lost", "none"))  # Tune had not kept it when it was killed
     log += [started(progress, "other", "none"), ended(progress, "other", 2)]
     clock[0] += 3600
-    again = Progress(4, 2)
-    again._console = Console(file=io.StringIO(), width=80)
-    again.replay(log, "tune")
-    again.only({"a", "b", "c", "d"})
+    again = Progress(4, 2, Console(file=io.StringIO(), width=80))
+    again.replay([event for event in log if event.trial_id in ("a", "b", "c", "d")])
     assert "left" not in shown(again)
     assert "2 of 4 trials done" in shown(again)
     assert "best robust so far 10.0" in shown(again)

@@ -17,14 +17,14 @@ from sweeps import plots
 from sweeps.finalists import FIGURES, Finalist, as_dicts
 from sweeps.ranking import Row, as_dict, pick
 from sweeps.report import __main__ as command
-from sweeps.report import description, excluded, figures, settings, verdict, write_report
-from sweeps.report import page as report_page
-from sweeps.results import load_result
+from sweeps.report.page import description, excluded, figures, settings, verdict, write_report
+from sweeps.report.page import page as report_page
+from sweeps.results import SweepResult
 from sweeps.settings import Sweep
 from sweeps.start_check import StartCheck, keep
 from trainer.config import Trial
 from trainer.models import build_model
-from trainer.ray_driver import Placement
+from trainer.placement import Placement
 
 NAME = 'a<b>&"c'
 VOID = {"meta", "img", "link", "br"}
@@ -147,12 +147,12 @@ def test_the_page_says_what_the_sweep_started_from_and_warns(ended, monkeypatch)
     assert len(poor.warnings) == 2
     for warning in poor.warnings:
         assert f"Warning: {warning}" in text
-        assert f"**Warning:** {warning}" in description(load_result(str(ended), NAME))
+        assert f"**Warning:** {warning}" in description(SweepResult.load(NAME, str(ended)))
 
 
 def test_without_its_data_only_the_heatmaps_are_missing(ended, monkeypatch):
-    path = ended / NAME / "settings.json"
-    path.write_text(path.read_text().replace(json.loads(path.read_text())["trial"]["data"], "/nowhere"))
+    path = ended / NAME / "sweep.yaml"
+    path.write_text(path.read_text().replace(Sweep.load(NAME, str(ended)).trial.data, "/nowhere"))
     assert run(monkeypatch, "--name", NAME, "--storage", ended) == 0
     page = Page((ended / NAME / "report.html").read_text())
     assert "No heatmaps: " in page.text
@@ -171,37 +171,39 @@ def test_a_sweep_that_has_not_ended_is_one_line(ended, monkeypatch, capsys):
 
 
 def test_every_trial_is_pickable_or_says_why_not(ended):
-    result = load_result(str(ended), NAME)
+    result = SweepResult.load(NAME, str(ended))
     why = {row.trial_id: reason.partition(":")[0] for row, reason in excluded(result)}
     assert why == {
         "l2_30": "too inaccurate", "tv_1": "stopped early", "tv_2": "diverged", "cor_1": "failed"
     }  # fmt: skip
-    without = dataclasses.replace(result, rows=[row for row in result.rows if row.regularizer != "none"])
-    assert len(excluded(without)) == len(without.rows)
-    assert without.picked is None
+    without = dataclasses.replace(result, trials=[row for row in result.trials if row.regularizer != "none"])
+    assert len(excluded(without)) == len(without.trials)
+    assert without.pick is None
     assert "no pick" in verdict(without)[0]
 
 
 def test_a_sweep_of_which_nothing_finished_has_a_report_too(ended):
-    result = load_result(str(ended), NAME)
-    failed = [dataclasses.replace(row, status="failed", checkpoint="") for row in result.rows]
-    nothing = dataclasses.replace(result, rows=failed, finalists=[])
+    result = SweepResult.load(NAME, str(ended))
+    failed = [dataclasses.replace(row, status="failed", checkpoint="") for row in result.trials]
+    nothing = dataclasses.replace(result, trials=failed, finalists=[])
     text = Page(report_page(nothing, *figures(nothing))).text
     assert "No heatmaps: no trial finished" in text
     assert "no pick" in text
 
 
 def test_the_page_in_mlflow_has_the_verdict_and_the_best_trials(ended):
-    result = load_result(str(ended), NAME)
+    result = SweepResult.load(NAME, str(ended))
     text = description(result)
     assert text.startswith("Pick: l2, trial l2_3")
     assert "| l2 | 3 | 89.0 | 40.0 | 89.0 | 40.0 | finished | l2_3 |" in text.splitlines()
-    many = dataclasses.replace(result, rows=result.rows * 100)
+    many = dataclasses.replace(result, trials=result.trials * 100)
     assert len(description(many)) < 8000, "as long as MLflow's tags may be"
 
 
 def test_every_figure_is_a_picture_too_and_importances_are_told(ended):
-    result = dataclasses.replace(load_result(str(ended), NAME), importances={"weight_l2": 0.75, "regularizer": 0.25})
+    result = dataclasses.replace(
+        SweepResult.load(NAME, str(ended)), importances={"weight_l2": 0.75, "regularizer": 0.25}
+    )
     content, drawn = write_report(result, str(ended / "here.html"))
     assert (ended / "here.html").read_text() == content
     assert set(drawn) == {"accuracies", "responses", "intervals", "heatmaps-0"}
@@ -210,19 +212,19 @@ def test_every_figure_is_a_picture_too_and_importances_are_told(ended):
 
 
 def test_the_verdict_says_whether_intervals_overlap(ended):
-    result = load_result(str(ended), NAME)
+    result = SweepResult.load(NAME, str(ended))
     # t(0.975, 1) = 12.706: two values 0.01 apart have an interval of ± 0.0635 around their mean.
     assert "lie apart" in verdict(result)[-1]
     close = json.loads(json.dumps(result.finalists).replace("0.41", "0.1"))
     close[1]["figures"]["test/robust_accuracy"]["interval"] = [0.1, 0.5]
     assert "overlap" in verdict(dataclasses.replace(result, finalists=close))[-1]
-    only = [row for row in result.rows if row.regularizer == "none"]
-    assert "No penalty" in verdict(dataclasses.replace(result, rows=only))[-1]
+    only = [row for row in result.trials if row.regularizer == "none"]
+    assert "No penalty" in verdict(dataclasses.replace(result, trials=only))[-1]
 
 
 def test_settings_name_what_the_trials_shared(ended):
-    shared = dict(settings(load_result(str(ended), NAME)))
-    assert shared["epochs"] == 1
+    shared = dict(settings(SweepResult.load(NAME, str(ended))))
+    assert shared["epochs"] == 2
     assert shared["regularizers"] == "l2, tv, cor, mse"
     assert "weight" not in shared  # a trial's own
     assert "tracking_uri" not in shared
@@ -240,7 +242,7 @@ def test_no_two_regularizers_look_alike(monkeypatch):
 
 
 def test_figures_hold_every_regularizer_and_only_what_finished(ended):
-    result = load_result(str(ended), NAME)
+    result = SweepResult.load(NAME, str(ended))
     (axes,) = plots.accuracies(result).axes
     points = {(round(x), round(y)) for line in axes.lines for x, y in zip(*line.get_data(), strict=True) if y > 1}
     assert {(90, 10), (89, 40), (50, 60)} == points

@@ -13,7 +13,7 @@ from mlflow_server import run_of
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from sweeps import all_regularizers
+from sweeps import all_regularizers, run
 from sweeps.tracking.runs import SWEEP_TAG, TRIAL_TAG
 from trainer.config import UsageError
 
@@ -69,7 +69,7 @@ def test_bad_input_is_one_line_before_anything_starts(
         assert message in err, arguments
         assert err.startswith("error: "), arguments
         assert err.count("\n") == 1, arguments
-    assert not list((tmp_path / "runs").glob("*/settings.json"))
+    assert not list((tmp_path / "runs").glob("*/sweep.yaml"))
     assert not list((tmp_path / "runs").glob("*/tune"))
 
 
@@ -78,7 +78,7 @@ def test_a_sweep_that_cannot_be_calibrated_leaves_its_name_free(tmp_path, digits
     def refuse(*given, **named):
         raise UsageError("cannot be calibrated")
 
-    monkeypatch.setattr(all_regularizers, "calibrate", refuse)
+    monkeypatch.setattr(run, "calibrate", refuse)
     arguments = ["--data", digits, "--model", "resnet8", "--storage", tmp_path, "--name", "mine"]
     monkeypatch.setattr(sys, "argv", ["all_regularizers.py", *map(str, arguments)])
     for _ in range(2):
@@ -90,7 +90,7 @@ def test_ctrl_c_before_the_search_promises_no_resumption(tmp_path, digits, monke
     def interrupted(*given):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(all_regularizers, "prepare", interrupted)
+    monkeypatch.setattr(run, "check", interrupted)
     arguments = ["--data", digits, "--model", "resnet8", "--storage", tmp_path, "--name", "mine"]
     monkeypatch.setattr(sys, "argv", ["all_regularizers.py", *map(str, arguments)])
     assert all_regularizers.main() == 130
@@ -116,7 +116,7 @@ def test_a_small_sweep_end_to_end_and_its_pick_resumed(start, script, tmp_path):
         "--storage", tmp_path, "--name", "small", timeout=500,
     )  # fmt: skip
     assert status == 0, (out, err)
-    assert "resume_best.py --name small" in out
+    assert re.search(r"Train the pick further:  .*(resume_best.py|resume-best) --name small", out)
     assert err == "", "nothing of Ray's internals"
 
     result = json.loads((tmp_path / "small" / "result.json").read_text())
@@ -125,9 +125,10 @@ def test_a_small_sweep_end_to_end_and_its_pick_resumed(start, script, tmp_path):
     experiment = client.get_experiment_by_name("heatmap-sweeps").experiment_id
     (parent,) = client.search_runs([experiment], f"tags.`{SWEEP_TAG}` = 'small'")
     assert parent.info.status == "FINISHED"
+    tags = {row["trial_id"]: row["number"] for row in result["trials"]}
     report = (tmp_path / "small" / "report.html").read_text()
     assert Path(client.download_artifacts(parent.info.run_id, "report.html")).read_text() == report
-    assert f"trial {result['pick']}" in report
+    assert f"trial #{tags[result['pick']]:02d}" in report
     assert out.index("start: accuracy") < out.index("warning: Only 24 images will be attacked") < out.index("searching")
     assert "Only 24 images will be attacked" in parent.data.tags["warnings"]
     assert "Only 24 images will be attacked" in parent.data.tags["mlflow.note.content"]
@@ -216,8 +217,9 @@ def test_finalists_are_repeated_and_a_sweep_extended(start, script, tmp_path, di
     assert sorted((row["regularizer"], row["seed"]) for row in trials.values()) == [
         ("l2", 0), ("l2", 1), ("none", 0), ("none", 1)
     ]  # fmt: skip
-    assert result["pick"] in out
-    assert result["baseline"] in out
+    assert f"Pick: {trials[result['pick']]['regularizer']}, trial #{trials[result['pick']]['number']:02d}: " in out
+    assert f"(trial #{trials[result['baseline']]['number']:02d}, " in out
+    assert sorted(row["number"] for row in trials.values()) == sorted({row["number"] for row in trials.values()})
     storage = JournalStorage(JournalFileBackend(str(tmp_path / "s/study.journal")))
     study = optuna.load_study(study_name="s", storage=storage)
     whole = [trial for trial in study.trials if trial.state.name == "COMPLETE"]  # one may be lost and asked again

@@ -14,14 +14,14 @@ from sweeps.proposals import weight_of
 from sweeps.search import METRIC, Space, make_search
 from sweeps.settings import Sweep, extended, write_json
 from trainer.config import Trial, UsageError
-from trainer.ray_driver import Placement
+from trainer.placement import Placement
 
 UNITS = {"l2": 2.0, "ssim": 0.5}
 
 
 @pytest.fixture
 def sweep(tmp_path):
-    trial = Trial(data=str(tmp_path), model="resnet8")
+    trial = Trial(data=str(tmp_path), model="resnet8", epochs=1)
     sweep = Sweep(
         name="s",
         storage=str(tmp_path),
@@ -66,23 +66,29 @@ def test_named_strengths_are_tried_by_every_regularizer(sweep):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"strengths": (1.0,)}, "--strengths gives 1, --trials-per-regularizer is 2"),
-        ({"strengths": (0.05, 1e4)}, "--strengths 0.05,10000: give numbers from 0.1 to 1000"),
-        ({"scheduler": "hyperband"}, "--scheduler 'hyperband' is unknown; choose from asha, none"),
-        ({"allocation": "fair"}, "--allocation 'fair' is unknown; choose from equal, adaptive"),
-        ({"objectives": "all"}, "--objectives 'all' is unknown; choose from robust, both"),
-        ({"strengths": (1.0, 2.0), "allocation": "adaptive"}, "leave out --allocation adaptive"),
-        ({"seeds": 1}, "--seeds 1: give at least 2"),
-        ({"max_accuracy_drop": -0.01}, "--max-accuracy-drop -1: give points from 0 to 100"),
-        ({"name": "a:b"}, "--name 'a:b': give a plain name without / "),
+        ({"strengths": (1.0,)}, "^strengths=1: these are 1, and trials_per_regularizer is 2"),
+        ({"strengths": (0.0, 1.0)}, "^strengths=0,1: give finite numbers above 0"),
+        ({"scheduler": "hyperband"}, "^scheduler=hyperband: choose from asha, none"),
+        ({"allocation": "fair"}, "^allocation=fair: choose from equal, adaptive"),
+        ({"objectives": "all"}, "^objectives=all: choose from robust, both"),
+        ({"strengths": (1.0, 2.0), "allocation": "adaptive"}, "leave out allocation"),
+        ({"seeds": 1}, "^seeds=1: give at least 2"),
+        ({"max_accuracy_drop": -0.01}, "^max_accuracy_drop=-0.01: give a fraction from 0 to below 1"),
+        ({"name": "a:b"}, "^name='a:b': give a plain name without / "),
         ({"name": "it's"}, "give a plain name"),
         ({"name": "a\n"}, "give a plain name"),
-        ({"extensions": (0,)}, "--extend 0: give a whole number of at least 1"),
+        ({"extensions": (0,)}, "^extensions=0: give a whole number of at least 1"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(sweep, change, words):
     with pytest.raises(UsageError, match=words):
         dataclasses.replace(sweep, **change)
+
+
+def test_strengths_outside_the_ranges_are_refused_before_the_search(sweep):
+    with pytest.raises(UsageError, match="^strengths=0.05,1000.5: give numbers from 0.1 to 1000$"):
+        dataclasses.replace(sweep, strengths=(0.05, 1000.5)).check_strengths()
+    dataclasses.replace(sweep, strengths=(0.1, 1000.0)).check_strengths()
 
 
 def test_the_same_seed_proposes_the_same_weights(sweep):
@@ -225,13 +231,12 @@ def test_the_low_budget_value_of_a_stopped_trial_is_not_a_result(sweep, objectiv
 def test_only_a_sweep_that_has_ended_is_extended(sweep):
     sweep = dataclasses.replace(sweep, placement=Placement(gpus_per_worker=0.0, cpus_per_worker=1.0))
     sweep.save()
-    with pytest.raises(UsageError, match="has not ended; --name s --resume"):
+    with pytest.raises(UsageError, match="has not ended; resume continues it"):
         extended(sweep, 1)
     write_json(f"{sweep.folder}/result.json", {"trials_per_regularizer": [2]})
-    more = extended(sweep, 3, seeds=4)
+    more = extended(dataclasses.replace(sweep, seeds=4), 3)
     assert (more.parts, more.seeds) == ((2, 3), 4)
-    assert extended(dataclasses.replace(sweep, seeds=2), 3).seeds == 2
     more.save()
-    assert Sweep.load(sweep.storage, "s") == more
+    assert Sweep.load("s", sweep.storage) == more
     with pytest.raises(UsageError, match="has not ended"):  # the result is that of the part before
         extended(more, 1)

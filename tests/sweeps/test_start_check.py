@@ -11,8 +11,10 @@ import torch
 from scipy.stats import binom, binomtest, chi2
 
 from sweeps import start_check
-from sweeps.all_regularizers import say_start
+from sweeps.messages import told_to
+from sweeps.run import tell_start
 from sweeps.start_check import StartCheck, interval, keep, kept, measure, smallest_difference
+from sweeps.terminal import Terminal
 from trainer.cache import ShardCache
 from trainer.config import Trial
 from trainer.models import build_model
@@ -59,12 +61,14 @@ def test_of_few_images_the_exact_test_sets_the_limit():
 
 def test_a_good_start_is_one_line_without_a_warning(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "40")
-    say_start(GOOD)
+    with told_to(Terminal()):
+        tell_start(GOOD)
     assert capsys.readouterr().out == (
         "start: accuracy 80.6 % of 5000 val images (chance 10.0 %); 312 steps an epoch; two trials closer than 1.6 "
         "points in accuracy, 8.7 points in robust accuracy are a tie\n"
     )
-    say_start(None)  # of a sweep begun before this was measured
+    with told_to(Terminal()):
+        tell_start(None)  # of a sweep begun before this was measured
     assert capsys.readouterr().out == ""
 
 
@@ -87,7 +91,8 @@ def test_each_warning_comes_alone_with_what_to_do(changes, said, remedy, capsys)
     (warning,) = start.warnings
     assert said in warning
     assert remedy in warning.partition(";")[2]
-    say_start(start)
+    with told_to(Terminal()):
+        tell_start(start)
     _, line = capsys.readouterr().out.splitlines()
     assert line == f"warning: {warning}"
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from rich.console import Console
 
 from sweeps import start_weights
+from sweeps.messages import Stage, told_to
 from sweeps.settings import Sweep
 from sweeps.start_weights import is_made, load_start, make_start
 from trainer.config import Trial, UsageError
@@ -22,7 +22,7 @@ from trainer.evaluate.subject import load_subject
 from trainer.fit import prepare_model
 from trainer.last_layer import imagenet_wnids
 from trainer.models import build_model
-from trainer.ray_driver import Placement
+from trainer.placement import Placement
 from trainer.shards import Sample, encode_jpeg, write_shards
 
 ROOT = Path(__file__).parents[2]
@@ -62,7 +62,8 @@ def sweep_of(tmp_path, data, checkpoint, **more):
 
 def made(sweep):
     lines = []
-    return make_start(sweep, lines.append, Console(quiet=True)), lines
+    with told_to(lambda message: lines.append(message.text) if isinstance(message, Stage) else None):
+        return make_start(sweep), lines
 
 
 def test_weights_that_fit_are_read_as_they_are(tmp_path, digits):
@@ -83,7 +84,7 @@ def test_a_new_head_is_trained_once_and_trials_start_from_it(tmp_path, digits, t
     moved = (model.linear.weight - untrained.linear.weight).abs().max()
     assert 0 < moved < 0.1, "the layer is the trial's own, moved by two steps"
     ready.save()
-    assert Sweep.load(ready.storage, "s") == ready
+    assert Sweep.load("s", ready.storage) == ready
 
 
 def test_the_layer_stays_random_if_asked(tmp_path, digits, thousand, monkeypatch):
@@ -174,5 +175,5 @@ def test_the_readmes_own_images_and_model(tmp_path):
     assert before < 60 < after, "random features tell five colours apart once a layer has learnt which is which"
     order = ["training a new last layer for 5 classes, 40 steps", "start: accuracy", "calibrating", "searching", "→"]
     assert order == sorted(order, key=done.stdout.index)
-    kept = Sweep.load(str(tmp_path / "runs"), "s")
+    kept = Sweep.load("s", str(tmp_path / "runs"))
     assert (kept.trial.checkpoint, kept.source) == (str(tmp_path / "runs/s/start.pt"), str(tmp_path / "resnet50.pth"))

@@ -1,14 +1,13 @@
 """How far a sweep is, from its files."""
 
 import io
-import json
-import sys
 
 import pytest
 from rich.console import Console
 
 from sweeps import status
 from sweeps.events import EpochReported, EventLog, SweepEnded, SweepStarted, TrialEnded, TrialStarted
+from sweeps.settings import Sweep
 
 MINUTE = 60_000
 START = 1_000_000 * MINUTE
@@ -28,9 +27,9 @@ def epoch(time, key, number, robust):
 def log(tmp_path):
     """Of a sweep of 2 regularizers, 3 trials each and 2 epochs, that began four minutes ago."""
     folder = tmp_path / "mine"
-    folder.mkdir()
-    settings = {"regularizers": ["l2", "none"], "trials_per_regularizer": 2, "extensions": [1], "seeds": 0}
-    (folder / "settings.json").write_text(json.dumps(settings | {"trial": {"epochs": 2}}))
+    Sweep(
+        name="mine", storage=str(tmp_path), regularizers=("l2", "none"), trials_per_regularizer=2, extensions=(1,)
+    ).save()  # fmt: skip
     log = EventLog(folder / "events.jsonl")
     log.append(SweepStarted(time=START, name="mine"))
     passed = START
@@ -101,10 +100,9 @@ def test_the_table_has_those_that_run_first_and_fits_a_narrow_terminal(running):
     assert lines[2].split() == ["b", "l2", "1", "5", "1/2", "90.0", "10.5", "training"]
 
 
-def test_what_is_not_there_is_one_line(running, monkeypatch, capsys):
+def test_what_is_not_there_is_one_line(running, capsys):
     def run(name):
-        monkeypatch.setattr(sys, "argv", ["status", "--name", name, "--storage", str(running)])
-        return status.main(), capsys.readouterr()
+        return status.main(["--name", name, "--storage", str(running)]), capsys.readouterr()
 
     assert run("mine")[0] == 0
     (running / "mine/events.jsonl").rename(running / "elsewhere")

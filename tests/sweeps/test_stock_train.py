@@ -16,7 +16,7 @@ from sweeps.cluster import ray_cluster
 from sweeps.early_stopping import make_scheduler
 from sweeps.recording import start_sweep
 from sweeps.tuning import run_sweep
-from trainer.ray_driver import Placement
+from trainer.placement import Placement
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 def test_what_is_changed_of_ray_train_is_not_imported_for_stock():
     code = (
         "import sys, sweeps.drive, sweeps.tuning, trainer.ray_trial\n"
-        "from trainer.ray_driver import Placement, _trainer\n"
+        "from trainer.placement import Placement; from trainer.ray_driver import _trainer\n"
         "print(_trainer(Placement(ray_train='stock'), True).__name__, 'trainer.lean_trainer' in sys.modules)\n"
         "print(_trainer(Placement(), True).__name__, 'trainer.lean_trainer' in sys.modules)\n"
     )

@@ -21,7 +21,7 @@ from sweeps.settings import Sweep
 from sweeps.tuning import run_sweep
 from trainer.config import Trial, UsageError
 from trainer.models import build_model
-from trainer.ray_driver import Placement
+from trainer.placement import Placement
 
 UNITS = {"l2": 1.0, "tv": 1.0, "mse": 1.0}
 

@@ -1,7 +1,5 @@
 """The shard maker's command line and a small network that knows its digits."""
 
-import sys
-
 import pytest
 import timm_on_cpu  # noqa: F401
 import torch
@@ -11,15 +9,15 @@ from weight_files import noisy
 
 
 @pytest.fixture
-def command(monkeypatch):
+def command():
     """Run the command in this process; its exit status."""
     from trainer.shards import __main__ as shards_command
 
     def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["shards", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            shards_command.main()
-        return stopped.value.code
+        try:
+            return shards_command.main([str(argument) for argument in arguments])
+        except SystemExit as stopped:  # of the parser
+            return stopped.code
 
     return run
 

@@ -102,7 +102,7 @@ def test_a_lasting_fault_is_an_error_that_leaves_nothing(server, tmp_path, fault
 
 
 def test_the_least_recently_used_goes_first_and_its_reader_keeps_it(server, tmp_path):
-    cache = ShardCache(str(tmp_path), size=650_000)
+    cache = ShardCache(str(tmp_path), size=650_000 / 1e9)
     read(cache, f"{server}/train/000.tar")
     with cache.open(f"{server}/val/000.tar") as reader:
         os.utime(reader.fileno(), (1, 1))

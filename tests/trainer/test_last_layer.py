@@ -17,7 +17,7 @@ def test_a_last_layer_of_other_classes_names_the_remedy(source):
         ({n.replace("linear.", "linear.2."): v for n, v in source.state_dict().items()}, "it has no last layer "),
     ):
         model = build_model("resnet8", 10)
-        with pytest.raises(UsageError, match=f"{words}.*--new-head puts a fresh one in its place"):
+        with pytest.raises(UsageError, match=f"{words}.*new_head of a sweep puts a fresh one in its place"):
             fit_weights(model, state, "file.pth")
         fresh = model.linear.weight.clone()
         loaded = fit_weights(model, state, "file.pth", head="new")
@@ -42,9 +42,9 @@ def test_imagenets_rows_are_taken_by_name():
         assert "of the 1000 classes" in loaded.notes[0]
         assert torch.equal(model.linear.weight, published.linear.weight[chosen])
         assert torch.equal(model.linear.bias, published.linear.bias[chosen])
-    with pytest.raises(UsageError, match="--new-head"):
+    with pytest.raises(UsageError, match="new_head"):
         fit_weights(build_model("resnet8", 4), published.state_dict(), "file.pth", classes=classes)
-    with pytest.raises(UsageError, match="--new-head"):
+    with pytest.raises(UsageError, match="new_head"):
         fit_weights(build_model("resnet8", 4), published.state_dict(), "f", classes=[*classes[:3], "cat"], head="rows")
 
 
@@ -144,8 +144,8 @@ def test_a_trial_of_other_classes_is_not_evaluated_on_the_data(of_a_trial, class
 def test_a_sweep_does_not_start_from_classes_in_another_order(of_a_trial):
     model = build_model("resnet8", 3)
     for classes, words in (
-        (NAMES[::-1], "has the data's classes in another order; .*--new-head takes its own rows"),
-        (["ant", "bee", "dog"], "dog it has not, where it has cat; .*--new-head puts a fresh one"),
+        (NAMES[::-1], "has the data's classes in another order; .*new_head of a sweep takes its own rows"),
+        (["ant", "bee", "dog"], "dog it has not, where it has cat; .*new_head of a sweep puts a fresh one"),
     ):
         with pytest.raises(UsageError, match=words):
             fit_weights(model, of_a_trial, "state.pt", classes=classes)

@@ -11,10 +11,10 @@ import trainer.calibrate
 import trainer.fit
 from trainer.cache import ShardCache
 from trainer.config import Trial
-from trainer.evaluate import evaluate
 from trainer.evaluate import plan as plans
 from trainer.evaluate.autoattack import AutoAttack
 from trainer.evaluate.gallery import examples, explain
+from trainer.evaluate.measure import evaluate
 from trainer.evaluate.robustness import Gradient, Square, fgsm
 from trainer.evaluate.subject import Subject, load_subject
 from trainer.models import build_model

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from trainer.ray_driver import TESTED_RAY, Placement
+from trainer.placement import TESTED_RAY, Placement
 
 ROOT = Path(__file__).parents[2]
 
@@ -21,7 +21,7 @@ def test_another_ray_than_the_tested_one_runs_stock(monkeypatch):
     assert not Placement().lean
 
 
-@pytest.mark.parametrize("module", ["ray_driver", "lean_trainer", "epoch_report", "stop"])
+@pytest.mark.parametrize("module", ["placement", "ray_driver", "lean_trainer", "epoch_report", "stop"])
 def test_the_driving_process_imports_no_pytorch(module):
     code = f"import sys, trainer.{module}; print(*sys.modules)"
     ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, stdout=subprocess.PIPE, check=True)

@@ -17,8 +17,6 @@ Files in reading order:
     subject         models to evaluate: checkpoints, published weights, registered models
     gallery         pictures of heatmaps
     table           the report in the terminal
-    __main__        the command line
+    run             the command: report.json, galleries and the table
+    __main__        the command line, without PyTorch
 """
-
-from trainer.evaluate.classify import classifier as classifier
-from trainer.evaluate.measure import evaluate as evaluate

@@ -1,31 +1,13 @@
-"""The command line of `python -m trainer.evaluate`."""
+"""The command line of `python -m trainer.evaluate`; PyTorch is imported once its flags are valid."""
 
 import argparse
-import dataclasses
-import json
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
-
-import torch
-from rich.console import Console
-from rich.progress import Progress
+from collections.abc import Sequence
+from typing import get_args
 
 from trainer.arguments import Parser
-from trainer.cache import ShardCache
-from trainer.config import PRECISIONS, Trial, UsageError
-from trainer.evaluate import evaluate
-from trainer.evaluate import plan as plans
-from trainer.evaluate.autoattack import AutoAttack
-from trainer.evaluate.gallery import captions, draw_gallery, explain
-from trainer.evaluate.subject import Subject, load_subject
-from trainer.evaluate.table import report_table
-from trainer.locations import absolute, whole_file
-from trainer.model_input import parse_channels
-from trainer.shards import Shards, evaluation_splits, skipped_samples
+from trainer.command import convert, run
+from trainer.config import Precision
 
 EXAMPLES = """
 examples:
@@ -36,26 +18,28 @@ examples:
 
 Writes report.json and one gallery of heatmaps for each checkpoint into --out. What the metrics mean: docs/metrics.md.
 """
-BETWEEN_LINES = 60.0  # seconds
-
-console = Console()
 
 
-def main() -> None:
-    """Evaluate every checkpoint."""
-    given = _parse()
+def main(argv: Sequence[str] | None = None) -> int:
+    """Evaluate every checkpoint; the exit status."""
+    return run(lambda: _evaluate(argv), "stopped; report.json holds the checkpoints that were done")
+
+
+def _evaluate(argv: Sequence[str] | None) -> int:
+    given = _parse(argv)
+    from trainer.evaluate.run import run as evaluate
+
+    return evaluate(given)
+
+
+def _numbers(text: str) -> tuple[float, ...]:
     try:
-        status = _run(given)
-    except UsageError as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        status = 2
-    except KeyboardInterrupt:
-        print("stopped; report.json holds the checkpoints that were done", file=sys.stderr)
-        status = 130
-    sys.exit(status)
+        return convert(tuple[float, ...], text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def _parse() -> argparse.Namespace:
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(
         "python -m trainer.evaluate",
         description="Accuracy, robustness and heatmap quality of checkpoints, on the test split.",
@@ -74,8 +58,12 @@ def _parse() -> argparse.Namespace:
     what.add_argument(
         "--image-size", type=int, metavar="N", help="side in pixels (default: the trial's or the model's)"
     )
-    what.add_argument("--mean", metavar="R,G,B", help="of the pixels, 0 to 1 (default: the trial's or the model's)")
-    what.add_argument("--std", metavar="R,G,B", help="their deviation, 0 to 1 (default: the trial's or the model's)")
+    what.add_argument(
+        "--mean", type=_numbers, metavar="R,G,B", help="of the pixels, 0 to 1 (default: the trial's or the model's)"
+    )
+    what.add_argument(
+        "--std", type=_numbers, metavar="R,G,B", help="their deviation, 0 to 1 (default: the trial's or the model's)"
+    )
     what.add_argument("--split", choices=("test", "val"), default="test", help="default test; without one, half of val")
     how = parser.add_argument_group("what to measure")
     how.add_argument(
@@ -92,118 +80,15 @@ def _parse() -> argparse.Namespace:
     how.add_argument("--seed", type=int, metavar="N", help="of attacks and noise (default: the trial's, or 0)")
     where = parser.add_argument_group("how and where")
     where.add_argument("--batch-size", type=int, metavar="N", help="images at once (default: the trial's, or 64)")
-    where.add_argument("--precision", choices=PRECISIONS, help="of the model (default: the trial's, or float32)")
+    where.add_argument(
+        "--precision", choices=get_args(Precision), help="of the model (default: the trial's, or float32)"
+    )
     where.add_argument("--device", help="such as cuda:1 (default: a GPU where there is one)")
     where.add_argument("--loader-workers", type=int, default=0, metavar="N", help="processes that decode (default 0)")
     where.add_argument("--gallery", type=int, default=8, metavar="N", help="images in a gallery (default 8)")
     where.add_argument("--out", metavar="FOLDER", help="of report.json and galleries (default runs/evaluation-DATE)")
-    return parser.parse_args()
-
-
-def _run(given: argparse.Namespace) -> int:
-    data = absolute(given.data)
-    val, test = evaluation_splits(data)
-    if skipped := skipped_samples(data, val, test):
-        print(skipped, file=sys.stderr)
-    shards = test if given.split == "test" else val
-    names = {field.name for field in dataclasses.fields(Trial)} - {"data", "checkpoint", "evaluate"}
-    changes = {name: value for name, value in vars(given).items() if name in names and value is not None}
-    changes |= {name: parse_channels(f"--{name}", changes[name]) for name in ("mean", "std") if name in changes}
-    device = _device(given.device)
-    out = Path(given.out or time.strftime("runs/evaluation-%Y%m%d-%H%M%S")).expanduser()
-    _plan(given, Trial(data=data, model=""))  # refuses what it cannot be
-    subjects = [
-        load_subject(checkpoint, data, changes, given.ema, lambda note: print(note, file=sys.stderr))
-        for checkpoint in given.checkpoint
-    ]
-    report: dict[str, Any] = {"data": data, "split": shards.split, "examples": shards.total, "models": []}
-    for subject, checkpoint in zip(subjects, given.checkpoint, strict=True):
-        plan, model = _plan(given, subject.trial), subject.model.to(device)
-        with _progress(subject.label) as progress:
-            metrics = evaluate(model, shards, subject.trial, plan, device, ShardCache(), progress)
-        number = len(report["models"])
-        gallery = f"gallery-{number:02d}.png" if given.gallery else None
-        if gallery:
-            _gallery(subject, shards, device, given.gallery, out / gallery)
-        model.cpu()
-        report["models"].append(
-            {"label": subject.label, "checkpoint": checkpoint, "gallery": gallery, "trial": subject.trial.to_dict(),
-             "attacks": [attack.key for attack in plan.attacks], "metrics": metrics}
-        )  # fmt: skip
-        with whole_file(str(out / "report.json")) as stream:  # after each, so that an interruption loses one at most
-            stream.write(json.dumps(report, indent=1).encode())
-    Console(width=1000).print(report_table(report))  # a cut name is no name: rather let the terminal break the line
-    console.print("accuracies in %")
-    console.print(f"{out / 'report.json'}, galleries of heatmaps beside it", soft_wrap=True, highlight=False)
-    return 0
-
-
-def _plan(given: argparse.Namespace, trial: Trial) -> plans.Plan:
-    try:
-        attacked = None if given.images == "all" else int(given.images)
-        eps, l2_eps = (tuple(map(float, filter(None, text.split(",")))) for text in (given.eps, given.l2_eps))
-    except ValueError:
-        raise UsageError(
-            "--images takes a number or all; --eps and --l2-eps take numbers with commas between"
-        ) from None
-    if given.queries < 0:
-        raise UsageError(f"--queries {given.queries}: give a whole number, 0 to leave Square out")
-    if attacked is not None and attacked < 1:
-        raise UsageError(f"--images {attacked}: give a whole number of at least 1, or all")
-    if given.evaluate == "light":
-        plan = dataclasses.replace(plans.closing(trial), attacked=attacked)
-    else:
-        effort = {"steps": given.steps, "restarts": given.restarts, "queries": given.queries}
-        plan = plans.full(trial, attacked=attacked, eps=eps, l2_eps=l2_eps, **effort)
-        plan = dataclasses.replace(plan, full=given.evaluate == "full")
-    if given.autoattack:
-        plan = dataclasses.replace(plan, attacks=(*plan.attacks, *(AutoAttack(eps=radius) for radius in eps)))
-    return plan
-
-
-def _device(name: str | None) -> torch.device:
-    try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"--device {name}: {str(error).splitlines()[0][:120]}; give cpu or cuda:N") from None
-    return device
-
-
-def _gallery(subject: Subject, shards: Shards, device: torch.device, count: int, path: Path) -> None:
-    one = explain(subject, shards, count, device)
-    with whole_file(str(path)) as stream:
-        stream.write(draw_gallery(one.pixels, one.heatmaps, captions(one, shards.classes), subject.label))
-
-
-@contextmanager
-def _progress(label: str) -> Iterator[Callable[[str, float], None]]:
-    if not console.is_terminal:
-        yield _lines(label)
-        return
-    with Progress(console=console, transient=True) as bars:
-        tasks: dict[str, Any] = {}
-
-        def progress(stage: str, done: float) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(f"{label}: {stage}", total=1.0)
-            bars.update(tasks[stage], completed=done)
-
-        yield progress
-
-
-def _lines(label: str) -> Callable[[str, float], None]:
-    """For a log file; the table alone goes to stdout."""
-    told = time.monotonic()
-
-    def progress(stage: str, done: float) -> None:
-        nonlocal told
-        if time.monotonic() - told >= BETWEEN_LINES:
-            told = time.monotonic()
-            print(f"{label}: {stage}, {100 * done:.0f} %", file=sys.stderr, flush=True)
-
-    return progress
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -45,7 +45,7 @@ def light(trial: Trial, total: int) -> Plan:
         trial: configuration; it gives the epoch's images and the attack.
         total: number of examples of the split.
     """
-    budget = LIGHT_SHARE * 3 * trial.images_per_epoch
+    budget = LIGHT_SHARE * 3 * trial.epoch_images
     attack = own_attack(trial)
     each = attack.passes + HEATMAP_PASSES
     examples = min(total, max(int(budget / 2), FEWEST))

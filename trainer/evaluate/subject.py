@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainer.config import Trial, UsageError
+from trainer.config import Trial
+from trainer.errors import FieldError
 from trainer.last_layer import match_classes, taken, trial_settings
 from trainer.models import build_model
-from trainer.published import PRETRAINED, published
+from trainer.published import published
 from trainer.shards import named_classes, read_shards
+from trainer.timm_names import PRETRAINED
 from trainer.weights import fit_weights
 from trainer.weights_file import checkpoint_in, read_content, weights_file
 
@@ -34,7 +36,7 @@ class Subject:
 
 
 def load_subject(
-    checkpoint: str, data: str, changes: dict[str, Any], ema: bool = False, say: Callable[[str], None] = print
+    checkpoint: str, data: str | None, changes: dict[str, Any], ema: bool = False, say: Callable[[str], None] = print
 ) -> Subject:
     """Load a model.
 
@@ -73,13 +75,13 @@ def load_subject(
         try:
             trial = Trial.from_dict({**trained, "checkpoint": file, **changes, "data": data})
         except TypeError as error:
-            raise UsageError(f"--checkpoint {checkpoint}: its trial is not one of this project ({error})") from None
+            raise FieldError("checkpoint", checkpoint, f"its trial is not one of this project ({error})") from None
         label = trial.label
     elif "model" in changes:
         trial = Trial(**changes, data=data, checkpoint=file)
         label = trial.model if file == PRETRAINED else Path(file).stem
     else:
-        raise UsageError(f"--checkpoint {checkpoint}: a state dict needs --model: which architecture is it of?")
+        raise FieldError("checkpoint", checkpoint, "a state dict needs `model`: which architecture is it of?")
     classes = named_classes(data, "val")
     model = build_model(trial.model, len(classes), trial.activation)
     for note in fit_weights(model, content, file, classes=classes, head="rows", ema=ema).notes:
@@ -115,7 +117,7 @@ def registered_model(uri: str) -> tuple[nn.Module, dict[str, Any]]:
     try:
         import mlflow.pytorch
     except ImportError:
-        raise UsageError(f"--checkpoint {uri}: MLflow is not installed") from None
+        raise FieldError("checkpoint", uri, "MLflow is not installed") from None
     for name in ("alembic", "mlflow"):  # they log the creation of a database
         logging.getLogger(name).setLevel(logging.WARNING)
     usual = Path("runs/mlflow.db")  # of sweeps
@@ -129,9 +131,11 @@ def registered_model(uri: str) -> tuple[nn.Module, dict[str, Any]]:
         model = mlflow.pytorch.load_model(uri, map_location="cpu")
     except Exception as error:
         reason = str(error).partition("\n")[0][:200]
-        raise UsageError(
-            f"--checkpoint {uri}: MLflow at {where} has no such PyTorch model ({reason}); to look elsewhere set "
-            "MLFLOW_TRACKING_URI, such as to sqlite:///runs/mlflow.db"
+        raise FieldError(
+            "checkpoint",
+            uri,
+            f"MLflow at {where} has no such PyTorch model ({reason}); to look elsewhere set "
+            "MLFLOW_TRACKING_URI, such as to sqlite:///runs/mlflow.db",
         ) from None
     signature, metadata = info.signature, info.metadata or {}
     known = {name: metadata[name] for name in ("mean", "std", "classes") if name in metadata}

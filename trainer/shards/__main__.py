@@ -1,25 +1,26 @@
-"""The command line of `python -m trainer.shards`."""
+"""The command line of `python -m trainer.shards`; PyTorch is imported once its flags are valid."""
 
 import argparse
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from trainer.arguments import Parser
-from trainer.config import UsageError
+from trainer.command import run
 from trainer.locations import absolute
 from trainer.shards.find import few
-from trainer.shards.imagenet import imagenet_train, imagenet_val, read_devkit, read_synsets
-from trainer.shards.make import NAMED, Done, Settings, make_shards
-from trainer.shards.sources import SUFFIXES, Source, class_folders, in_words, tfrecords
-from trainer.shards.verify import Checked, verify
+
+if TYPE_CHECKING:
+    from trainer.shards.make import Done
+    from trainer.shards.sources import Source
+    from trainer.shards.verify import Checked
 
 LINE_EVERY = 10  # seconds, where there is no terminal for a bar
 EXAMPLES = """
@@ -35,21 +36,17 @@ A command that was interrupted goes on when it is given again. Class indices fol
 """
 
 
-def main() -> None:
-    """Make or verify shards."""
-    given = _parse()
-    try:
-        status = _verify(given) if given.verify else _make(given)
-    except UsageError as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        status = 2
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        status = 130
-    sys.exit(status)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Make or verify shards; the exit status."""
+    return run(lambda: _make_or_verify(argv), "stopped; the same command goes on from here")
 
 
-def _parse() -> argparse.Namespace:
+def _make_or_verify(argv: Sequence[str] | None) -> int:
+    given = _parse(argv)
+    return _verify(given) if given.verify else _make(given)
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(
         "python -m trainer.shards",
         description="Write images into webdataset shards with a meta.json that counts them.",
@@ -77,7 +74,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--quality", type=int, default=95, metavar="Q", help="of JPEGs written anew (default 95)")
     parser.add_argument("--skip-broken", action="store_true", help="leave out images that cannot be decoded")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (default all)")
-    given = parser.parse_args()
+    given = parser.parse_args(argv)
     if not given.verify and not (given.split and given.out):
         parser.error("--split and --out say which shards to write and where")
     if bool(given.imagenet_val or given.tfrecords) != bool(given.devkit or given.synsets):
@@ -87,7 +84,10 @@ def _parse() -> argparse.Namespace:
     return given
 
 
-def _source(given: argparse.Namespace) -> Source:
+def _source(given: argparse.Namespace) -> "Source":
+    from trainer.shards.imagenet import imagenet_train, imagenet_val, read_devkit, read_synsets
+    from trainer.shards.sources import class_folders, tfrecords
+
     if given.images:
         return class_folders(given.images, given.out)
     if given.imagenet_train:
@@ -100,6 +100,9 @@ def _source(given: argparse.Namespace) -> Source:
 
 
 def _make(given: argparse.Namespace) -> int:
+    from trainer.shards.make import NAMED, Settings, make_shards
+    from trainer.shards.sources import SUFFIXES, in_words
+
     settings = Settings(
         per_shard=None if given.shard_size else given.per_shard,
         shard_megabytes=given.shard_size,
@@ -120,7 +123,7 @@ def _make(given: argparse.Namespace) -> int:
     kept = 0
     with _progress(given.split, len(source.items)) as advance:
 
-        def progress(done: Done) -> None:
+        def progress(done: "Done") -> None:
             nonlocal kept
             kept += done.kept
             broken.extend(done.broken)
@@ -147,10 +150,12 @@ def _make(given: argparse.Namespace) -> int:
 
 
 def _verify(given: argparse.Namespace) -> int:
+    from trainer.shards.verify import verify
+
     folder = absolute(given.verify).rstrip("/")
     with _progress("verify", None) as advance:
 
-        def progress(checked: Checked) -> None:
+        def progress(checked: "Checked") -> None:
             advance(checked.samples)
 
         samples, problems = verify(folder, given.split, workers=given.workers, progress=progress)
@@ -188,4 +193,4 @@ def _progress(name: str, total: int | None) -> Iterator[Callable[[int], None]]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

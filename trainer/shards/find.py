@@ -8,14 +8,14 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from trainer.config import UsageError
+from trainer.errors import FieldError
 from trainer.locations import is_url
 from trainer.shards.layout import find_place, hidden_by_ours, list_shards, of_split, plan_name
 from trainer.shards.meta import read_classes, read_meta
 from trainer.shards.scan import Counted, count_samples
 
 
-class MissingSplit(UsageError):
+class MissingSplit(FieldError):
     """The data have no such split."""
 
 
@@ -57,7 +57,7 @@ class Shards:
         return len(self.numbers)
 
 
-def read_shards(location: str | Path, split: str) -> Shards:
+def read_shards(location: str | Path | None, split: str) -> Shards:
     """Find the shards of a split.
 
     meta.json beside the shards says how many samples each has. Without it local shards are counted and their labels
@@ -73,6 +73,8 @@ def read_shards(location: str | Path, split: str) -> Shards:
     Raises:
         UsageError: if the folder, a shard, the split or all its samples are missing, or a label or shard is no good.
     """
+    if location is None:
+        raise FieldError("data", None, "give shards; the handwritten digits are written once a sweep begins")
     given = str(location).rstrip("/")
     place = find_place(given)
     try:
@@ -80,37 +82,41 @@ def read_shards(location: str | Path, split: str) -> Shards:
         meta = read_meta(place.root)
         classes = tuple(meta.get("classes") or read_classes(place.root))
     except FileNotFoundError:
-        raise UsageError(f"--data {given}: no such folder; give one that holds {split}-000000.tar …") from None
+        raise FieldError("data", given, f"no such folder; give one that holds {split}-000000.tar …") from None
     except OSError as error:
-        raise UsageError(f"--data {given}: cannot be read ({error})") from None
+        raise FieldError("data", given, f"cannot be read ({error})") from None
     known = meta["splits"].get(split, {}).get("shards", {})
     if not known and plan_name(split) in (listed or ()):
-        raise UsageError(f"--data {given}: its {split} shards are unfinished; run the command that makes them again")
+        raise FieldError("data", given, f"its {split} shards are unfinished; run the command that makes them again")
     available = set(known) if listed is None else listed
     found = of_split(available if place.asked is None else place.asked, split)
     if not found:
-        raise MissingSplit(_missing_split(given, split, bool(meta["splits"]), listed is None and place.asked is None))
+        raise MissingSplit(
+            "data", given, _missing_split(split, bool(meta["splits"]), listed is None and place.asked is None)
+        )
     if not known and is_url(place.root):
-        raise UsageError(
-            f"--data {given}: no meta.json there counts the {split} images, and counting would download all shards; "
-            "copy them to a folder and give that, or put the meta.json of `python -m trainer.shards` beside them"
+        raise FieldError(
+            "data",
+            given,
+            f"no meta.json there counts the {split} images, and counting would download all shards; "
+            "copy them to a folder and give that, or put the meta.json of `python -m trainer.shards` beside them",
         )
     folders = sorted({f"{place.root}/{name}".rpartition("/")[0] for name in found})
     if len(folders) > 1:
-        raise UsageError(
-            f"--data {given}: names {len(folders)} folders with {split} shards ({_few(folders)}); give one"
-        )
+        raise FieldError("data", given, f"names {len(folders)} folders with {split} shards ({_few(folders)}); give one")
     missing = sorted({*found, *(known if place.asked is None else ())} - available)
     unknown = sorted(set(found) - set(known)) if known else []
     if missing or unknown:
         differ = f"shards differ from meta.json (missing {_few(missing)}, unknown {_few(unknown)})"
-        raise UsageError(f"--data {given}: {differ if known else f'missing {_few(missing)}'}")
+        raise FieldError("data", given, differ if known else f"missing {_few(missing)}")
     paths = [f"{place.root}/{name}" for name in found]
     counted = Counted(tuple(known[name]["samples"] for name in found)) if known else count_samples(paths, classes)
     if not sum(counted.samples):
-        raise UsageError(
-            f"--data {given}: the {split} shards hold no image with a class"
-            + (f": {counted.example}; a sample is KEY.jpg and KEY.cls with the class index" if counted.example else "")
+        raise FieldError(
+            "data",
+            given,
+            f"the {split} shards hold no image with a class"
+            + (f": {counted.example}; a sample is KEY.jpg and KEY.cls with the class index" if counted.example else ""),
         )
     # Shards without a sample, which some writers leave, are none.
     kept = [number for number, samples in enumerate(counted.samples) if samples]
@@ -126,7 +132,7 @@ def read_shards(location: str | Path, split: str) -> Shards:
     )
 
 
-def skipped_samples(data: str, *splits: Shards) -> str:
+def skipped_samples(data: str | None, *splits: Shards) -> str:
     """One line about what is left out of these splits, or is in two of them; empty if there is nothing to say.
 
     Left out are samples that lack an image or a class, and shards in another layout than ours beside ours.
@@ -147,7 +153,7 @@ def skipped_samples(data: str, *splits: Shards) -> str:
     return f"{data}: {'; '.join(said)}" if said else ""
 
 
-def named_classes(location: str | Path, split: str) -> tuple[str, ...]:
+def named_classes(location: str | Path | None, split: str) -> tuple[str, ...]:
     """Names of the classes of a split.
 
     Raises:
@@ -155,14 +161,16 @@ def named_classes(location: str | Path, split: str) -> tuple[str, ...]:
     """
     classes = read_shards(location, split).classes
     if not classes:
-        raise UsageError(
-            f"--data {location}: neither meta.json nor classes.json there names the classes; put a classes.json beside "
-            "the shards, a JSON list of the names in the order of the class indices"
+        raise FieldError(
+            "data",
+            location,
+            "neither meta.json nor classes.json there names the classes; put a classes.json beside "
+            "the shards, a JSON list of the names in the order of the class indices",
         )
     return classes
 
 
-def evaluation_splits(location: str | Path) -> tuple[Shards, Shards]:
+def evaluation_splits(location: str | Path | None) -> tuple[Shards, Shards]:
     """The val split, for choosing between models, and the test split, for judging the chosen one.
 
     Where there is no test split, val is divided: its even samples stay val, the odd ones become test.
@@ -175,7 +183,7 @@ def evaluation_splits(location: str | Path) -> tuple[Shards, Shards]:
         return val, read_shards(location, "test")
     except MissingSplit:
         if val.total < 2:
-            raise UsageError(f"--data {location}: one val image is too few to choose and judge by") from None
+            raise FieldError("data", location, "one val image is too few to choose and judge by") from None
         return dataclasses.replace(val, part=(0, 2)), dataclasses.replace(val, split="test", part=(1, 2))
 
 
@@ -203,14 +211,14 @@ def _below(path: str) -> str:
     return "/".join(path.split("/")[-2:])
 
 
-def _missing_split(given: str, split: str, described: bool, web: bool) -> str:
+def _missing_split(split: str, described: bool, web: bool) -> str:
     if web:
         reason = (
             f"its meta.json names no {split} shards" if described else f"no meta.json there counts the {split} images"
         )
-        return f"--data {given}: {reason}; without it give the shards' names in braces, or a local copy of them"
+        return f"{reason}; without it give the shards' names in braces, or a local copy of them"
     return (
-        f"--data {given}: no {split}-*.tar in it, nor *-{split}-*.tar, {split}/*.tar (or .tar.gz, .tgz, .tar.xz …); "
+        f"no {split}-*.tar in it, nor *-{split}-*.tar, {split}/*.tar (or .tar.gz, .tgz, .tar.xz …); "
         "`python -m trainer.shards --help` makes shards"
     )
 

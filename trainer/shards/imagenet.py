@@ -6,7 +6,7 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from trainer.config import UsageError
+from trainer.errors import FieldError, UsageError
 from trainer.shards.sources import SUFFIXES, Item, Source, new_source
 
 
@@ -58,10 +58,10 @@ def read_synsets(path: Path) -> list[str]:
     try:
         synsets = [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--synsets {path}: cannot be read ({error})") from None
+        raise FieldError("synsets", path, f"cannot be read ({error})") from None
     wrong = [name for name in synsets if not re.fullmatch(r"n\d{8}", name)]
     if wrong or not synsets:
-        raise UsageError(f"--synsets {path}: expected one WordNet id such as n01440764 a line, not {wrong[:3]}")
+        raise FieldError("synsets", path, f"expected one WordNet id such as n01440764 a line, not {wrong[:3]}")
     return synsets
 
 
@@ -85,7 +85,7 @@ def read_devkit(path: Path) -> tuple[list[str], list[str]]:
         ids = [int(number) for number in content["ILSVRC2012_validation_ground_truth.txt"].split()]
         return [wnids[number] for number in ids], sorted(wnids.values())
     except (OSError, tarfile.TarError, KeyError, ValueError) as error:
-        raise UsageError(f"--devkit {path}: is not ILSVRC2012_devkit_t12.tar.gz ({error!r})") from None
+        raise FieldError("devkit", path, f"is not ILSVRC2012_devkit_t12.tar.gz ({error!r})") from None
 
 
 def _members(archive: Path, start: int = 0, size: int | None = None) -> Iterator[tuple[str, int, int]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from braceexpand import braceexpand
 
-from trainer.config import UsageError
+from trainer.errors import FieldError
 from trainer.locations import folders_in, is_url, list_folder
 
 SPLITS = {
@@ -58,14 +58,14 @@ def find_place(given: str) -> Place:
     try:
         paths = [path.split("/") for path in braceexpand(given)]
     except ValueError as error:
-        raise UsageError(f"--data {given}: no such folder, and its braces name no shards ({error})") from None
+        raise FieldError("data", given, f"no such folder, and its braces name no shards ({error})") from None
     if paths == [given.split("/")]:  # names nothing but itself
         return Place(given, given)
     shared = 0
     while all(len(path) - 1 > shared and path[shared] == paths[0][shared] for path in paths):
         shared += 1
     if is_url(given) and shared < 3:
-        raise UsageError(f"--data {given}: names several hosts or buckets; give the shards of one")
+        raise FieldError("data", given, "names several hosts or buckets; give the shards of one")
     root = "/".join(paths[0][:shared]) if shared else "."
     return Place(given, root, tuple("/".join(path[shared:]) for path in paths))
 

@@ -15,7 +15,7 @@ from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any
 
-from trainer.config import UsageError
+from trainer.errors import FieldError, UsageError
 from trainer.locations import file_size, is_url, list_folder, read_json, remove_file, whole_file
 from trainer.shards.find import Shards, read_shards
 from trainer.shards.images import BrokenImage, as_jpeg
@@ -49,9 +49,9 @@ class Settings:
         for name in ("per_shard", "shard_megabytes", "shorter_side"):
             value = getattr(self, name)
             if value is not None and value <= 0:
-                raise UsageError(f"{name}={value}: give a number above 0")
+                raise FieldError(name, value, "give a number above 0")
         if not 1 <= self.quality <= 95:
-            raise UsageError(f"quality={self.quality}: give a whole number from 1 to 95")
+            raise FieldError("quality", self.quality, "give a whole number from 1 to 95")
 
 
 @dataclass(frozen=True)
@@ -149,18 +149,20 @@ def _begin(folder: str, split: str, source: Source, identity: dict[str, Any]) ->
         with suppress(FileNotFoundError):
             there = list_folder(folder) or set()
     except (OSError, ValueError) as error:
-        raise UsageError(f"--out {folder}: cannot be read ({error})") from None
+        raise FieldError("out", folder, f"cannot be read ({error})") from None
     finished = meta["splits"].get(split)
     before = finished.get("settings") if finished else begun
     shards = finished or fnmatch.filter(there, f"{split}-*.tar")
     if shards and before is None:
-        raise UsageError(f"--out {folder}: holds {split} shards that this command did not make; give another folder")
+        raise FieldError("out", folder, f"holds {split} shards that this command did not make; give another folder")
     if shards and before != identity:
         pairs = {key: (before.get(key), value) for key, value in identity.items()}
         changed = [f"{key} {old} there, {new} now" for key, (old, new) in pairs.items() if old != new]
-        raise UsageError(
-            f"--out {folder}: holds a {split} split made otherwise ({'; '.join(changed)}); give another folder, or "
-            f"remove {split}-*.tar, {plan_name(split)} and the split's entry in meta.json"
+        raise FieldError(
+            "out",
+            folder,
+            f"holds a {split} split made otherwise ({'; '.join(changed)}); give another folder, or "
+            f"remove {split}-*.tar, {plan_name(split)} and the split's entry in meta.json",
         )
     if not is_url(folder):
         for pattern in (f".{split}-*", f".{split}.*", ".meta.json.*"):
@@ -201,7 +203,7 @@ def _samples(job: _Job, broken: list[str]) -> Iterator[Sample]:
     if broken and not job.skip_broken:
         more = f" and {len(broken) - NAMED} more" if len(broken) > NAMED else ""
         raise UsageError(
-            f"broken images: {'; '.join(broken[:NAMED])}{more}; mend them and begin anew, or go on with --skip-broken, "
+            f"broken images: {'; '.join(broken[:NAMED])}{more}; mend them and begin anew, or go on with `skip_broken`, "
             "which leaves them out"
         )
 

@@ -39,7 +39,7 @@ def in_order(function: Callable[[Job], Result], jobs: Iterable[Job], workers: in
         while pending:
             yield pending.popleft().result()
     except BrokenProcessPool:
-        raise UsageError("a worker process was killed (out of memory?); try again with fewer --workers") from None
+        raise UsageError("a worker process was killed (out of memory?); try again with fewer processes") from None
     finally:
         pool.shutdown(cancel_futures=True)
 

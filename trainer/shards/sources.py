@@ -5,14 +5,14 @@ indices follow the sorted class names (for ImageNet: WordNet ids, the order that
 """
 
 import re
-import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 
-from trainer.config import UsageError
+from trainer.command import how_to_run
+from trainer.errors import FieldError, UsageError
 from trainer.shards.layout import SPLITS
 from trainer.shards.tar import IMAGE_SUFFIXES
 from trainer.shards.tfrecords import read_example, record_places
@@ -73,21 +73,21 @@ def class_folders(folder: Path, out: str = "SHARDS") -> Source:
         UsageError: if there is no class folder or no image, or if the folders are splits.
     """
     if not folder.is_dir():
-        raise UsageError(f"--images {folder}: {'is no folder' if folder.exists() else 'no such folder'}")
+        raise FieldError("images", folder, "is no folder" if folder.exists() else "no such folder")
     classes = sorted(path.name for path in folder.iterdir() if path.is_dir())
     if not classes:
-        raise UsageError(f"--images {folder}: no class folders in it; expected CLASS/IMAGE.jpg")
+        raise FieldError("images", folder, "no class folders in it; expected CLASS/IMAGE.jpg")
     splits = [name for name in classes if name.lower() in SPLITS]
     # CIFAR-100 has a class called train: splits are more than one such folder, or one that has class folders.
     if len(splits) > 1 or any(_holds_folders(folder / name) for name in splits):
-        command = ["python", "-m", "trainer.shards", "--images"]
         commands = [
-            shlex.join([*command, str(folder / name), "--split", SPLITS[name.lower()], "--out", out]) for name in splits
+            how_to_run("shards", "--images", str(folder / name), "--split", SPLITS[name.lower()], "--out", out)
+            for name in splits
         ]
-        raise UsageError(
-            f"--images {folder}: {', '.join(splits)} are splits, not classes; give one at a time: `"
-            + "`, `".join(commands)
-            + "`"
+        raise FieldError(
+            "images",
+            folder,
+            f"{', '.join(splits)} are splits, not classes; give one at a time: `" + "`, `".join(commands) + "`",
         )
     items, ignored = [], Counter[str]()
     for label, name in enumerate(classes):
@@ -117,7 +117,7 @@ def tfrecords(paths: Sequence[Path], classes: Sequence[str]) -> Source:
     items = []
     for path in sorted(paths):
         if not path.is_file():
-            raise UsageError(f"--tfrecords {path}: no such file")
+            raise FieldError("tfrecords", path, "no such file")
         for index, (offset, size) in enumerate(record_places(path)):
             items.append(Item(f"{path.name}_{index:06d}", str(path), offset, size, None))
     return new_source(paths[0].parent, classes, items)

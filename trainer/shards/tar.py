@@ -17,8 +17,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import IO, Any
 
-import webdataset as wds
-
 from trainer.config import UsageError
 
 IMAGE_SUFFIXES: tuple[str, ...] = (".jpg", ".jpeg", ".png", ".webp")  # the first that a sample has is its image
@@ -182,7 +180,9 @@ class _Groups:
 
     def add(self, member: tarfile.TarInfo, stream: IO[bytes]) -> None:
         """Take a member, whose content the stream is at."""
-        key, suffix = wds.tariterators.base_plus_ext(member.name.removeprefix("./"))
+        from webdataset.tariterators import base_plus_ext  # which imports PyTorch
+
+        key, suffix = base_plus_ext(member.name.removeprefix("./"))
         if key is None:
             return
         self.members += 1

@@ -8,7 +8,7 @@ from hashlib import sha256
 from typing import Any
 
 from trainer.cache import ShardCache
-from trainer.config import UsageError
+from trainer.errors import FieldError, UsageError
 from trainer.locations import list_folder, open_file
 from trainer.preprocess import DecodeError
 from trainer.preprocess import decode as decode_as_trained
@@ -54,7 +54,7 @@ def verify(
         classes = meta.get("classes") or read_classes(root)
         listed = list_folder(root) if splits else None
     except (FileNotFoundError, NotADirectoryError):
-        raise UsageError(f"--verify {folder}: no such folder") from None
+        raise FieldError("verify", folder, "no such folder") from None
     except OSError as error:
         raise UsageError(f"{folder}: cannot be read ({error})") from None
     chosen = [split] if split else list(splits)

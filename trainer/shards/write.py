@@ -9,10 +9,9 @@ from itertools import chain, islice, zip_longest
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import webdataset as wds
 from PIL import Image
 
-from trainer.config import UsageError
+from trainer.errors import UsageError
 from trainer.locations import whole_file
 from trainer.shards.find import Shards, read_shards
 from trainer.shards.meta import read_meta
@@ -87,6 +86,8 @@ def write_shard(samples: Iterable[Sample], location: str) -> dict[str, Any]:
     Returns:
         Its entry in meta.json: number of samples, sha256 and size in bytes.
     """
+    import webdataset as wds  # which imports PyTorch
+
     count = 0
     with whole_file(location) as stream:
         hashed = _Hashed(stream)

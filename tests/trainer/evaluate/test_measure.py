@@ -16,8 +16,8 @@ from whole import whole_split
 
 from trainer.config import UsageError
 from trainer.data import spread
-from trainer.evaluate import evaluate
 from trainer.evaluate import plan as plans
+from trainer.evaluate.measure import evaluate
 from trainer.models import build_model
 from trainer.readers import EvalReader
 from trainer.shards import Sample, encode_jpeg, read_shards, write_shards

@@ -266,7 +266,7 @@ def test_attacks_that_cannot_be_are_refused(wrong):
 
 
 def test_attacks_keep_no_activations_for_gradients_of_weights():
-    from trainer.evaluate import classifier
+    from trainer.evaluate.classify import classifier
 
     model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.Softplus(), nn.Conv2d(16, 16, 3), nn.Softplus(), nn.Flatten(),
                           nn.Linear(16 * 28 * 28, 2))  # fmt: skip

@@ -1,0 +1,83 @@
+"""A sweep in the terminal: its stages as lines, its trials as a live table, or lines where there is no terminal."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import Progress as Bars
+
+from sweeps.events import Event
+from sweeps.messages import Advanced, Message, Note, Stage, TrialsBegan, TrialsEnded, TrialsGoOn
+from sweeps.progress import Progress
+
+
+class Terminal(logging.Handler):
+    """The callback of a sweep, and a handler for what this project logs meanwhile.
+
+    Args:
+        console: where to print.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        super().__init__(logging.INFO)
+        self.console = console or Console()
+        self._bars: Bars | None = None
+        self._trials: Progress | None = None
+
+    def __call__(self, message: Message) -> None:
+        """Show what is told."""
+        if not isinstance(message, Advanced):
+            self._end_bar()
+        match message:
+            case Stage(text):
+                self.console.print(f"[bold]>[/bold] {text}", highlight=False)
+            case Note(text, warning):
+                self.line(f"warning: {text}" if warning else text)
+            case Advanced() if self.console.is_terminal:
+                self._bar(message)
+            case TrialsBegan(total, epochs, slots, earlier):
+                self._trials = Progress(total, epochs, self.console)
+                self._trials.slots = slots
+                self._trials.replay(earlier)
+            case TrialsGoOn() if self._trials:
+                self._trials.tick()
+            case TrialsEnded() if self._trials:
+                self._trials.close()
+            case Event() if self._trials:
+                self._trials.take(message)
+
+    def line(self, text: str) -> None:
+        """A line that stays as it is."""
+        self.console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Show what is logged."""
+        self.line(record.getMessage())
+
+    @contextmanager
+    def shown(self) -> Iterator["Terminal"]:
+        """Within the block, what this project logs is shown, too; after it, the terminal is as it was."""
+        loggers = [logging.getLogger(name) for name in ("sweeps", "trainer")]
+        for logger in loggers:
+            logger.addHandler(self)
+        try:
+            yield self
+        finally:
+            for logger in loggers:
+                logger.removeHandler(self)
+            self._end_bar()
+            if self._trials:
+                self._trials.close()
+
+    def _bar(self, step: Advanced) -> None:
+        if self._bars is None:
+            self._bars = Bars(console=self.console, transient=True)
+            self._bars.add_task("", total=1.0)
+            self._bars.start()
+        self._bars.update(self._bars.task_ids[0], completed=step.done, description=step.name)
+
+    def _end_bar(self) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+            self._bars = None

@@ -1,0 +1,59 @@
+"""Where the workers of a trial run, as a value: neither Ray nor PyTorch is needed to have one."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from trainer.cache import ShardCache
+from trainer.config import check_choices
+from trainer.errors import FieldError
+
+RayTrain = Literal["lean", "stock"]
+TESTED_RAY = "2.60.0"  # that of constraints.txt; `trainer.lean_trainer` rests on private parts of it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Where the workers of one trial run.
+
+    Args:
+        workers: number of DDP processes.
+        gpus_per_worker: number of GPUs of each, 0 for CPU and gloo; None is 1 where the cluster has any, else 0.
+        cpus_per_worker: number of CPUs of each; None is one and one more for each of its data-loading processes.
+        cache: shard cache of every node.
+        ray_train: `lean` (fewer processes, which go on to the next trial; with the Ray that is tested) or `stock`.
+    """
+
+    workers: int = 1
+    gpus_per_worker: float | None = None
+    cpus_per_worker: float | None = None
+    cache: ShardCache = ShardCache()
+    ray_train: RayTrain = "lean"
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        if self.workers < 1:
+            raise FieldError("workers", self.workers, "give a whole number of at least 1")
+        for name in ("gpus_per_worker", "cpus_per_worker"):
+            if (value := getattr(self, name)) is not None and value < 0:
+                raise FieldError(name, value, "give 0 or more")
+
+    @property
+    def gpus(self) -> float:
+        """GPUs of a worker; 0 until the cluster is known."""
+        return float(self.gpus_per_worker or 0)
+
+    @property
+    def cpus(self) -> float:
+        """CPUs of a worker; 1 until the cluster is known."""
+        return float(1 if self.cpus_per_worker is None else self.cpus_per_worker)
+
+    @property
+    def lean(self) -> bool:
+        """Whether Ray Train runs as `trainer.lean_trainer` changes it; with another Ray than the tested one never."""
+        import ray  # half a second, and who asks has it already
+
+        return self.ray_train == "lean" and ray.__version__ == TESTED_RAY
+
+    def bundle(self) -> dict[str, float]:
+        """What one worker takes, in Ray's words."""
+        return {"CPU": self.cpus} | ({"GPU": self.gpus} if self.gpus else {})
