@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from sweeps.settings import Sweep
 from trainer.locations import file_size, is_url, open_file, whole_file
@@ -241,10 +241,7 @@ class EventLog:
         line = json.dumps({"event": type(event).__name__} | dataclasses.asdict(event)).encode() + b"\n"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a+b") as stream:
-            end = stream.seek(0, os.SEEK_END)
-            if end and (stream.seek(end - 1), stream.read(1))[1] != b"\n":
-                stream.seek(0)
-                stream.truncate(stream.read().rfind(b"\n") + 1)
+            cut_half_line(stream)
             stream.write(line)
             stream.flush()
             os.fsync(stream.fileno())
@@ -275,6 +272,14 @@ class EventLog:
             with whole_file(self.copy) as stream:
                 stream.write(self.path.read_bytes())
             self._copied = size
+
+
+def cut_half_line(stream: BinaryIO) -> None:
+    """Cut off what stands behind the last end of a line: its writer was killed, or the disk was full."""
+    end = stream.seek(0, os.SEEK_END)
+    if end and (stream.seek(end - 1), stream.read(1))[1] != b"\n":
+        stream.seek(0)
+        stream.truncate(stream.read().rfind(b"\n") + 1)
 
 
 def _event(content: dict[str, Any]) -> Event:

@@ -19,7 +19,7 @@ from sweeps.callback import SweepCallback, failure_in_words, trial_ended
 from sweeps.capacity import slots
 from sweeps.drive import Shared, drive_trial
 from sweeps.early_stopping import make_scheduler
-from sweeps.events import PartEnded
+from sweeps.events import PartEnded, cut_half_line
 from sweeps.interrupt import open_switch
 from sweeps.outcomes import trial_started
 from sweeps.proposals import FIXED, proposal
@@ -94,7 +94,7 @@ def _run_trials(
         tune.with_parameters(drive_trial, shared=shared),
         tune.PlacementGroupFactory([DRIVER, *workers] if lean else [STOCK_DRIVER]),
     )
-    recover_journal(sweep)  # before anything that holds the study is unpickled
+    take_up_study(sweep)  # before anything that holds it is unpickled
     if tune.Tuner.can_restore(path):
         tuner = tune.Tuner.restore(path, trainable, resume_unfinished=True, resume_errored=True)
     else:
@@ -123,6 +123,15 @@ def _run_trials(
     recording.append(PartEnded(part=part, trials=counted))
     recording.drain()
     return results(recording.log, part) or []
+
+
+def take_up_study(sweep: Sweep) -> None:
+    """Have the study as it was kept last; Optuna reads nothing behind the half line that a full disk leaves."""
+    recover_journal(sweep)
+    journal = sweep.local_folder / "study.journal"
+    if journal.exists():
+        with journal.open("r+b") as stream:
+            cut_half_line(stream)
 
 
 def _reconcile(

@@ -178,6 +178,14 @@ class Actors(RayActorManager):
                 started += 1
         return started
 
+    def _try_kill_actor(self) -> bool:
+        if not self._live_actors_to_kill:
+            return False
+        tracked = self._live_actors_to_kill.pop()
+        self._cleanup_actor_futures(tracked)
+        self._actor_stop_resolved(tracked)
+        return True
+
     def _started(self, tracked: Any, future: Any, _: Any) -> None:
         self._actor_start_resolved(tracked_actor=tracked, future=future)
 

@@ -11,14 +11,15 @@ import ray
 import torch
 from mlflow import MlflowClient
 from ray.tune.schedulers import TrialScheduler
-from recorded import run_of
+from recorded import new_sweep, run_of
 
 from sweeps.capacity import slots, wait_for_room
 from sweeps.cluster import ray_cluster
 from sweeps.early_stopping import FairASHA, make_scheduler
 from sweeps.recording import start_sweep
+from sweeps.search import make_search
 from sweeps.settings import Sweep
-from sweeps.tuning import run_sweep
+from sweeps.tuning import run_sweep, take_up_study
 from trainer.config import Trial, UsageError
 from trainer.models import build_model
 from trainer.placement import Placement
@@ -97,3 +98,15 @@ def test_trials_that_want_more_cpus_than_there_are_finish_and_free_them(sweep, t
     run = MlflowClient(sweep.tracking_uri).get_run(run_of(recording, by_name["l2"].trial_id))
     assert (run.info.status, run.data.tags["state"]) == ("KILLED", "stopped")
     assert Path(by_name["l2"].checkpoint, "state.pt").exists()
+
+
+def test_a_study_whose_last_line_was_cut_off_by_a_full_disk_goes_on(tmp_path):
+    sweep = new_sweep(tmp_path, "")
+    make_search(sweep, {"l2": 1.0}).suggest("a")
+    journal = sweep.local_folder / "study.journal"
+    journal.write_bytes(journal.read_bytes()[:-5])
+    take_up_study(sweep)
+    for trial in ("b", "c"):  # each adds lines behind the last one
+        make_search(sweep, {"l2": 1.0}).suggest(trial)
+    take_up_study(sweep)
+    assert len(make_search(sweep, {"l2": 1.0}).study.trials) > 2
