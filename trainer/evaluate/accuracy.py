@@ -23,7 +23,7 @@ def accuracy(logits: Float[Tensor, "b k"], labels: Int[Tensor, " b"]) -> dict[st
     }
 
 
-def calibration_gaps(logits: Float[Tensor, "b k"], labels: Int[Tensor, " b"]) -> Float[Tensor, "b {BINS}"]:
+def calibration_gaps(logits: Float[Tensor, "b k"], labels: Int[Tensor, " b"]) -> Float[Tensor, "b bins"]:
     """Hit minus confidence of each example, in the column of its bin of confidence; 0 in the others.
 
     `calibration_error` takes the sum over all examples.
