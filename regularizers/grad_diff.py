@@ -13,7 +13,7 @@ from regularizers.functional import Images, differences, minmax_scale, safe_sqrt
 class GradDiff(Regularizer):
     """Euclidean distance of the forward differences of heatmap and image, each scaled to [0, 1].
 
-    distance = sqrt(Σ (Δ_rows d)² + Σ (Δ_columns d)²), d = norm(heatmap) - norm(image). The original's text says
+    distance = sqrt(Σ (Δ_rows d)² + Σ (Δ_columns d)²), d = scaled(heatmap) - scaled(image). The original's text says
     squared, its code takes the root of the sum of each example; this follows the code. Pulls the heatmap's
     local contrasts towards the image's.
 

@@ -13,7 +13,7 @@ from regularizers.functional import Images, minmax_scale
 class Mse(Regularizer):
     """Mean squared difference of heatmap and image, each scaled to [0, 1].
 
-    distance = mean over c, h, w of (norm(heatmap) - norm(image))². The scaling uses minimum and maximum over
+    distance = mean over c, h, w of (scaled(heatmap) - scaled(image))². The scaling uses minimum and maximum over
     all channels, so a signed heatmap's zero becomes a mid gray. Pulls the heatmap towards the image.
 
     References:

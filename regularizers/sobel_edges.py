@@ -13,7 +13,7 @@ from regularizers.functional import Images, minmax_scale, sobel
 class SobelEdges(Regularizer):
     """Summed squared difference of the Sobel edges of heatmap and image, each scaled to [0, 1].
 
-    distance = Σ over c, h, w and both kernels of (Sobel norm(heatmap) - Sobel norm(image))²; kernels ±1, ±2,
+    distance = Σ over c, h, w and both kernels of (Sobel scaled(heatmap) - Sobel scaled(image))²; kernels ±1, ±2,
     ±1 unscaled, borders mirrored. A sum, so it grows with the image size. Pulls the
     heatmap's edges towards the image's.
 

@@ -137,6 +137,7 @@ def walks_the_registry(file):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)  # minutes where nothing else runs
 def test_a_clone_with_the_regularizer_of_the_example_passes_the_tests(tmp_path):
     """Nothing but the file is added; the tests that go through the registry, and what else `make check` looks at."""
     clone = tmp_path / "clone"
@@ -151,7 +152,7 @@ def test_a_clone_with_the_regularizer_of_the_example_passes_the_tests(tmp_path):
     ):  # fmt: skip
         done = subprocess.run(
             [sys.executable, "-m", *tool], cwd=clone, env=os.environ | {"PYTHONPATH": str(clone)},
-            capture_output=True, text=True, timeout=550,
+            capture_output=True, text=True, timeout=1400,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
     assert len(re.findall(r"charbonnier.* PASSED", done.stdout)) > 20
