@@ -72,6 +72,8 @@ def _new(flags: dict[str, Any], config: str | None) -> Sweep:
     """A sweep with these settings, on those of a file or on the defaults."""
     settings = _merged(_configured(config, flags) if config else {}, flags)
     trial = settings.setdefault("trial", {})
+    if not isinstance(trial, dict):
+        raise UsageError(f"{config}: trial holds {trial!r}; give its settings, indented")
     if trial.get("data") is None:
         if trial.get("checkpoint"):
             needs = "needs `data`: the embedded digits pretrain a checkpoint of their own"
@@ -146,7 +148,6 @@ def _flat(settings: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     """Two nested dicts as one, the second before the first."""
-    both = {
-        name: _merged(below[name], above[name]) for name in below.keys() & above.keys() if isinstance(below[name], dict)
-    }
+    nested = [name for name, value in above.items() if isinstance(value, dict) and name in below]
+    both = {n: _merged(below[n], above[n]) if isinstance(below[n], dict) else below[n] for n in nested}
     return below | above | both

@@ -91,7 +91,7 @@ def reason(rows: Sequence[Row], max_accuracy_drop: float) -> str:
     return (
         f"{words} More robust, but less accurate than that: {first.regularizer}, trial {first.tag}, robust "
         f"{100 * first.robust_accuracy:.1f} % against {100 * picked.robust_accuracy:.1f} %; --resume "
-        f"--max-accuracy-drop {missing:g} would pick it."
+        f"--max-accuracy-drop {missing / 100:g} would pick it."
     )
 
 

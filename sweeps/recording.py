@@ -4,12 +4,8 @@ Nothing that trains waits for MLflow. What is left when a sweep ends, `python -m
 """
 
 import logging
-import os
-import shlex
-import sys
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from sweeps.events import Event, ResultWritten, StartMeasured, SweepEnded, SweepStarted, open_log
@@ -81,13 +77,10 @@ class Recording:
         points, events = self.uploader().queued()
         if not events:
             return ""
-        python = shlex.quote(os.path.relpath(sys.executable) if sys.prefix != sys.base_prefix else "python")
-        storage = self.sweep.storage
-        where = "" if storage == str(Path("runs").resolve()) else f" --storage {shlex.quote(storage)}"
         return (
             f"MLflow at {self.sweep.mlflow} lacks {points} values and {events} events of this sweep; all are "
             f"kept in {self.sweep.folder}. Once it answers, upload them:  "
-            f"{python} -m sweeps.tracking flush --name {shlex.quote(self.sweep.name)}{where}"
+            f"{self.sweep.command('flush')}"
         )
 
     def open(self) -> None:

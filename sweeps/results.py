@@ -98,8 +98,8 @@ class SweepResult:
         result = read_json(f"{sweep.folder}/result.json")
         if result is None:
             raise UsageError(
-                f"sweep {name} has no result yet; `python -m sweeps.status --name {name}` shows how far it is, "
-                "sweeps/all_regularizers.py --resume continues one that was interrupted"
+                f"sweep {name} has no result yet; `{sweep.command('status')}` shows how far it is, and "
+                f"`{sweep.command('sweep', '--resume')}` continues one that was interrupted"
             )
         return cls(
             sweep=sweep,

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import yaml
 
 from sweeps.environment import set_environment
+from trainer.command import how_to_run
 from trainer.config import Trial, check_choices, check_regularizers, regularizer_names
 from trainer.errors import FieldError, UsageError
 from trainer.locations import (
@@ -164,6 +165,11 @@ class Sweep:
                 raise FieldError(name, True, "needs `checkpoint`: of which weights?")
         if self.head_steps < 0:
             raise FieldError("head_steps", self.head_steps, "give a whole number, 0 to leave the layer random")
+        if self.head_steps != type(self).head_steps and not self.new_head:
+            raise FieldError("head_steps", self.head_steps, "is for `new_head`; give that too, or leave it out")
+        if self.local_dir is not None and not is_url(self.storage):
+            remedy = f"is for a `storage` that is a URL; all is kept in {self.storage}"
+            raise FieldError("local_dir", self.local_dir, remedy)
         if not 0 <= self.max_accuracy_drop < 1:
             drop = self.max_accuracy_drop
             points = f"; {drop:g} points are {drop / 100:g}" if 1 <= drop <= 100 else ""
@@ -312,6 +318,16 @@ class Sweep:
         """Write sweep.yaml, whole or not at all."""
         content = yaml.safe_dump(to_plain(self), sort_keys=False, default_flow_style=None, allow_unicode=True)
         write_files(self.folder, {SETTINGS: content})
+
+    def command(self, command: str, *arguments: str) -> str:
+        """The command line that runs a command of the project on this sweep, from where the user stands.
+
+        Args:
+            command: as `heatmap-sweeps` knows it, such as `resume-best`.
+            arguments: of that command, beside the sweep's name and storage.
+        """
+        storage = [] if self.storage == absolute(usual_storage()).rstrip("/") else ["--storage", self.storage]
+        return how_to_run(command, "--name", self.name, *storage, *arguments)
 
     @classmethod
     def load(cls, name: str, storage: str | None = None) -> Sweep:

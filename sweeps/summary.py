@@ -1,9 +1,7 @@
 """What the terminal prints once a sweep has ended: the tables, the pick and what to do next."""
 
 import math
-import os
 import shlex
-import sys
 
 from rich.console import Console
 
@@ -12,10 +10,10 @@ from sweeps.ranking import reason, table
 from sweeps.recording import Recording
 from sweeps.report.page import PAGE
 from sweeps.results import SweepResult, TrialResult
-from sweeps.settings import SETTINGS, Sweep, usual_storage
+from sweeps.settings import SETTINGS, Sweep
 from sweeps.tracking.model import ALIAS
-from trainer.command import how_to_run
-from trainer.locations import absolute, file_size
+from trainer.command import python
+from trainer.locations import file_size
 
 
 def print_result(result: SweepResult, console: Console) -> None:
@@ -32,15 +30,13 @@ def print_result(result: SweepResult, console: Console) -> None:
         console.print(f"On test, which chose nothing: accuracy {clean:.1f} %, robust {robust:.1f} %.", highlight=False)
     if repeated := finalists.gather(sweep, recording.log, result.trials):
         console.print(finalists.table(repeated))
-    python = shlex.quote(os.path.relpath(sys.executable) if sys.prefix != sys.base_prefix else "python")
-    usual = absolute(usual_storage())
-    storage = [] if sweep.storage == usual else ["--storage", sweep.storage]
     if not sweep.mlflow.startswith("http"):
-        line(f"Start MLflow:  {python} -m mlflow ui --backend-store-uri {shlex.quote(sweep.mlflow)}")
+        ui = [python(), "-m", "mlflow", "ui", "--backend-store-uri", sweep.mlflow]
+        line(f"Start MLflow:  {shlex.join(ui)}")
     line(f"Look at it:  {recording.page()}")
     line(f"See which won, and why:  {sweep.folder}/{PAGE}")
     if picked is not None:
-        line(f"Train the pick further:  {how_to_run('resume-best', '--name', sweep.name, *storage)}")
+        line(f"Train the pick further:  {sweep.command('resume-best')}")
         if (sweep.local_folder / "models" / picked.trial_id).exists():
             line(f"Load it with MLflow:  models:/{sweep.name}@{ALIAS}")
     if sum(sweep.parts) == 1:
@@ -58,7 +54,7 @@ def interrupted(sweep: Sweep) -> str:
     """What is left of a sweep that was interrupted, and how it goes on."""
     if file_size(f"{sweep.folder}/{SETTINGS}") is None:
         return "interrupted before the search began; the same command begins again"
-    return f"interrupted; what is done is kept, --name {shlex.quote(sweep.name)} --resume continues it"
+    return f"interrupted; what is done is kept. Continue with:  {sweep.command('sweep', '--resume')}"
 
 
 def print_trained_on(before: TrialResult, after: TrialResult, console: Console) -> None:

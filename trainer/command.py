@@ -8,6 +8,7 @@ code names fields in its errors; `run` prints the flags instead.
 """
 
 import dataclasses
+import inspect
 import os
 import shlex
 import shutil
@@ -56,9 +57,13 @@ def how_to_run(command: str, *arguments: str) -> str:
     installed = Path(sys.executable).with_name("heatmap-sweeps")
     if shutil.which("heatmap-sweeps") == str(installed):
         return shlex.join(["heatmap-sweeps", command, *arguments])
-    python = _from_here(Path(sys.executable)) if sys.prefix != sys.base_prefix else "python"
     words = [_from_here(here / script)] if script else [_from_here(here / "cli.py"), command]
-    return shlex.join([python, *words, *arguments])
+    return shlex.join([python(), *words, *arguments])
+
+
+def python() -> str:
+    """This interpreter, from where the user stands."""
+    return _from_here(Path(sys.executable)) if sys.prefix != sys.base_prefix else "python"
 
 
 def _from_here(path: Path) -> str:
@@ -137,9 +142,10 @@ def flags_of(kind: type, skip: Sequence[str] = (), also: Mapping[str, Mapping[st
 
 def field_docs(kind: type) -> dict[str, str]:
     """What the docstring of a dataclass says of each field."""
-    from docstring_parser import parse_from_object
+    from docstring_parser.google import parse as parse_docstring
 
-    docs = {entry.arg_name: " ".join((entry.description or "").split()) for entry in parse_from_object(kind).params}
+    entries = parse_docstring(inspect.cleandoc(kind.__doc__ or "")).params
+    docs = {entry.arg_name: " ".join((entry.description or "").split()) for entry in entries}
     return {name: text.replace("`", "") for name, text in docs.items()}
 
 

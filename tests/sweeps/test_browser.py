@@ -268,7 +268,7 @@ def test_what_the_documentation_says_next_works_too(ended):
     torch.save(build_model("resnet8", 10).state_dict(), ended.folder / "resnet50.pth")  # of the data's classes
     assert "accuracy" in ended.run("trainer.evaluate --checkpoint resnet50.pth", *small).stdout
     assert "accuracy" in ended.run("trainer.evaluate --checkpoint models:/SWEEP@pick", *small[:-2]).stdout
-    picks = ("--name", "SWEEP", "--resume", "--max-accuracy-drop", 100)
+    picks = ("--name", "SWEEP", "--resume", "--max-accuracy-drop", 0.99)
     script = [sys.executable, ROOT / "sweeps/all_regularizers.py", *picks]
     done = subprocess.run(list(map(str, script)), cwd=ended.folder, capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stderr) == (0, "")

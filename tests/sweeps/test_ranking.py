@@ -51,12 +51,12 @@ def test_what_a_looser_rule_would_pick_is_said_with_the_rule():
     assert words.startswith("Pick: l2, trial id_l2: best robust accuracy")
     assert words.endswith(
         "More robust, but less accurate than that: tv, trial id_tv, robust 70.0 % against 50.0 %; --resume "
-        "--max-accuracy-drop 10 would pick it."
+        "--max-accuracy-drop 0.1 would pick it."
     )
     assert pick(ROWS, 0.10).regularizer == "tv"
     close = [row("none", 0.9, 0.1), row("l2", 0.9 - 1 / 30, 0.5)]
     (needed,) = re.findall(r"--max-accuracy-drop ([\d.]+)", reason(close, 0.02))
-    assert pick(close, float(needed) / 100).regularizer == "l2", "rounded up"
+    assert pick(close, float(needed)).regularizer == "l2", "rounded up"
     assert "More robust" not in reason(ROWS, 0.2)
 
 

@@ -66,23 +66,29 @@ def test_named_strengths_are_tried_by_every_regularizer(sweep):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"strengths": (1.0,)}, "--strengths gives 1, --trials-per-regularizer is 2"),
-        ({"strengths": (0.05, 1e4)}, "--strengths 0.05,10000: give numbers from 0.1 to 1000"),
-        ({"scheduler": "hyperband"}, "--scheduler 'hyperband' is unknown; choose from asha, none"),
-        ({"allocation": "fair"}, "--allocation 'fair' is unknown; choose from equal, adaptive"),
-        ({"objectives": "all"}, "--objectives 'all' is unknown; choose from robust, both"),
-        ({"strengths": (1.0, 2.0), "allocation": "adaptive"}, "leave out --allocation adaptive"),
-        ({"seeds": 1}, "--seeds 1: give at least 2"),
-        ({"max_accuracy_drop": -0.01}, "--max-accuracy-drop -1: give points from 0 to 100"),
-        ({"name": "a:b"}, "--name 'a:b': give a plain name without / "),
+        ({"strengths": (1.0,)}, "^strengths=1: these are 1, and trials_per_regularizer is 2"),
+        ({"strengths": (0.0, 1.0)}, "^strengths=0,1: give finite numbers above 0"),
+        ({"scheduler": "hyperband"}, "^scheduler=hyperband: choose from asha, none"),
+        ({"allocation": "fair"}, "^allocation=fair: choose from equal, adaptive"),
+        ({"objectives": "all"}, "^objectives=all: choose from robust, both"),
+        ({"strengths": (1.0, 2.0), "allocation": "adaptive"}, "leave out allocation"),
+        ({"seeds": 1}, "^seeds=1: give at least 2"),
+        ({"max_accuracy_drop": -0.01}, "^max_accuracy_drop=-0.01: give a fraction from 0 to below 1"),
+        ({"name": "a:b"}, "^name='a:b': give a plain name without / "),
         ({"name": "it's"}, "give a plain name"),
         ({"name": "a\n"}, "give a plain name"),
-        ({"extensions": (0,)}, "--extend 0: give a whole number of at least 1"),
+        ({"extensions": (0,)}, "^extensions=0: give a whole number of at least 1"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(sweep, change, words):
     with pytest.raises(UsageError, match=words):
         dataclasses.replace(sweep, **change)
+
+
+def test_strengths_outside_the_ranges_are_refused_before_the_search(sweep):
+    with pytest.raises(UsageError, match="^strengths=0.05,1000.5: give numbers from 0.1 to 1000$"):
+        dataclasses.replace(sweep, strengths=(0.05, 1000.5)).check_strengths()
+    dataclasses.replace(sweep, strengths=(0.1, 1000.0)).check_strengths()
 
 
 def test_the_same_seed_proposes_the_same_weights(sweep):
