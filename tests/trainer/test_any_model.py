@@ -437,7 +437,7 @@ def test_a_hook_and_a_second_derivative_by_the_batch_norms_weight_are_refused():
 
     model, images, labels = drawn([])
     model.steps.append(Step(step, conv=conv(), norm=norm()).double())
-    with pytest.raises(UsageError, match="--double-backprop pytorch"):
+    with pytest.raises(UsageError, match="give double_backprop pytorch"):
         ours(model, images, labels, "frozen")
 
 
@@ -518,7 +518,7 @@ def test_batch_norm_in_a_script_has_the_modes_or_is_refused(mode):
     if mode != "stop":
         assert_equal(ours(model, images, labels, mode), plain(twin, images, labels, mode))
         return
-    with pytest.raises(UsageError, match="^the model has a batch norm .* --batch-norm stop .* frozen or flow"):
+    with pytest.raises(UsageError, match="^the model has a batch norm .* batch_norm stop .* frozen or flow"):
         ours(model, images, labels, mode)
 
 
@@ -526,7 +526,7 @@ def test_batch_norm_in_a_script_has_the_modes_or_is_refused(mode):
 def test_a_trace_that_normalizes_by_the_batch_is_not_taken_for_frozen():
     model, images, labels = drawn([])
     model.steps.append(torch.jit.trace(Block().double().train(), torch.randn(2, WIDTH, 5, 5).double()))
-    with pytest.raises(UsageError, match="^the model has a batch norm .* --batch-norm frozen"):
+    with pytest.raises(UsageError, match="^the model has a batch norm .* batch_norm frozen"):
         ours(model, images, labels, "frozen")
 
 

@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import socket
-import sys
 import tarfile
 
 import mlflow
@@ -241,10 +240,11 @@ def command(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["evaluate", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            evaluate_command.main()
-        return stopped.value.code, *capsys.readouterr()
+        try:
+            status = evaluate_command.main([str(argument) for argument in arguments])
+        except SystemExit as stopped:  # of the parser
+            status = stopped.code
+        return status, *capsys.readouterr()
 
     return run
 

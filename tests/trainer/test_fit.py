@@ -133,7 +133,7 @@ def test_calibration_on_broken_images_says_so(trial, monkeypatch):
 def test_images_of_several_sizes_need_an_image_size(trial, monkeypatch):
     decode, sizes = Transform.__call__, itertools.cycle([0, 1])
     monkeypatch.setattr(Transform, "__call__", lambda self, *a: decode(self, *a)[:, next(sizes) :])
-    with pytest.raises(UsageError, match="--image-size"):
+    with pytest.raises(UsageError, match="as image_size"):
         run(trial)
 
 

@@ -78,7 +78,7 @@ def test_other_channels_than_three_are_refused(monkeypatch):
 
     grey = timm.models.PretrainedCfg(input_size=(1, 96, 96), mean=(0.5,), std=(0.5,))
     monkeypatch.setattr(timm, "get_pretrained_cfg", lambda name: grey)
-    with pytest.raises(UsageError, match="'timm:resnet18' takes images of 1 channels"):
+    with pytest.raises(UsageError, match="model=timm:resnet18: takes images of 1 channels"):
         model_input("timm:resnet18")
 
 

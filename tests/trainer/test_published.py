@@ -157,7 +157,7 @@ def test_a_name_may_have_the_tag_of_its_weights():
 
 
 def test_only_timm_publishes():
-    with pytest.raises(UsageError, match="give a file, or --model timm:resnet18"):
+    with pytest.raises(UsageError, match="^checkpoint=pretrained: .*give a file, or model timm:resnet18"):
         published("resnet18")
     with pytest.raises(UsageError, match="knows no published weights of 'timm:darknet17'; give a file"):
         published("timm:darknet17")
