@@ -167,7 +167,7 @@ class Sweep:
             raise FieldError("head_steps", self.head_steps, "give a whole number, 0 to leave the layer random")
         if self.head_steps != type(self).head_steps and not self.new_head:
             raise FieldError("head_steps", self.head_steps, "is for `new_head`; give that too, or leave it out")
-        if self.local_dir is not None and not is_url(self.storage):
+        if self.local_dir not in (None, self.storage) and not is_url(self.storage):
             remedy = f"is for a `storage` that is a URL; all is kept in {self.storage}"
             raise FieldError("local_dir", self.local_dir, remedy)
         if not 0 <= self.max_accuracy_drop < 1:
