@@ -179,10 +179,10 @@ def where_workers_compute(placement: Placement, function: Callable[..., T], *wha
     """Call `function(*what, device, cache, progress)`: in this process, or on a worker if GPUs are only there.
 
     Args:
-        placement: of a trial's workers.
-        function: that is called; on a worker without the progress.
+        placement: placement of a trial's workers.
+        function: function to call; on a worker without `progress`.
         what: its first arguments.
-        progress: its last one.
+        progress: its last argument.
     """
     device = torch.device("cuda" if placement.gpus else "cpu")
     if device.type == "cuda" and not torch.cuda.is_available():  # a head without a GPU

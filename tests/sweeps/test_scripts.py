@@ -38,8 +38,8 @@ def test_bad_input_is_one_line_before_anything_starts(
     garbage.write_bytes(b"no weights")
     own = ["--data", digits, "--model", "resnet8"]
     cases = [
-        (["--regularizers", "l2,sim"], "--regularizers sim: is unknown; did you mean ssim"),
-        (["--model", "resnet9"], "--model resnet9: is unknown; did you mean"),
+        (["--regularizers", "l2,sim"], "--regularizers sim: is unknown; did you mean ssim?"),
+        (["--model", "resnet9"], "--model resnet9: is unknown; did you mean resnet8"),
         (["--data", tmp_path / "nowhere", "--model", "resnet8"], "no such folder"),
         (["--data", empty, "--model", "resnet8"], "no train-*.tar"),
         ([*own, "--checkpoint", weights_of_another_shape], "of 7 classes, the data have 10"),
@@ -53,6 +53,8 @@ def test_bad_input_is_one_line_before_anything_starts(
         (["--resume", "--name", "nothing"], "no sweep 'nothing'"),
         (["--extend", "1", "--name", "nothing"], "no sweep 'nothing'"),
         (["--extend", "1"], "--extend 1: needs --name"),
+        ([*own, "--batch-size", "2000"], "fewer than one batch of 2000"),
+        (["--strengths", "10000"], "--strengths 10000: give numbers from 0.1 to 1000"),
         (["--seeds", "1"], "at least 2"),
         (["--trials-per-regularizer", "0"], "at least 1"),
         (["--tracking-uri", "http://:5000"], "no MLflow answers"),
