@@ -26,9 +26,9 @@ class SweepCallback(tune.Callback):
     """The one writer of the event log while Tune runs.
 
     Args:
-        sweep: that is driven.
-        recording: of the sweep.
-        trials: of this run of Tune.
+        sweep: settings of the sweep.
+        recording: record of the sweep.
+        trials: number of trials of this run of Tune.
         units: calibrated unit of each regularizer's weight.
         part: folder of this run of Tune.
     """

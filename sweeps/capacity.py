@@ -181,10 +181,10 @@ def where_workers_compute(
     """Call `function(*what, device, cache, progress)`: in this process, or on a worker if GPUs are only there.
 
     Args:
-        placement: of a trial's workers.
-        function: that is called; on a worker without the progress.
+        placement: placement of a trial's workers.
+        function: function to call; on a worker without `progress`.
         what: its first arguments.
-        progress: the one after device and cache.
+        progress: the argument after device and cache.
         named: its further arguments.
     """
     device = torch.device("cuda" if placement.gpus else "cpu")

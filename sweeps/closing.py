@@ -27,10 +27,10 @@ def close(sweep: Sweep, units: dict[str, float], rows: list[Row], recording: Rec
     """Keep the result, and record it.
 
     Args:
-        sweep: whose trials have ended.
+        sweep: settings of the sweep, whose trials have ended.
         units: calibrated unit of each regularizer's weight.
         rows: its trials.
-        recording: of the sweep.
+        recording: record of the sweep.
     """
     repeated = finalists.gather(sweep, recording.log, rows)
     picked = pick(rows, sweep.max_accuracy_drop)

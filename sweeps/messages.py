@@ -1,4 +1,4 @@
-"""What a running sweep tells whoever started it: small values, to one callback.
+"""What a running sweep reports: small values, passed to one callback.
 
 The terminal (`sweeps.terminal`) is such a callback. Without one, stages and notes go to `logging`.
 """
@@ -57,7 +57,7 @@ class TrialsBegan:
 
     Args:
         total: trials there will be.
-        epochs: of each.
+        epochs: epochs of each.
         slots: trials at a time.
         earlier: events of its trials that an earlier process logged.
     """
@@ -70,7 +70,7 @@ class TrialsBegan:
 
 @dataclass(frozen=True)
 class TrialsGoOn:
-    """Trials are running; told again and again, some times a second."""
+    """Trials are running; sent a few times a second."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ Progress = Callable[[Message], None]
 
 
 def to_log(message: Message) -> None:
-    """What is told where nobody asked for more."""
+    """The callback of a sweep that was given none."""
     match message:
         case Stage(text):
             log.info(text)
@@ -91,13 +91,13 @@ def to_log(message: Message) -> None:
             log.log(logging.WARNING if warning else logging.INFO, text)
 
 
-# Tune restores its callback from a pickle and nobody can hand it anything, so it looks here, as all others do.
+# Tune restores its own callback from a pickle, without arguments; so the callback of a sweep is found here.
 _LISTENER: ContextVar[Progress] = ContextVar("progress", default=to_log)
 
 
 @contextmanager
 def told_to(progress: Progress | None) -> Iterator[None]:
-    """Within the block, this callback is told."""
+    """Within the block, messages go to this callback."""
     before = _LISTENER.set(progress or to_log)
     try:
         yield
@@ -106,15 +106,15 @@ def told_to(progress: Progress | None) -> Iterator[None]:
 
 
 def tell(message: Message) -> None:
-    """Tell the callback of this sweep."""
+    """Send a message to the callback of this sweep."""
     _LISTENER.get()(message)
 
 
 def stage(text: str) -> None:
-    """Tell that something begins."""
+    """Send a `Stage`."""
     tell(Stage(text))
 
 
 def note(text: str) -> None:
-    """Tell a line."""
+    """Send a `Note`."""
     tell(Note(text))

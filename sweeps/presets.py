@@ -58,7 +58,7 @@ def original(workers: int = 1, **changes: Any) -> Sweep:
     """What google-research's optimizing_interpretability trains with; docs/original.md goes through its flags.
 
     Args:
-        workers: of each trial, which share a batch of 512 images.
+        workers: workers of each trial, which share a batch of 512 images.
         changes: fields of the trial that are to have other values: data, model and checkpoint, or none of them for the
             digits. With a checkpoint it is finetuned, without one a model is trained from scratch.
 

@@ -24,8 +24,8 @@ class Progress:
 
     Args:
         total: trials there will be.
-        epochs: of each.
-        console: where to print.
+        epochs: epochs of each.
+        console: the terminal.
     """
 
     def __init__(self, total: int, epochs: int, console: Console) -> None:

@@ -23,7 +23,7 @@ class TrialResult(Row):
     """One trial of a sweep: its figures, its model, and more epochs of it.
 
     Args:
-        sweep: that it is of.
+        sweep: settings of its sweep.
     """
 
     sweep: Sweep = field(repr=False)
@@ -43,11 +43,11 @@ class TrialResult(Row):
     def train_on(self, epochs: int = 2, progress: Progress | None = None, verbose: bool = False) -> TrialResult:
         """Train further from the last checkpoint, with the optimizer's state and the data order of a longer trial.
 
-        Called again with the same number of epochs it goes on where it was interrupted, or returns what it found.
+        Called again with the same number of epochs, it continues where it was interrupted.
 
         Args:
-            epochs: how many more.
-            progress: told what happens; None only logs.
+            epochs: number of further epochs.
+            progress: callback for the messages of `sweeps.messages`; None only logs.
             verbose: whether what Ray and the workers say reaches the terminal.
 
         Raises:
@@ -70,7 +70,7 @@ class SweepResult:
         trials: those of the search, best first.
         finalists: the best weights trained again, as `sweeps.finalists.as_dicts` has them; empty without seeds.
         units: calibrated unit of each regularizer's weight.
-        importances: of the parameters of the search, as `sweeps.importance` has them.
+        importances: importance of each parameter of the search, as `sweeps.importance` has them.
         start: what the sweep started from; None of one that did not measure it.
     """
 
@@ -86,8 +86,8 @@ class SweepResult:
         """Read the result of a sweep.
 
         Args:
-            name: of the sweep.
-            storage: of the sweep, a folder or URL; None is that of SWEEPS_STORAGE, else ./runs.
+            name: name of the sweep.
+            storage: folder or URL with the sweep; None is that of SWEEPS_STORAGE, else ./runs.
 
         Raises:
             UsageError: if there is no such sweep, or it has not ended.

@@ -171,7 +171,7 @@ class Sweep:
             raise FieldError("head_steps", self.head_steps, "give a whole number, 0 to leave the layer random")
         if self.head_steps != type(self).head_steps and not self.new_head:
             raise FieldError("head_steps", self.head_steps, "is for `new_head`; give that too, or leave it out")
-        if self.local_dir is not None and not is_url(self.storage):
+        if self.local_dir not in (None, self.storage) and not is_url(self.storage):
             remedy = f"is for a `storage` that is a URL; all is kept in {self.storage}"
             raise FieldError("local_dir", self.local_dir, remedy)
         if not 0 <= self.max_accuracy_drop < 1:
@@ -191,7 +191,7 @@ class Sweep:
         """Run the sweep: on the Ray cluster there is, or on this machine.
 
         Args:
-            progress: told what happens (`sweeps.messages`); None only logs.
+            progress: callback for the messages of `sweeps.messages`; None only logs.
             verbose: whether what Ray and the workers say reaches the terminal.
 
         Raises:
@@ -207,8 +207,8 @@ class Sweep:
         """Continue the sweep of this name where it was interrupted; one that has ended picks anew.
 
         Args:
-            progress: as of `run`.
-            verbose: as of `run`.
+            progress: callback, as in `run`.
+            verbose: whether to print more, as in `run`.
 
         Raises:
             UsageError: if its search has not begun, or other settings than `max_accuracy_drop` were changed.
@@ -222,9 +222,9 @@ class Sweep:
         """Run more trials of the sweep of this name, which has ended.
 
         Args:
-            trials: as many for each regularizer.
-            progress: as of `run`.
-            verbose: as of `run`.
+            trials: number of further trials of each regularizer.
+            progress: callback, as in `run`.
+            verbose: whether to print more, as in `run`.
 
         Raises:
             UsageError: if it has not ended, or other settings than `seeds`, `max_accuracy_drop` and `max_concurrent`
@@ -348,8 +348,8 @@ class Sweep:
         """Read the settings of an earlier sweep.
 
         Args:
-            name: of the sweep.
-            storage: of the sweep, a folder or URL; None is that of SWEEPS_STORAGE, else ./runs.
+            name: name of the sweep.
+            storage: folder or URL with the sweep; None is that of SWEEPS_STORAGE, else ./runs.
 
         Raises:
             UsageError: if there is none of that name, and the names there are listed; or if its search has not begun.

@@ -16,7 +16,7 @@ class Terminal(logging.Handler):
     """The callback of a sweep, and a handler for what this project logs meanwhile.
 
     Args:
-        console: where to print.
+        console: the terminal; None is that of the process.
     """
 
     def __init__(self, console: Console | None = None) -> None:
@@ -26,7 +26,7 @@ class Terminal(logging.Handler):
         self._trials: Progress | None = None
 
     def __call__(self, message: Message) -> None:
-        """Show what is told."""
+        """Show a message."""
         if not isinstance(message, Advanced):
             self._end_bar()
         match message:

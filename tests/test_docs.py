@@ -11,11 +11,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from regularizers import REGULARIZERS
 from regularizers import __main__ as regularizers_command
-from sweeps import command_line
+from sweeps import command_line, presets
 from sweeps.settings import Sweep
 from trainer import command
 
@@ -27,31 +28,34 @@ ELSEWHERE = {"pytest", "mlflow", "docs/pull.py"}  # of others, or without a flag
 def commands(page):
     """Every `python …` and `ray submit …` of the indented blocks, as a list of words."""
     blocks = "\n".join(re.findall(r"^ {4,}(.*)$", page.read_text(), re.MULTILINE)).replace("\\\n", " ")
-    for command in re.findall(r"^(?:python|ray submit CONFIG|ray submit cluster/gpu.yaml) (.*)$", blocks, re.MULTILINE):
-        words = [word for word in shlex.split(re.sub(r"[\[\]]", "", command), comments=True) if word != "--"]
+    for line in re.findall(r"^(?:python|ray submit CONFIG|ray submit cluster/gpu.yaml) (.*)$", blocks, re.MULTILINE):
+        words = [word for word in shlex.split(re.sub(r"[\[\]]", "", line), comments=True) if word != "--"]
         yield words[1:] if words[0] == "-m" else words
+
+
+SHOWN = [
+    words for page in [*PAGES, ROOT / "cluster" / "README.md"] for words in commands(page) if words[0] not in ELSEWHERE
+]
 
 
 class Parsed(BaseException):
     """Raised once a command line was understood, before anything is done."""
 
 
-@pytest.mark.parametrize(
-    "words",
-    [words for page in [*PAGES, ROOT / "cluster/README.md"] for words in commands(page) if words[0] not in ELSEWHERE],
-    ids=" ".join,
-)
+@pytest.mark.parametrize("words", SHOWN, ids=" ".join)
 def test_every_command_is_understood(words, monkeypatch):
     def only(parse):
         def parse_only(*arguments, **more):
             try:
                 parse(*arguments, **more)
             except SystemExit as ended:
-                assert ended.code == 0, words
+                if ended.code:  # else it was --help
+                    raise
             raise Parsed
 
         return parse_only
 
+    monkeypatch.setitem(REGULARIZERS, "charbonnier", REGULARIZERS["mse"])  # that of docs/regularizer.md
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", only(argparse.ArgumentParser.parse_args))
     if words[0] == "sweeps/all_regularizers.py":  # what the flags make is looked at, too
         monkeypatch.setattr(command_line, "parse", only(command_line.parse))
@@ -89,10 +93,29 @@ def test_every_link_leads_somewhere(page):
             assert anchor in {re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in headings}
 
 
-def test_the_example_of_the_readme_runs_and_reaches_every_weight():
-    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+def example_under(heading):
+    section = (ROOT / "README.md").read_text().partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    (example,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    return example
+
+
+@pytest.mark.slow
+def test_the_sweep_of_the_readme_runs_in_a_notebook(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(presets, "DIGITS", presets.DIGITS | {"images_per_epoch": 64, "robust_images": 8})
     names = {}
-    exec(example, names)
+    exec(example_under("From Python or a notebook"), names)
+    assert sorted(names["table"]["regularizer"]) == ["l2", "l2", "none", "none", "ssim", "ssim"]
+    assert set(names["table"].index) == set(range(6))
+    assert names["result"].pick in names["result"].trials
+    assert names["front"]
+    assert names["model"](torch.zeros(1, 3, 32, 32)).shape == (1, 10)
+    assert (tmp_path / "runs" / names["sweep"].name / "report.html").exists()
+
+
+def test_the_example_of_the_readme_runs_and_reaches_every_weight():
+    names = {}
+    exec(example_under("The regularizers alone"), names)
     assert names["loss"].isfinite()
     assert all(p.grad is not None for p in names["model"].parameters())
 

@@ -121,5 +121,5 @@ def test_the_size_is_that_of_a_checkpoint_and_too_little_room_is_refused(tmp_pat
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=needed))
     assert "are free" in check_space(sweep)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=needed - 1))
-    with pytest.raises(UsageError, match="lower --trials-per-regularizer"):
+    with pytest.raises(UsageError, match="lower trials_per_regularizer"):
         check_space(sweep)

@@ -33,6 +33,7 @@ def example(kind, draw):
     """An event of a kind with something in every field."""
     values = {"str": lambda: f"ä {draw.random()}", "int": lambda: draw.randrange(1, 99), "float": draw.random,
               "bool": lambda: True, "tuple[str, ...]": lambda: ("a", "b"), "dict[str, str]": lambda: {"k": "v"},
+              "int | None": lambda: draw.randrange(1, 99),
               "dict[str, float]": lambda: {"val/x": float("inf"), "val/y": draw.random()}}  # fmt: skip
     names = {str: "str", int: "int", float: "float", bool: "bool"}
     return kind(**{f.name: values[names.get(f.type, str(f.type))]() for f in dataclasses.fields(kind)})

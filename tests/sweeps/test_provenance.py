@@ -29,7 +29,7 @@ def test_the_space_is_in_absolute_weights(sweep):
 
     assert space() == {"l2": [0.2, 2000.0], "tv": [1.0, 10000.0]}
     assert space(strengths=(3.0,)) == {"l2": [6.0], "tv": [30.0]}
-    assert space(weight=0.5) == {"l2": [0.5], "tv": [0.5]}
+    assert space(trial=dataclasses.replace(sweep.trial, weight=0.5)) == {"l2": [0.5], "tv": [0.5]}
 
 
 def test_the_data_are_an_input_that_changes_with_them(digits, tmp_path):

@@ -147,7 +147,9 @@ def constant(folder, label):
 
 
 def measured(digits, checkpoint, **changes):
-    trial = Trial(data=str(digits), model="resnet8", checkpoint=checkpoint, epochs=3, **changes)
+    trial = Trial(
+        data=str(digits), model="resnet8", checkpoint=checkpoint, epochs=3, **{"images_per_epoch": 1024} | changes
+    )
     return measure(trial, 2, torch.device("cpu"), ShardCache())
 
 

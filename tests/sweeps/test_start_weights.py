@@ -125,7 +125,7 @@ def test_classes_that_the_weights_know_are_taken_and_not_trained(tmp_path, birds
     sweep = sweep_of(tmp_path, birds, path, new_head=True, ema=True)
     model = prepare_model(made(sweep)[0].trial, 3)
     assert torch.equal(model.linear.weight, averaged["linear.weight"][list(ROWS)])
-    with pytest.raises(UsageError, match="--new-head takes ImageNet's own rows of the data's classes"):
+    with pytest.raises(UsageError, match="new_head of a sweep takes ImageNet's own rows of the data's classes"):
         load_start(sweep_of(tmp_path, birds, path))
     lines = []  # an evaluation takes them without being asked
     subject = load_subject(path, birds, {"model": "resnet8"}, say=lines.append)

@@ -76,7 +76,7 @@ def test_trials_that_want_more_cpus_than_there_are_finish_and_free_them(sweep, t
     monkeypatch.setattr("sweeps.tuning.make_scheduler", stopping)
     with ray_cluster(num_cpus=4):
         assert slots(sweep) == 2
-        with pytest.raises(UsageError, match="lower --workers-per-trial"):
+        with pytest.raises(UsageError, match="lower workers"):
             slots(dataclasses.replace(sweep, placement=Placement(workers=5)))
         with pytest.raises(UsageError, match="no room for a trial after 0 minutes"):
             wait_for_room(Placement(workers=5), pytest.fail, limit=0)

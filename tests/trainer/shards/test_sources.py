@@ -15,6 +15,7 @@ from PIL import Image, ImageOps
 from scipy.io import savemat
 from tensorboardX.record_writer import RecordWriter
 
+from trainer.command import how_to_run
 from trainer.config import UsageError
 from trainer.data import LoaderOptions, eval_loader
 from trainer.normalization import IMAGENET
@@ -340,7 +341,8 @@ def test_folders_of_splits_are_no_classes(tmp_path, command, capsys, names, comm
     assert "are splits, not classes" in printed
     assert printed.count("\n") == 1
     for one in commands:
-        assert f"`python -m trainer.shards --images {tmp_path}/photos/{one} --out {tmp_path / 'out'}`" in printed
+        start = how_to_run("shards", "--images")
+        assert f"`{start} {tmp_path}/photos/{one} --out {tmp_path / 'out'}`" in printed
     assert not (tmp_path / "out").exists()
 
 
