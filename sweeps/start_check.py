@@ -11,7 +11,7 @@ from scipy.special import betaincinv, ndtri
 from sweeps.settings import write_json
 from trainer.cache import ShardCache
 from trainer.config import Trial
-from trainer.evaluate import evaluate
+from trainer.evaluate.measure import evaluate
 from trainer.evaluate.plan import Plan
 from trainer.fit import count_classes, prepare_model
 from trainer.locations import read_json

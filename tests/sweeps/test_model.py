@@ -14,7 +14,7 @@ from sweeps.tracking import upload
 from sweeps.tracking.cursor import SWEEP
 from sweeps.tracking.model import save_model
 from trainer.config import Trial, UsageError
-from trainer.evaluate import classifier
+from trainer.evaluate.classify import classifier
 from trainer.evaluate.heatmaps import heatmap
 from trainer.evaluate.subject import load_subject
 from trainer.models import build_model

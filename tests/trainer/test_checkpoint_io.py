@@ -37,7 +37,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "gone", "empty"])
-def test_the_newest_good_checkpoint_is_found(tmp_path, damage, capsys):
+def test_the_newest_good_checkpoint_is_found(tmp_path, damage, caplog):
     for epoch in (1, 2, 3):
         save_state(STATE | {"epoch": epoch}, f"{tmp_path}/epoch_{epoch:04d}")
     path = tmp_path / "epoch_0002/state.pt"
@@ -50,7 +50,7 @@ def test_the_newest_good_checkpoint_is_found(tmp_path, damage, capsys):
     assert load_newest(str(tmp_path), "epoch_0003")[0]["epoch"] == 3
     state, name = load_newest(str(tmp_path), "epoch_0002")
     assert (name, state["epoch"]) == ("epoch_0001", 1)
-    assert "epoch_0002" in capsys.readouterr().out
+    assert "epoch_0002" in caplog.text
     shutil.rmtree(tmp_path / "epoch_0001")
     with pytest.raises(UsageError, match="epoch_0002"):
         load_newest(str(tmp_path), "epoch_0002")

@@ -12,7 +12,7 @@ from trainer.weights import fit_weights
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda s: s.pop("layer2.0.conv1.weight"), "lacks layer2.0.conv1.weight. Check --model"),
+        (lambda s: s.pop("layer2.0.conv1.weight"), "lacks layer2.0.conv1.weight. Check model"),
         (lambda s: s.pop("bn1.running_var"), "lacks bn1.running_var"),
         (lambda s: s.update({"layer1.0.se.weight": torch.zeros(3)}), "has unknown layer1.0.se.weight"),
         (lambda s: s.update({"conv1.weight": torch.zeros(16, 1, 3, 3)}), r"\(16, 1, 3, 3\), the model's is \(16, 3,"),
