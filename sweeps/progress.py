@@ -39,10 +39,6 @@ class Progress:
         self._live: Live | None = None
         self._console: Console | None = None
 
-    def __getstate__(self) -> dict[str, Any]:
-        """A terminal and a clock do not travel to the process that resumes the sweep."""
-        return self.__dict__ | {"_live": None, "_console": None}
-
     def replay(self, events: Iterable[Event], part: str) -> None:
         """Take what an earlier process of the sweep has logged of a run of Tune, and say nothing of it."""
         self._set({key: trial for key, trial in read_trials(events).items() if trial.started.part == part})
