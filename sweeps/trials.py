@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from sweeps.events import EpochReported, Event, PartEnded, SweepEnded, SweepStarted, TrialEnded, TrialStarted
+from sweeps.events import EpochReported, Event, PartEnded, SweepEnded, TrialEnded, TrialStarted
 from sweeps.ranking import Row
 from trainer.metrics import VAL_ACCURACY, VAL_HEATMAP_CORRELATION, VAL_HEATMAP_SSIM, VAL_ROBUST_ACCURACY
 
@@ -104,8 +104,6 @@ def take(trials: dict[str, TrialRecord], event: Event) -> None:
         case SweepEnded():
             for trial in trials.values():
                 trial.interrupted = trial.ended is None
-        case SweepStarted():
-            pass  # its trials begin again by themselves
         case TrialStarted():
             before = trials.get(event.trial_id)
             trials[event.trial_id] = TrialRecord(started=event, reports=before.reports if before else {})

@@ -34,7 +34,7 @@ def find_experiment(client: MlflowClient, artifacts: str | None) -> str:
     return found.experiment_id
 
 
-def find_run(client: MlflowClient, experiment: str, identity: dict[str, str], view: str = ViewType.ACTIVE_ONLY) -> str:
+def find_run(client: MlflowClient, experiment: str, identity: dict[str, str], view: int = ViewType.ACTIVE_ONLY) -> str:
     """Id of the run with these tags, empty if there is none."""
     query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in identity.items())
     found = client.search_runs([experiment], query, view, max_results=1)
@@ -84,13 +84,10 @@ def log(
         tags: to set.
     """
     known = client.get_run(run).data.params if params else {}
-    rest = {
-        "params": [Param(key, value) for key, value in (params or {}).items() if key not in known],
-        "tags": [RunTag(key, value) for key, value in (tags or {}).items()],
-    }
-    first = BATCH - len(rest["params"]) - len(rest["tags"])  # the server counts them together
-    if metrics or any(rest.values()):
-        client.log_batch(run, metrics=metrics[:first], **rest)
+    new = [Param(key, value) for key, value in (params or {}).items() if key not in known]
+    first = BATCH - len(new) - len(tags or {})  # the server counts them together
+    if metrics or new or tags:
+        client.log_batch(run, metrics[:first], new, [RunTag(key, value) for key, value in (tags or {}).items()])
     for begin in range(first, len(metrics), BATCH):
         client.log_batch(run, metrics=metrics[begin : begin + BATCH])
 

@@ -1,7 +1,7 @@
 """Bring a sweep to MLflow: a reader of its event log and of its trials' folders, each point once."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -207,18 +207,9 @@ class Uploader:
             params |= {"strength": str(started.strength), "workers": str(started.workers)}
         cursor = replace(cursor, described=cursor.described or settings is not None)
         points, waiting = 0, []
-        for epoch in _epochs(folder, cursor.epoch):
-            report = read_report(folder, epoch)  # first: once it is there, so are all points of the epoch
-            size = file_size(points_file(folder, epoch)) or 0
-            told = read_points(folder, epoch) if size != cursor.size else []
-            told += [report] if report is not None else []
-            known = dict(cursor.known)
-            for point in told:
-                new = {key: value for key, value in point["metrics"].items() if point["step"] > known.get(key, -1)}
-                waiting += _points(new, point["step"], point["time"])
-                known |= dict.fromkeys(new, point["step"])
-            whole = replace(cursor, epoch=epoch, size=0, known=known)
-            cursor = whole if report is not None else replace(cursor, size=size, known=known)
+        for metrics, then in _unsent(folder, cursor):
+            cursor = then
+            waiting += metrics
             if len(waiting) >= runs.BATCH:
                 points += self._log(client, trial_id, cursor, waiting, params)
                 params, waiting = {}, []
@@ -267,11 +258,8 @@ class Uploader:
         trials = {event.trial_id for event in events if isinstance(event, TrialStarted | TrialEnded)}
         points = sum(len(event.metrics) for event in events if isinstance(event, StartMeasured | ResultWritten))
         for trial_id in trials:
-            folder, sent = self._folder(trial_id), self.cursors.read(trial_id)
-            for epoch in _epochs(folder, sent.epoch):
-                report = read_report(folder, epoch)
-                for point in [*read_points(folder, epoch), *([report] if report else [])]:
-                    points += sum(point["step"] > sent.known.get(key, -1) for key in point["metrics"])
+            unsent = _unsent(self._folder(trial_id), self.cursors.read(trial_id))
+            points += sum(len(metrics) for metrics, _ in unsent)
         return points, len(events)
 
     def _folder(self, trial_id: str) -> str:
@@ -280,6 +268,23 @@ class Uploader:
     def _name(self, event: Event) -> str:
         trial = self.trials.get(getattr(event, "trial_id", ""))
         return trial.started.name if trial and not isinstance(event, ModelSaved) else self.local.name
+
+
+def _unsent(folder: str, cursor: Cursor) -> Iterator[tuple[list[Metric], Cursor]]:
+    """Epoch by epoch what a trial has written since the cursor, and the cursor once that is sent."""
+    for epoch in _epochs(folder, cursor.epoch):
+        report = read_report(folder, epoch)  # first: once it is there, so are all points of the epoch
+        size = file_size(points_file(folder, epoch)) or 0
+        told = read_points(folder, epoch) if size != cursor.size else []
+        told += [report] if report is not None else []
+        known, metrics = dict(cursor.known), []
+        for point in told:
+            new = {key: value for key, value in point["metrics"].items() if point["step"] > known.get(key, -1)}
+            metrics += _points(new, point["step"], point["time"])
+            known |= dict.fromkeys(new, point["step"])
+        whole = replace(cursor, epoch=epoch, size=0, known=known)
+        cursor = whole if report is not None else replace(cursor, size=size, known=known)
+        yield metrics, cursor
 
 
 def _points(metrics: dict[str, float], step: int, when: int) -> list[Metric]:

@@ -5,8 +5,8 @@
 Tune, search, scheduler, callback, event log and uploader are the sweep's own, and MLflow is a real database. The
 processes of the trials are not there: what they would write and report is a formula, taken in the driver and counted
 nowhere. Each trial that runs has a placement group of the real head. Prints a row whenever a tenth of the trials has
-ended: mean milliseconds that a trial cost the driver since the row before, seconds of Tune's last snapshot, and what
-there is at that moment. What a trial costs should not grow.
+ended: mean processor milliseconds that a trial cost the driver since the row before, processor seconds of Tune's last
+snapshot, and what there is at that moment. What a trial costs should not grow.
 """
 
 import argparse
@@ -201,20 +201,20 @@ def watch(spent: dict[str, float]) -> None:
             def timed(*given: Any, original=original, name=name, **named: Any) -> Any:
                 if getattr(inside, "busy", False):
                     return original(*given, **named)
-                inside.busy, started = True, time.perf_counter()
+                inside.busy, started = True, time.thread_time()
                 try:
                     return original(*given, **named)
                 finally:
                     inside.busy = False
-                    spent[name] += time.perf_counter() - started
+                    spent[name] += time.thread_time() - started
 
             setattr(owner, method, timed)
     save = TuneController.save_to_dir
 
     def saved(controller: TuneController) -> None:
-        started = time.perf_counter()
+        started = time.thread_time()
         save(controller)
-        spent["last snapshot"] = time.perf_counter() - started
+        spent["last snapshot"] = time.thread_time() - started
 
     TuneController.save_to_dir = saved
 
@@ -231,12 +231,12 @@ def suggest_by_chance(every: int, spent: dict[str, float], counts: dict[str, int
                 return suggest(searcher, trial_id)
             finally:
                 searcher.study.sampler = tpe
-        started = time.perf_counter()
+        started = time.thread_time()
         try:
             return suggest(searcher, trial_id)
         finally:
             counts["tpe"] += 1
-            spent["suggest"] += time.perf_counter() - started
+            spent["suggest"] += time.thread_time() - started
 
     StudySearcher.suggest = suggested
 
