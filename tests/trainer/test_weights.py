@@ -372,7 +372,7 @@ def test_a_sweep_does_not_start_from_classes_in_another_order(of_a_trial):
     model = build_model("resnet8", 3)
     for classes, words in (
         (NAMES[::-1], "has the data's classes in another order; .*new_head of a sweep takes its own rows"),
-        (["ant", "bee", "dog"], "dog it has not, where it has cat; .*--new-head puts a fresh one"),
+        (["ant", "bee", "dog"], "dog it has not, where it has cat; .*new_head of a sweep puts a fresh one"),
     ):
         with pytest.raises(UsageError, match=words):
             fit_weights(model, of_a_trial, "state.pt", classes=classes)
