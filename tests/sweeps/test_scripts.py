@@ -194,7 +194,7 @@ def test_finalists_are_repeated_and_a_sweep_extended(start, script, tmp_path, di
     path.rename(tmp_path / "kept.json")  # as if the sweep had not ended
     monkeypatch.setattr(sys, "argv", ["all_regularizers.py", *map(str, extend)])
     assert all_regularizers.main() == 2
-    assert "--name s --resume continues it" in capsys.readouterr().err
+    assert "error: --extend 1: sweep s has not ended; --resume continues it" in capsys.readouterr().err
     (tmp_path / "kept.json").rename(path)
     driver = start("all_regularizers.py", *extend, "--max-concurrent", 1)
     assert any(": epoch " in line or line.startswith("[1/2]") for line in driver.stdout), driver.stderr.read()
