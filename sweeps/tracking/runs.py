@@ -35,10 +35,11 @@ def find_experiment(client: MlflowClient, artifacts: str | None) -> str:
 
 
 def find_run(client: MlflowClient, experiment: str, identity: dict[str, str], view: int = ViewType.ACTIVE_ONLY) -> str:
-    """Id of the run with these tags, empty if there is none."""
+    """Id of the run with these tags, one that was not deleted if there is one; empty if there is none."""
     query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in identity.items())
-    found = client.search_runs([experiment], query, view, max_results=1)
-    return found[0].info.run_id if found else ""
+    found = [run.info for run in client.search_runs([experiment], query, view)]
+    found.sort(key=lambda info: info.lifecycle_stage != "active")
+    return found[0].run_id if found else ""
 
 
 def start_run(
@@ -57,11 +58,11 @@ def start_run(
     Returns:
         Its id.
     """
-    run = find_run(client, experiment, identity)
-    if not run and (run := find_run(client, experiment, identity, ViewType.DELETED_ONLY)):
-        client.restore_run(run)
+    run = find_run(client, experiment, identity, ViewType.ALL)
     if not run:
         return client.create_run(experiment, start_time=time, tags=identity | tags, run_name=name).info.run_id
+    if client.get_run(run).info.lifecycle_stage == "deleted":
+        client.restore_run(run)
     log(client, run, tags=tags)
     client.update_run(run, status="RUNNING")
     return run

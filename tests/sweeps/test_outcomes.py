@@ -181,6 +181,7 @@ def test_mlflow_is_told_how_a_trial_ended_and_what_it_trained(sweep, change, sta
     callback.on_trial_start(0, [], trial)
     callback.on_trial_result(0, [], trial, last)
     callback.on_trial_complete(0, [], trial)
+    assert not callback._nodes, "what is kept of trials that ended grows with them"
     assert recording.drain() == ""
     told = MlflowClient(sweep.tracking_uri).get_run(run_of(recording, "id"))
     assert (told.info.status, told.info.run_name) == (status, "l2 w=0.5 #07")

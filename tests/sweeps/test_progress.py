@@ -111,3 +111,46 @@ def test_a_trial_that_is_tried_again_is_done_once(progress):
     assert "0 of 4 trials done" in shown(progress)
     ended(progress, "a", 2)
     assert progress.done == 1
+
+
+class Closed(dict):
+    """Trials that can be looked up and not gone through."""
+
+    def __iter__(self):
+        raise AssertionError("all trials are looked at")
+
+    keys = values = items = __iter__
+
+
+def test_a_line_costs_the_same_however_many_trials_there_were(progress):
+    progress.trials = Closed()
+    started(progress, "a", "l2 w=1", "l2", 1.0, 0.1)
+    reported(progress, "a", 1, 0.5)
+    reported(progress, "a", 2, 0.4)
+    ended(progress, "a", 2)
+    started(progress, "b", "tv w=1")
+    assert "1 of 4 trials done" in shown(progress)
+    assert "best robust so far 40.0 % (l2 w=1)" in shown(progress)
+
+
+def test_a_thousand_trials_at_once_fit_on_the_terminal(progress):
+    for number in range(1000):
+        started(progress, f"t{number}", "none")
+    ended(progress, "t1", 2)
+    lines = progress.console.file.getvalue().count("\n")
+    table = shown(progress).splitlines()[lines:]
+    assert len(table) < progress.console.height
+    assert "999 of 2 slots in use" in table[0]
+    assert [row.split()[0] for row in table[3:6]] == ["t0", "t2", "t3"]
+
+
+def test_the_live_table_is_drawn_a_few_times_a_second_however_often_tune_steps(progress, clock, monkeypatch):
+    drawn = []
+    progress._console = Console(file=io.StringIO(), width=80, force_terminal=True)
+    monkeypatch.setattr(progress, "_table", lambda: drawn.append(clock[0]) or "")
+    for _ in range(1000):
+        progress.tick()
+    clock[0] += module.EVERY
+    progress.tick()
+    progress.close()
+    assert drawn == [1000, 1000 + module.EVERY]
