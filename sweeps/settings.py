@@ -68,34 +68,33 @@ class Sweep:
     """Settings of one sweep, which its folder keeps as sweep.yaml; all have defaults, those of the embedded digits.
 
     Args:
-        name: name of the sweep, of its folder, its Optuna study and its MLflow parent run; the date and time if not
-            given.
-        storage: folder or URL that all nodes see, for settings, checkpoints and results; that of SWEEPS_STORAGE, else
-            ./runs, if not given.
+        name: name of the sweep, its folder, its Optuna study and its MLflow run; the date and time by default.
+        storage: folder or URL (s3, gs) that all nodes can write to, for settings, checkpoints and results; that of
+            SWEEPS_STORAGE, else ./runs, by default.
         tracking_uri: address of MLflow; None is that of MLFLOW_TRACKING_URI, else an SQLite file in the storage.
-        trial: what every trial shares; each gets its own regularizer, weight and seed. A weight above 0 is that of
-            every penalty, instead of a search; its seed is that of the search, too.
-        regularizers: names to compare; the baseline `none` is always among them.
-        trials_per_regularizer: equal for all, so that the comparison is fair; on average, with `adaptive`.
-        extensions: as many trials more per regularizer, one number for each time the sweep was extended.
-        allocation: `equal` gives every regularizer the same number of trials, `adaptive` lets Optuna choose the
-            regularizer once each had a trial.
-        objectives: what Optuna searches for: `robust` accuracy, or `both` accuracies at once.
-        seeds: how many times the best weight of each regularizer is trained again after the search; 0 is never.
-        strengths: weights of those trials in calibrated units, one for each; None lets Optuna search.
-        fixed: values of other tunable fields that are not searched, such as `{"psnr_hvs.error": 0.5}`.
-        scheduler: `asha` stops weak trials early, `none` trains all to the end.
-        new_head: whether the trials start with a last layer made for the data's classes, the checkpoint's for others.
-        head_steps: batches that such a layer is trained on, alone, before the sweep.
-        ema: whether the trials start from the moving average that the checkpoint has beside its weights.
-        source: what start.pt, which the trials start from, was made of; None if they start from the checkpoint itself.
-        keep: `all` checkpoints whole once the sweep is over, or only those of the pick (`best`) or of the `top-K`
-            trials, and of the others the weights.
-        placement: workers of each trial and what each of them takes.
-        max_concurrent: trials at a time; None is as many as fit.
-        max_accuracy_drop: how far below the baseline's accuracy (fraction of 1) the pick may lie.
-        local_dir: where the storage is a URL, a folder of the machine that drives the sweep, for the study's journal
-            and what waits for MLflow; None is ./runs.
+        trial: settings that all trials share; each trial gets its own regularizer, weight and seed.
+        regularizers: names of the regularizers to compare; the baseline `none` is always added.
+        trials_per_regularizer: number of weights tried for each regularizer; the average, if allocation is `adaptive`.
+        extensions: number of further trials per regularizer, one entry for each time the sweep was extended.
+        allocation: give every regularizer the same number of trials (`equal`), or let Optuna choose the regularizer
+            once each had one trial (`adaptive`).
+        objectives: objective of the search: robust accuracy (`robust`), or accuracy and robust accuracy (`both`).
+        seeds: number of new seeds with which the best weight of each regularizer is trained again after the search,
+            for means with 95 % intervals; 0 does without.
+        strengths: weights to try, in calibrated units (0.1 to 1000), instead of a search.
+        fixed: values of other tunable fields, which are then not searched, such as `psnr_hvs.error=0.5`.
+        scheduler: stop weak trials early (`asha`), or train all to the end (`none`).
+        new_head: replace the last layer, where the checkpoint has other classes than the data, or none.
+        head_steps: number of steps to train that layer alone before the sweep.
+        ema: start from the moving average that the checkpoint has beside its weights.
+        source: checkpoint that start.pt was made of; None if trials start from the checkpoint itself.
+        keep: checkpoints that stay whole once the sweep is over: `all`, that of the pick (`best`), or those of the best
+            K trials (`top-K`); of the others only the weights stay.
+        placement: resources of each trial.
+        max_concurrent: largest number of trials at once; None is as many as fit.
+        max_accuracy_drop: how much less accurate than the baseline the pick may be, as a fraction; 0.02 is two points.
+        local_dir: folder of the machine that runs the sweep, if the storage is a URL: the search's journal, and metrics
+            on their way to MLflow; None is ./runs.
     """
 
     name: str = field(default_factory=lambda: time.strftime("sweep-%Y%m%d-%H%M%S"))

@@ -30,8 +30,8 @@ class ShardCache:
     """A folder of copies.
 
     Args:
-        folder: folder on a disk of the node, created when first needed.
-        size: GB that the copies may take; the shard being read is kept even if it is larger.
+        folder: folder for copies of remote shards on each node, created when first needed.
+        size: space in GB that the copies may take; the shard being read is kept even if it is larger.
     """
 
     folder: str = str(Path(tempfile.gettempdir()) / "heatmap-sweeps-shards")

@@ -73,41 +73,45 @@ class Trial:
     """Settings of one training run.
 
     Args:
-        data: shards, a folder or URL; None is the handwritten digits, which a sweep writes into its folder.
-        model: name of the architecture (`trainer.models.MODELS`, or `timm:NAME`).
-        checkpoint: weights to start from, a file or `pretrained` (those that timm knows of); None starts from scratch.
-        regularizer: name in `REGULARIZERS`.
-        weight: absolute weight of the penalty. On the trial of a sweep, that of every penalty; 0 lets the sweep search.
-        penalty_settings: of the regularizer's other tunable fields, by name; those left out have their defaults.
-        epochs: passes of `images_per_epoch`.
-        images_per_epoch: images over all workers in one epoch, rounded down to whole global batches; None is the
-            training split, once.
-        batch_size: images per worker and step.
-        learning_rate: of SGD with Nesterov momentum; under the `imagenet` schedule, for a batch of 256.
-        schedule: of the learning rate: `constant`, or `imagenet` (warm-up, then three steps down; `trainer.schedule`).
-        momentum: of SGD.
-        weight_decay: of SGD, on weights of two and more dimensions.
-        label_smoothing: of the cross-entropy in the training loss.
-        clip_norm: largest norm of the gradient of all weights, as penalties have heavy tails; None is no limit.
-        batch_norm: `frozen` (running statistics: no example touches another), `stop` (batch statistics, constants of
-            the heatmap) or `flow` (batch statistics, differentiated like everything else).
-        precision: `float32`, or `bfloat16` for the model under autocast (loss and penalty stay in float32).
-        double_backprop: `fast` uses this project's cheaper second derivatives where their conditions hold, `pytorch`
-            PyTorch's functions alone, for whoever doubts ours; the results are the same up to rounding.
-        compile: whether torch.compile translates the whole loss, input gradient included; needs `frozen`.
-        activation: non-linearity of our own models.
-        image_size: side in pixels that images are cropped and scaled to; None is the model's own. It stays None for
-            models that take any (CIFAR's ResNets): images keep their own size, which must be equal.
-        mean: of the normalization, pixel fractions in [0, 1] of red, green and blue; None is the model's own.
-        std: deviation of the normalization, pixel fractions in (0, 1]; None is the model's own.
-        augment: whether training crops at random, and flips.
-        flip: whether that flips half the images.
-        evaluate: at the end, on the test split: `light` measures what it measured on val, `full` everything.
-        robust_images: images attacked and explained at the end; fewer after the other epochs.
-        pgd_eps: radius of the ℓ∞ attack in pixel fractions of 1 (2/255 is two gray levels).
-        pgd_steps: steps of the attack.
-        loader_workers: data-loading processes per training worker; None is 0, or up to 6 in a sweep on GPUs.
-        seed: of data order, spectreg's projections and attacks.
+        data: folder or URL of the shards (http, s3, gs; braces expand); None is the embedded digits, which a sweep
+            writes into its own folder.
+        model: architecture, such as resnet20, resnet50 or timm:NAME.
+        checkpoint: weights to finetune, a file of PyTorch or safetensors, or `pretrained`: those that timm downloads;
+            None trains from scratch.
+        regularizer: name of the penalty in `REGULARIZERS`.
+        weight: absolute weight of the penalty. In a sweep, a weight above 0 is used for every penalty, and 0 lets the
+            search choose.
+        penalty_settings: other tunable fields of the regularizer by name; those left out keep their defaults.
+        epochs: number of epochs.
+        images_per_epoch: number of images in an epoch over all workers, rounded down to whole global batches; None is
+            the size of the training split.
+        batch_size: number of images per worker and step.
+        learning_rate: learning rate of SGD with Nesterov momentum; for a batch of 256 with the `imagenet` schedule.
+        schedule: learning rate schedule: `constant`, or `imagenet` (warm-up, then three steps down).
+        momentum: momentum of SGD.
+        weight_decay: weight decay of weights with two or more dimensions.
+        label_smoothing: label smoothing of the cross-entropy in the training loss.
+        clip_norm: largest norm of the gradient of all weights, because penalties have heavy tails; None is no limit.
+        batch_norm: statistics of batch norm: running ones (`frozen`, no example touches another), or those of the
+            batch, as constants of the heatmap (`stop`) or differentiated like everything else (`flow`).
+        precision: data type of the model; loss and penalty stay in float32.
+        double_backprop: second derivatives by this project's cheaper functions where their conditions hold (`fast`), or
+            by PyTorch's alone (`pytorch`); the results are the same up to rounding.
+        compile: translate the whole loss, input gradient included, with torch.compile; needs `frozen` batch norm.
+        activation: non-linearity of this project's own models.
+        image_size: side in pixels to which images are cropped and scaled; None is the model's own. CIFAR's ResNets take
+            any size: with None their images keep their own, which must be equal.
+        mean: channel means of the normalization, R,G,B as fractions in [0, 1]; None is the model's own.
+        std: channel deviations of the normalization, R,G,B as fractions in (0, 1]; None is the model's own.
+        augment: crop training images at random, and flip them.
+        flip: flip half of the training images, if they are augmented.
+        evaluate: measurements on the test split after the last epoch: those made on val (`light`), or everything
+            (`full`).
+        robust_images: number of images attacked and explained after the last epoch; fewer after the others.
+        pgd_eps: radius of the ℓ∞ attack as a fraction of the pixel range; 2/255 is two gray levels.
+        pgd_steps: number of steps of the attack.
+        loader_workers: number of data-loading processes per training worker; None is 0, or up to 6 in a sweep on GPUs.
+        seed: seed of data order, random projections, attacks and, in a sweep, of the search.
     """
 
     data: str | None = None

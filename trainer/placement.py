@@ -16,11 +16,12 @@ class Placement:
     """Where the workers of one trial run.
 
     Args:
-        workers: number of DDP processes.
-        gpus_per_worker: number of GPUs of each, 0 for CPU and gloo; None is 1 where the cluster has any, else 0.
-        cpus_per_worker: number of CPUs of each; None is one and one more for each of its data-loading processes.
-        cache: shard cache of every node.
-        ray_train: `lean` (fewer processes, which go on to the next trial; with the Ray that is tested) or `stock`.
+        workers: number of DDP processes of each trial.
+        gpus_per_worker: number of GPUs per worker, 0 for CPU and gloo; None is 1 where the cluster has any, else 0.
+        cpus_per_worker: number of CPUs per worker; None is one, and one more for each of its data-loading processes.
+        cache: local copies of remote shards on every node.
+        ray_train: run Ray Train with fewer processes per trial (`lean`), or as it is (`stock`, and always so with
+            another Ray than the tested one).
     """
 
     workers: int = 1
