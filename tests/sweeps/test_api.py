@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import ray
@@ -171,38 +172,53 @@ def test_what_tune_had_not_kept_when_it_was_killed_counts_for_nothing(tmp_path):
     assert [event.trial_id for event in began.earlier] == ["kept"] * 3
 
 
-@pytest.mark.slow
-def test_a_notebook_runs_a_sweep_interrupts_resumes_extends_and_trains_on(tmp_path):
-    trial = presets.digits(epochs=2, images_per_epoch=128, robust_images=8, pgd_steps=1)
-    sweep = Sweep(name="s", storage=str(tmp_path), trial=trial, regularizers=("l2",), scheduler="none", keep="all")
-    told = []
+@pytest.fixture(scope="module")
+def resumed(tmp_path_factory, digits):
+    """A sweep that was interrupted after the first epoch and resumed in the same process; what happened meanwhile."""
+    storage, told = tmp_path_factory.mktemp("notebook"), []
+    trial = Trial(
+        data=str(digits), model="resnet8", epochs=2, images_per_epoch=64, batch_size=32, robust_images=8, pgd_steps=1
+    )
+    sweep = Sweep(name="s", storage=str(storage), trial=trial, regularizers=("l2",), scheduler="none", keep="all")
 
     def interrupting(message):
+        first = isinstance(message, EpochReported) and not any(isinstance(one, EpochReported) for one in told)
         told.append(message)
-        if isinstance(message, EpochReported) and not any(isinstance(one, EpochReported) for one in told[:-1]):
+        if first:
             os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
         sweep.run(interrupting)
-    assert not ray.is_initialized()
-    assert sweep.status().state == "interrupted"
-    with pytest.raises(UsageError, match="name=s: a sweep of that name is already"):
-        sweep.run()
-    result = sweep.resume()
-    assert [one.number for one in sorted(result.trials, key=lambda one: one.number)] == [0, 1]
+    state, ended = sweep.status().state, not ray.is_initialized()
+    return SimpleNamespace(sweep=sweep, told=told, state=state, ray_ended=ended, result=sweep.resume())
+
+
+@pytest.mark.slow
+def test_a_notebook_runs_a_sweep_interrupts_and_resumes_it(resumed):
+    sweep, result = resumed.sweep, resumed.result
+    assert (resumed.state, resumed.ray_ended) == ("interrupted", True)
+    kinds = [type(message) for message in resumed.told]
+    assert kinds.index(Stage) < kinds.index(Note) < kinds.index(TrialsBegan) < kinds.index(EpochReported)
+    assert sorted(one.number for one in result.trials) == [0, 1]
     assert result.complete
     assert result.table().loc[0, "regularizer"] == "none"
+    assert result.pick in result.trials
+    assert result.trial(1).load_model().training is False
+    with pytest.raises(UsageError, match="name=s: a sweep of that name is already"):
+        sweep.run()
+
+
+@pytest.mark.slow
+def test_a_notebook_extends_a_sweep_and_trains_on(resumed):
+    sweep, told = resumed.sweep, []
     more = sweep.extend(1, told.append)
     assert sorted(one.number for one in more.trials) == [0, 1, 2, 3]
-    assert sum(isinstance(one, TrialEnded) for one in told) >= 2
-    assert {one.trial_id for one in result.trials} < {one.trial_id for one in more.trials}
-    assert more.pick in more.trials
-    assert more.trial(more.pick.number).load_model().training is False
+    assert sum(isinstance(one, TrialEnded) for one in told) == 2, "what has ended is not run again"
+    assert {one.trial_id for one in resumed.result.trials} < {one.trial_id for one in more.trials}
+    assert sweep.result().trials == more.trials
 
     on = more.trial(1).train_on(1)
     assert (on.number, on.status, on.regularizer) == (1, "finished", "l2")
     client = MlflowClient(sweep.mlflow)
     assert client.get_run(run_of(client, on.trial_id)).info.run_name.endswith(" #01 resumed")
     assert client.get_run(run_of(client, more.trial(1).trial_id)).data.tags["number"] == "#01"
-    told.clear()
-    assert more.trial(1).train_on(1, told.append).checkpoint == on.checkpoint, "nothing is trained twice"

@@ -16,11 +16,13 @@ from recorded import run_of
 
 from sweeps.callback import MOST_FAILURES, SweepCallback, failure_in_words, last_failure, trial_ended
 from sweeps.events import PartEnded
+from sweeps.messages import told_to
 from sweeps.outcomes import trial_of, trial_started
 from sweeps.proposals import FIXED
 from sweeps.recording import start_sweep
 from sweeps.search import METRIC
 from sweeps.settings import Sweep
+from sweeps.terminal import Terminal
 from sweeps.trials import TrialState, mismatch, read_trials, results
 from trainer import ray_trial
 from trainer.cache import ShardCache
@@ -178,9 +180,11 @@ def test_mlflow_is_told_how_a_trial_ended_and_what_it_trained(sweep, change, sta
     callback = SweepCallback(sweep, recording, 1, UNITS, "tune")
     callback = cloudpickle.loads(cloudpickle.dumps(callback))
     trial = SimpleNamespace(trial_id="id", config=CONFIG | {"number": 7}, last_result=last)
-    callback.on_trial_start(0, [], trial)
-    callback.on_trial_result(0, [], trial, last)
-    callback.on_trial_complete(0, [], trial)
+    with told_to(Terminal()):
+        callback.on_step_begin(0, [trial])
+        callback.on_trial_start(0, [], trial)
+        callback.on_trial_result(0, [], trial, last)
+        callback.on_trial_complete(0, [], trial)
     assert not callback._nodes, "what is kept of trials that ended grows with them"
     assert recording.drain() == ""
     told = MlflowClient(sweep.tracking_uri).get_run(run_of(recording, "id"))

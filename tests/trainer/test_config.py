@@ -16,5 +16,5 @@ def trial(digits):
 
 
 def test_compile_refuses_batch_statistics(trial):
-    with pytest.raises(UsageError, match="compile needs batch_norm 'frozen'"):
+    with pytest.raises(UsageError, match="^compile=yes: needs batch_norm frozen, not stop"):
         dataclasses.replace(trial, compile=True, batch_norm="stop")

@@ -75,7 +75,7 @@ def test_a_non_retryable_error_is_noted_and_then_reported_without_training(worke
         assert (report["failed"], report["val/robust_accuracy"]) == ("no such layer", 0.0)
 
 
-def test_a_checkpoint_that_cannot_be_written_ends_no_training(worker, monkeypatch, capsys):
+def test_a_checkpoint_that_cannot_be_written_ends_no_training(worker, monkeypatch, caplog):
     def refuse(state, folder):
         raise UsageError(f"cannot write {folder}: No space left on device")
 
@@ -83,10 +83,10 @@ def test_a_checkpoint_that_cannot_be_written_ends_no_training(worker, monkeypatc
     reports = worker()
     assert [report["epoch"] for report in reports] == [1.0, 2.0]
     assert all("checkpoint_folder" not in report for report in reports)
-    assert capsys.readouterr().out.count("training continues") == 2
+    assert caplog.text.count("training continues") == 2
 
 
-def test_a_trial_leaves_pictures_of_its_heatmaps_and_the_load_of_its_machine(worker, monkeypatch, capsys):
+def test_a_trial_leaves_pictures_of_its_heatmaps_and_the_load_of_its_machine(worker, monkeypatch, caplog):
     monkeypatch.setattr(system_metrics, "FIRST", 0.01)
     reports = worker()
     with Image.open(worker.folder / "gallery.png") as picture:
@@ -101,5 +101,5 @@ def test_a_trial_leaves_pictures_of_its_heatmaps_and_the_load_of_its_machine(wor
     shutil.rmtree(worker.folder)
     again = worker()
     assert not (worker.folder / "gallery.png").exists()
-    assert "no gallery: ZeroDivisionError" in capsys.readouterr().out
+    assert "no gallery: ZeroDivisionError" in caplog.text
     assert again[-1]["epoch"] == reports[-1]["epoch"]

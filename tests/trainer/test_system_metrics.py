@@ -57,8 +57,8 @@ def test_samples_come_while_the_block_lasts(monkeypatch):
     assert not [thread for thread in threading.enumerate() if thread.name == "system metrics"]
 
 
-def test_what_cannot_be_told_ends_no_trial(monkeypatch, capsys):
+def test_what_cannot_be_told_ends_no_trial(monkeypatch, caplog):
     monkeypatch.setattr(module, "FIRST", 0.01)
     with record_system_metrics(lambda values, step: 1 / 0, CPU):
         time.sleep(0.3)
-    assert capsys.readouterr().out.count("system metrics unavailable: ZeroDivisionError") == 1
+    assert caplog.text.count("system metrics unavailable: ZeroDivisionError") == 1
