@@ -9,7 +9,7 @@ import pytest
 
 from trainer.cache import ShardCache
 from trainer.config import UsageError
-from trainer.data import eval_loader
+from trainer.data import LoaderOptions, eval_loader
 from trainer.locations import absolute, open_file
 from trainer.normalization import IMAGENET
 from trainer.preprocess import Transform
@@ -39,15 +39,8 @@ def bucket(digits, object_store):
 
 
 def labels(shards, folder):
-    loader = eval_loader(
-        shards,
-        Transform(None, train=False),
-        IMAGENET,
-        rank=0,
-        world_size=1,
-        batch_size=100,
-        cache=ShardCache(str(folder)),
-    )
+    options = LoaderOptions(normalization=IMAGENET, batch_size=100, cache=ShardCache(str(folder)))
+    loader = eval_loader(shards, Transform(None, train=False), options)
     return [int(label) for batch in loader.epoch() for label in batch.labels]
 
 
