@@ -9,7 +9,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -271,7 +271,7 @@ class Sweep:
         if wrong:
             raise FieldError("strengths", wrong, f"give numbers from {low:g} to {high:g}")
         for name, value in self.fixed.items():
-            _check_fixed(name, value, self.names)
+            check_fixed(name, value, self.names)
 
     @property
     def new_seeds(self) -> range:
@@ -394,7 +394,12 @@ def read_yaml(location: str) -> dict[str, Any]:
     return content
 
 
-def _check_fixed(name: str, value: float, regularizers: tuple[str, ...]) -> None:
+def check_fixed(name: str, value: float, regularizers: Iterable[str]) -> None:
+    """Refuse a fixed setting that none of the regularizers has, or whose value is outside its range.
+
+    Raises:
+        FieldError: naming it.
+    """
     from regularizers import REGULARIZERS
 
     ranges = {key: one for own in regularizers for key, one in named(own, REGULARIZERS[own].settings()).items()}

@@ -87,7 +87,7 @@ class Trial:
             the size of the training split.
         batch_size: number of images per worker and step.
         learning_rate: learning rate of SGD with Nesterov momentum; for a batch of 256 with the `imagenet` schedule.
-        schedule: learning rate schedule: `constant`, or `imagenet` (warm-up, then three steps down).
+        schedule: learning rate over time: `constant`, or `imagenet` (warm-up, then three steps down).
         momentum: momentum of SGD.
         weight_decay: weight decay of weights with two or more dimensions.
         label_smoothing: label smoothing of the cross-entropy in the training loss.

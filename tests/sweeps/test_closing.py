@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from mlflow import MlflowClient
-from recorded import begin
+from recorded import begin, run_of
 
 from sweeps import closing
 from sweeps.closing import close
@@ -71,7 +71,7 @@ def recording(sweep, rows):
 
 
 def artifacts(recording):
-    client, run = MlflowClient(recording.sweep.tracking_uri), recording.run_of()
+    client, run = MlflowClient(recording.sweep.tracking_uri), run_of(recording)
     return {file.path for folder in ("", "figures") for file in client.list_artifacts(run, folder) if not file.is_dir}
 
 
@@ -86,12 +86,12 @@ def test_a_sweep_leaves_result_report_figures_and_model(sweep, rows, recording):
     assert json.loads(Path(sweep.folder, "result.json").read_text())["pick"] == "l2"
     figures = {f"figures/{name}.png" for name in ("accuracies", "responses", "heatmaps-0")}
     assert artifacts(recording) == {"ranking.txt", "ranking.csv", "result.json", "report.html", *figures}
-    run = MlflowClient(recording.sweep.tracking_uri).get_run(recording.run_of())
+    run = MlflowClient(recording.sweep.tracking_uri).get_run(run_of(recording))
     assert run.data.metrics["best/test/robust_accuracy"] == 0.4
     assert run.data.tags["mlflow.note.content"].startswith("Pick: l2, trial l2")
-    assert MlflowClient(recording.sweep.tracking_uri).get_model_version_by_alias(
-        "s", "pick"
-    ).run_id == recording.run_of("l2")
+    assert MlflowClient(recording.sweep.tracking_uri).get_model_version_by_alias("s", "pick").run_id == run_of(
+        recording, "l2"
+    )
     assert (Path(sweep.folder) / "models/l2/MLmodel").exists()
     assert "optimizer" not in torch.load(Path(rows[0].checkpoint) / "state.pt"), "the baseline's, only weights"
 

@@ -39,7 +39,7 @@ OTHER_VALUES = {
     "name": "another", "storage": "/elsewhere", "tracking_uri": "http://there", "regularizers": "l2,tv",
     "strengths": "3,30", "seeds": "2", "keep": "top-3", "local_dir": "/mine", "data": "/shards", "model": "resnet20",
     "checkpoint": "w.pt", "image_size": "16", "mean": "0.5,0.5,0.25", "std": "0.5,0.5,1", "max_accuracy_drop": "1/20",
-    "label_smoothing": "0.1", "pgd_eps": "4/255", "folder": "/cache",
+    "label_smoothing": "0.1", "fixed": "psnr_hvs.error=0.25", "pgd_eps": "4/255", "folder": "/cache",
 }  # fmt: skip
 BESIDE = {  # what some fields need to make sense
     "new_head": ["--data", "/shards", "--checkpoint", "w.pt"], "ema": ["--data", "/shards", "--checkpoint", "w.pt"],

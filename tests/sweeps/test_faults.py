@@ -17,6 +17,7 @@ from mlflow import MlflowClient
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from ray import cloudpickle
+from recorded import run_of
 from test_tuning import processes, train_workers
 
 from sweeps.callback import failure_in_words
@@ -164,7 +165,7 @@ def test_a_non_retryable_error_ends_its_trial_alone(cluster, trial, tmp_path, ca
     assert {name: row.status for name, row in rows.items()} == {
         "none": "finished", "l2": "finished", "ssim": "failed", "tv": "diverged"
     }  # fmt: skip
-    run = MlflowClient(sweep.tracking_uri).get_run(recording.run_of(rows["ssim"].trial_id))
+    run = MlflowClient(sweep.tracking_uri).get_run(run_of(recording, rows["ssim"].trial_id))
     assert (run.info.status, run.data.tags["state"]) == ("FAILED", "failed")
     folder = f"{sweep.folder}/trials/{rows['ssim'].trial_id}"
     assert failure_of(folder).startswith("regularizer 'ssim': ssim needs images of at least 11x11 pixels, got 8x8")
@@ -173,11 +174,11 @@ def test_a_non_retryable_error_ends_its_trial_alone(cluster, trial, tmp_path, ca
     storage = JournalStorage(JournalFileBackend(f"{sweep.folder}/study.journal"))
     states = {t.params["regularizer"]: t.state.name for t in optuna.load_study(study_name="s", storage=storage).trials}
     assert states == {"none": "COMPLETE", "l2": "COMPLETE", "ssim": "FAIL", "tv": "COMPLETE"}
-    run = MlflowClient(sweep.tracking_uri).get_run(recording.run_of(rows["tv"].trial_id))
+    run = MlflowClient(sweep.tracking_uri).get_run(run_of(recording, rows["tv"].trial_id))
     assert (run.info.status, run.data.tags["state"]) == ("KILLED", "diverged")
     assert rows["tv"].robust_accuracy == 0.0
     assert (
-        len(MlflowClient(sweep.tracking_uri).get_metric_history(recording.run_of(rows["tv"].trial_id), "step/loss"))
+        len(MlflowClient(sweep.tracking_uri).get_metric_history(run_of(recording, rows["tv"].trial_id), "step/loss"))
         == 2
     ), "it was tried again"
 
@@ -214,7 +215,7 @@ def test_kills_in_a_sweep_cost_nothing_and_processes_go_on_to_the_next_trial(clu
         steps = [
             point.step
             for point in MlflowClient(sweep.tracking_uri).get_metric_history(
-                recording.run_of(row.trial_id), "step/loss"
+                run_of(recording, row.trial_id), "step/loss"
             )
         ]
         assert steps == list(range(1, 61))

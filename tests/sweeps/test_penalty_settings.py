@@ -15,7 +15,7 @@ from rich.console import Console
 
 from regularizers import REGULARIZERS, Regularizer
 from regularizers.base import tunable
-from sweeps import drive, finalists, ranking, resume_best, status
+from sweeps import drive, finalists, ranking, status, train_on
 from sweeps.events import TrialEnded
 from sweeps.importance import importances
 from sweeps.outcomes import trial_of, trial_started
@@ -24,15 +24,15 @@ from sweeps.proposals import named, settings_of, weight_of
 from sweeps.provenance import search_space
 from sweeps.ranking import Row
 from sweeps.recording import start_sweep
-from sweeps.report import description, settings, write_report
-from sweeps.results import Result
+from sweeps.report.page import description, settings, write_report
+from sweeps.results import SweepResult, TrialResult
 from sweeps.search import METRIC, Space, make_search
-from sweeps.settings import Sweep
+from sweeps.settings import Sweep, check_fixed
 from sweeps.trials import read_trials
 from trainer.cache import ShardCache
 from trainer.calibrate import calibrate
 from trainer.config import Trial, UsageError
-from trainer.ray_driver import Placement
+from trainer.placement import Placement
 
 FIELDS = {"psnr_hvs.error", "psnr_hvs.structure", "psnr_hvs.edge"}
 UNITS = {"l2": 2.0, "psnr_hvs": 0.5, "tv": 3.0}
@@ -139,19 +139,23 @@ def test_what_is_fixed_is_not_searched(sweep):
     assert [space[f"psnr_hvs.{name}"] for name in ("error", "structure", "edge")] == [[0.5], [0.0, 1.0], [1 / 3]]
     assert space["psnr_hvs"] == [0.05, 500.0]
     sweep.save()
-    assert Sweep.load(sweep.storage, "s") == sweep
+    assert Sweep.load("s", sweep.storage) == sweep
 
 
 def test_whole_numbers_that_are_fixed_stay_whole(sweep, counted):
-    sweep = dataclasses.replace(sweep, regularizers=("counted",), fixed={"counted.times": 3.0})
+    sweep = dataclasses.replace(sweep, fixed={"counted.times": 3.0})
     assert repr(sweep.fixed_of("counted")) == "{'times': 3}"
+    with pytest.raises(UsageError, match=r"counted.times=2.5: give whole numbers from 1 to 64"):
+        check_fixed("counted.times", 2.5, ["counted"])
 
 
 def test_strengths_fix_the_strength_and_an_absolute_weight_everything(sweep):
     strengths = psnr_hvs(proposals(dataclasses.replace(sweep, strengths=(1.0, 10.0)), 6))
     assert [weight_of(config) for config in strengths] == [0.5, 5.0]
     assert all(set(config) >= FIELDS for config in strengths)
-    other = dataclasses.replace(sweep, name="other", weight=0.25, fixed={"psnr_hvs.error": 0.5})
+    other = dataclasses.replace(
+        sweep, name="other", trial=dataclasses.replace(sweep.trial, weight=0.25), fixed={"psnr_hvs.error": 0.5}
+    )
     other.local_folder.mkdir()
     for config in psnr_hvs(proposals(other, 6)):
         assert (weight_of(config), settings_of(config)) == (0.25, {"error": 0.5})
@@ -164,13 +168,12 @@ def test_strengths_fix_the_strength_and_an_absolute_weight_everything(sweep):
         ({"tv.error": 0.5}, "no regularizer of this sweep has that setting"),
         ({"psnr_hvs.error": 1.5}, "psnr_hvs.error=1.5: give 0 to 1"),
         ({"psnr_hvs.error": float("nan")}, "psnr_hvs.error=nan: give 0 to 1"),
-        ({"psnr_hvs.weight": 1.0}, "weights are set by --strengths"),
-        ({"counted.times": 2.5}, "counted.times=2.5: give whole numbers from 1 to 64"),
+        ({"psnr_hvs.weight": 1.0}, "weights are set by strengths"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_fixed_is_one_line(sweep, counted, fixed, message):
+def test_what_cannot_be_fixed_is_one_line(sweep, fixed, message):
     with pytest.raises(UsageError) as refused:
-        dataclasses.replace(sweep, regularizers=("l2", "psnr_hvs", "counted"), fixed=fixed)
+        dataclasses.replace(sweep, regularizers=("l2", "psnr_hvs"), fixed=fixed).check_ranges()
     assert message in str(refused.value)
 
 
@@ -244,8 +247,8 @@ def test_finalists_are_told_apart_by_them_and_trained_with_them(sweep):
 
 def test_resume_best_trains_on_with_them(sweep, monkeypatch):
     asked = []
-    monkeypatch.setattr(resume_best, "run_trial", lambda trial, **_: asked.append(trial) or SimpleNamespace(metrics={}))
-    assert resume_best.train_on(sweep, row("a", CHANGED), epochs=4) == 1  # there is no result
+    monkeypatch.setattr(train_on, "run_trial", lambda trial, **_: asked.append(trial) or SimpleNamespace(metrics={}))
+    train_on._train(TrialResult(**vars(row("a", CHANGED)), sweep=sweep), epochs=4)
     assert Trial.from_dict(asked[0]).penalty() == REGULARIZERS["psnr_hvs"](weight=0.5, **CHANGED)
     (started,) = (trial.started for trial in read_trials(start_sweep(sweep, {}).log).values())
     assert started.penalty_settings == CHANGED
@@ -261,7 +264,7 @@ def text(table):
 def test_every_table_shows_those_that_are_not_the_default(sweep):
     rows = [NONE, row("a", CHANGED, 0.6), row("b", {})]
     again = [finalists.Finalist(regularizer="psnr_hvs", weight=0.5, strength=1.0, chosen="a", penalty_settings=CHANGED)]
-    recording, progress = start_sweep(sweep, {}), Progress(2, 2)
+    recording, progress = start_sweep(sweep, {}), Progress(2, 2, Console(width=80, file=io.StringIO()))
     begin(recording, "a", regularizer="psnr_hvs", penalty_settings=CHANGED)
     report(recording, "a", 1, 0.5)
     for event in recording.log:
@@ -289,7 +292,8 @@ def test_the_report_shows_them(sweep, tmp_path):
     rows = [row("a", CHANGED, 0.6), row("c", {"structure": 0.125}, 0.1, status="failed"), NONE]
     again = [finalists.Finalist(regularizer="psnr_hvs", weight=0.5, strength=1.0, chosen="a", penalty_settings=CHANGED,
                                 repetitions=(row("r", CHANGED), row("q", CHANGED)))]  # fmt: skip
-    result = Result(sweep=sweep, rows=rows, finalists=finalists.as_dicts(again), units=UNITS)
+    trials = [TrialResult(**vars(one), sweep=sweep) for one in rows]
+    result = SweepResult(sweep=sweep, trials=trials, finalists=finalists.as_dicts(again), units=UNITS)
     page, _ = write_report(result, str(tmp_path / "page.html"))
     assert page.count("psnr_hvs<br>error=0.5<br>edge=0.25</td>") == 2, "the ranking, and the repetitions"
     assert page.count("psnr_hvs<br>structure=0.125</td>") == 2, "the ranking, and what could not be picked"

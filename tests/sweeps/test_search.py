@@ -87,8 +87,8 @@ def test_settings_that_cannot_be_are_refused(sweep, change, words):
 
 def test_strengths_outside_the_ranges_are_refused_before_the_search(sweep):
     with pytest.raises(UsageError, match="^strengths=0.05,1000.5: give numbers from 0.1 to 1000$"):
-        dataclasses.replace(sweep, strengths=(0.05, 1000.5)).check_strengths()
-    dataclasses.replace(sweep, strengths=(0.1, 1000.0)).check_strengths()
+        dataclasses.replace(sweep, strengths=(0.05, 1000.5)).check_ranges()
+    dataclasses.replace(sweep, strengths=(0.1, 1000.0)).check_ranges()
 
 
 def test_the_same_seed_proposes_the_same_weights(sweep):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import ray
 from mlflow import MlflowClient
+from recorded import run_of
 from test_faults import when
 from test_tuning import StopsL2, processes, sweep  # noqa: F401  # the last is a fixture
 
@@ -60,7 +61,7 @@ def test_a_sweep_on_stock_ray_train_ends_and_frees_what_it_took(sweep, tmp_path,
         steps = [
             point.step
             for point in MlflowClient(sweep.tracking_uri).get_metric_history(
-                recording.run_of(row.trial_id), "step/loss"
+                run_of(recording, row.trial_id), "step/loss"
             )
         ]
         assert len(steps) == len(set(steps)) > 0

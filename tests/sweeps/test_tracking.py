@@ -109,7 +109,7 @@ def test_settings_of_a_penalty_are_parameters_by_the_names_of_the_search(databas
             {"regularizer": "psnr_hvs", "weight": 0.5, "penalty_settings": own}
         )
     assert recording.drain() == ""
-    first, second = (client_of(recording).get_run(recording.run_of(key)).data.params for key in ("t1", "t2"))
+    first, second = (client_of(recording).get_run(run_of(recording, key)).data.params for key in ("t1", "t2"))
     assert first["psnr_hvs.error"] == "0.5"
     assert first.keys() - second.keys() == {"psnr_hvs.error"}
     assert "penalty_settings" not in first

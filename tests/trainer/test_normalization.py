@@ -179,7 +179,7 @@ def test_pictures_of_an_image_are_the_same_under_every_normalization(digits):
 
 def test_a_trial_is_calibrated_trained_and_evaluated_on_its_own_numbers(digits, monkeypatch):
     """Digits are white on black."""
-    trial = trial_of(digits, UNEVEN, images_per_epoch=32, augment=False)
+    trial = trial_of(digits, UNEVEN, epochs=1, images_per_epoch=32, augment=False)
     fed = []
     step, make = trainer.fit.train_step, trainer.calibrate.RegularizedLoss.forward
     monkeypatch.setattr(trainer.fit, "train_step", lambda loss, batch, *rest, **more: fed.append(batch.images)

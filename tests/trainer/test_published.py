@@ -72,7 +72,8 @@ def hub(tmp_path_factory):
 def ask(code, endpoint, home, **more):
     """Run code in a process of its own: the client reads its environment once, as it is imported."""
     start = (
-        f"import sys; sys.path.insert(0, {str(ROOT)!r}); sys.path.insert(0, {str(ROOT / 'tests')!r}); import conftest, timm_on_cpu\n"
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); sys.path.insert(0, {str(ROOT / 'tests')!r})\n"
+        "import conftest, timm_on_cpu\n"
     )
     environment = os.environ | {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "NO_PROXY": "127.0.0.1"} | more
     done = subprocess.run(

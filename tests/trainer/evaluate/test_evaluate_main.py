@@ -13,6 +13,7 @@ from PIL import Image
 from whole import whole_split
 
 from trainer.evaluate import __main__ as evaluate_command
+from trainer.evaluate import run as evaluate_run
 from trainer.shards import Sample, read_shards, write_shards
 
 
@@ -149,7 +150,7 @@ def test_of_a_trials_folder_the_last_epoch_is_taken_and_of_a_sweeps_none(command
 
 
 def test_many_checkpoints_are_set_side_by_side(command, checkpoints, digits, monkeypatch):
-    monkeypatch.setattr(evaluate_command, "BETWEEN_LINES", 0.0)
+    monkeypatch.setattr(evaluate_run, "BETWEEN_LINES", 0.0)
     folder, _ = checkpoints
     status, out, err = command("--checkpoint", *[folder] * 5, "--data", digits, *LIGHT)
     assert status == 0, err
