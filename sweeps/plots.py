@@ -1,6 +1,6 @@
 """Figures of a sweep's result: accuracy against robust accuracy, the effect of the weight, intervals, heatmaps.
 
-Colours are those of Okabe and Ito, which colour-blind readers tell apart. There are more regularizers than colours, so
+Colors are those of Okabe and Ito, which color-blind readers tell apart. There are more regularizers than colors, so
 each has a marker of its own too, the same in every figure and every sweep.
 """
 
@@ -22,7 +22,7 @@ from trainer.evaluate.gallery import COLORS as HEATMAP
 from trainer.evaluate.gallery import Explained, scaled
 from trainer.metrics import TEST_ACCURACY, TEST_ROBUST_ACCURACY
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F6000")  # their yellow is pale on white
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F6000")  # their yellow is pale on white
 MARKERS = "os^DvPX*"
 FILLS = ("full", "none", "left", "top", "right", "bottom")  # enough for 31 regularizers of the user's own
 INK, FAINT = "#000000", "#8C8C8C"
@@ -42,14 +42,14 @@ STYLE: Any = {
 
 
 def look(name: str) -> dict[str, Any]:
-    """How points of a regularizer are drawn: colour, marker, and how that is filled."""
+    """How points of a regularizer are drawn: color, marker, and how that is filled."""
     if name == "none":
         return {"color": INK, "marker": "+", "markersize": 11, "markeredgewidth": 2.5}
     number = sorted(REGULARIZERS.keys() - {"none"}).index(name)
-    colour, fill = COLOURS[number % len(COLOURS)], FILLS[number // len(MARKERS) % len(FILLS)]
-    face = "white" if fill == "none" else colour
+    color, fill = COLORS[number % len(COLORS)], FILLS[number // len(MARKERS) % len(FILLS)]
+    face = "white" if fill == "none" else color
     half = {} if fill in ("full", "none") else {"fillstyle": fill, "markerfacecoloralt": "white"}
-    return {"color": colour, "marker": MARKERS[number % len(MARKERS)], "markersize": 8, "markerfacecolor": face} | half
+    return {"color": color, "marker": MARKERS[number % len(MARKERS)], "markersize": 8, "markerfacecolor": face} | half
 
 
 def _styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
@@ -108,7 +108,7 @@ def responses(result: SweepResult) -> Figure:
     lines = -(-len(names) // columns)
     figure = Figure(figsize=(WIDTH, 1.5 * lines + 1.2))
     panels = iter(figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).flat)
-    curves: Any = (("accuracy", COLOURS[0], "o", "-"), ("robust_accuracy", COLOURS[1], "s", "--"))
+    curves: Any = (("accuracy", COLORS[0], "o", "-"), ("robust_accuracy", COLORS[1], "s", "--"))
     best = {row.regularizer: row.strength for row in result.champions}
     tried = [row.strength for row in result.trials if row.regularizer in names]
     ranges = [REGULARIZERS[name].strengths() for name in names]
@@ -117,13 +117,13 @@ def responses(result: SweepResult) -> Figure:
         rows = sorted((row for row in result.trials if row.regularizer == name), key=lambda row: row.strength)
         if name in best:
             axes.axvline(best[name], color=FAINT, linewidth=1.2)
-        for key, colour, marker, line in curves:
+        for key, color, marker, line in curves:
             for finished, form in ((True, f"{marker}{line}"), (False, "x")):
                 shown = [row for row in rows if (row.status == "finished") == finished]
                 values = [100 * getattr(row, key) for row in shown]
-                axes.plot([row.strength for row in shown], values, form, color=colour, markersize=5, linewidth=1.5)
+                axes.plot([row.strength for row in shown], values, form, color=color, markersize=5, linewidth=1.5)
             if result.baseline:
-                axes.axhline(100 * getattr(result.baseline, key), color=colour, linewidth=1, linestyle=":")
+                axes.axhline(100 * getattr(result.baseline, key), color=color, linewidth=1, linestyle=":")
         axes.set_title(name, fontsize=9, loc="left")
         axes.set_xscale("log")
         axes.set_xlim(*reach)
@@ -188,10 +188,10 @@ def gallery(names: Sequence[str], explained: Sequence[Explained]) -> Figure:
         missed = (one.guesses != one.labels).tolist()
         for cell, heatmap, wrong in zip(column, scaled(one.heatmaps).cpu().numpy(), missed, strict=True):
             cell.imshow(heatmap, cmap=HEATMAP, vmin=-1, vmax=1, interpolation="nearest")
-            cell.spines[:].set(visible=wrong, color=COLOURS[1], linewidth=2)
+            cell.spines[:].set(visible=wrong, color=COLORS[1], linewidth=2)
     lowers, raises = (Patch(color=colormaps[HEATMAP](end)) for end in (0.1, 0.9))
     labels = {"raises the class's score": raises, "lowers it": lowers}
-    labels["taken for another class"] = Patch(fill=False, edgecolor=COLOURS[1], linewidth=2)
+    labels["taken for another class"] = Patch(fill=False, edgecolor=COLORS[1], linewidth=2)
     columns = 3 if len(names) > 3 else 1  # else it is wider than the figure
     figure.legend(labels.values(), labels.keys(), loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
     return figure

@@ -11,7 +11,7 @@ from trainer.config import Trial
 from trainer.errors import FieldError
 from trainer.placement import Placement
 
-# Two grey levels of 255 are nothing to thick strokes on black; eight separate good heatmaps from bad ones.
+# Two gray levels of 255 are nothing to thick strokes on black; eight separate good heatmaps from bad ones.
 DIGITS: dict[str, Any] = {
     "model": "resnet8",
     "epochs": 2,

@@ -131,8 +131,8 @@ class StartCheck:
         if self.steps_per_epoch < FEWEST_STEPS:
             found.append(
                 f"An epoch has {_count(self.steps_per_epoch, 'step')}, fewer than the {FEWEST_STEPS} that momentum "
-                "takes to build up, so what is measured after it says little about a weight; lower --batch-size or "
-                "raise --images-per-epoch."
+                "takes to build up, so what is measured after it says little about a weight; lower batch_size or "
+                "raise images_per_epoch."
             )
         if self.accuracy_tie > LARGEST_TIE:
             found.append(

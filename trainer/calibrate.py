@@ -74,7 +74,7 @@ def calibrate(
         if not (math.isfinite(unit) and unit > 0):
             raise UsageError(
                 f"regularizer {name!r} cannot be calibrated on model {trial.model!r}: gradient of the cross-entropy "
-                f"{cross_entropy:g}, of the penalty {size:g}; leave it out of --regularizers"
+                f"{cross_entropy:g}, of the penalty {size:g}; leave it out of `regularizers`"
             )
         units[name] = unit
     if trial.compile:

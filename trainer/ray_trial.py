@@ -186,7 +186,7 @@ def is_retryable(error: Exception) -> bool:
 def describe_failure(error: Exception) -> str:
     """One line for the ranking and the terminal."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
-        return f"out of memory ({_first_line(error)}); lower --batch-size or --image-size, or use --precision bfloat16"
+        return f"out of memory ({_first_line(error)}); lower batch_size or image_size, or use precision bfloat16"
     if isinstance(error, UsageError):
         return _first_line(error, 500)  # its remedy is at its end
     where = traceback.extract_tb(error.__traceback__)[-1]

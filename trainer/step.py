@@ -124,8 +124,8 @@ class CompiledLoss(RegularizedLoss):
     ) -> None:
         if regularizer.needs_heatmap and type(regularizer).penalty is not Regularizer.penalty:
             raise UsageError(
-                f"regularizer {regularizer.name!r} has a penalty() of its own, which --compile would not use; give it "
-                "score() and formula(), or drop --compile"
+                f"regularizer {regularizer.name!r} has a penalty() of its own, which `compile` would not use; give "
+                "it score() and formula(), or leave `compile` out"
             )
         super().__init__(model, regularizer, **options)
         self._tried = False
@@ -143,7 +143,7 @@ class CompiledLoss(RegularizedLoss):
             return self._compiled(images, labels)
         except torch._dynamo.exc.TorchDynamoException as error:  # named here, as its import takes a second
             reason = str(error).strip().partition("\n")[0]
-            raise UsageError(f"torch.compile cannot translate this model ({reason}); drop --compile") from error
+            raise UsageError(f"torch.compile cannot translate this model ({reason}); leave `compile` out") from error
 
     def penalties(
         self, images: Float[Tensor, "b c h w"], labels: Int[Tensor, " b"], generator: torch.Generator | None

@@ -6,7 +6,7 @@
 
 Prints a table for each stage: of every way to do it the milliseconds for an image, their ratio to the first row's
 (median over rounds in which every way takes its turn, processor time of one thread), and the deviation of its pixels
-from the exact ones (Pillow's pixels, the original's bicubic kernel) in grey levels: mean, and the most of any pixel.
+from the exact ones (Pillow's pixels, the original's bicubic kernel) in gray levels: mean, and the most of any pixel.
 """
 
 import argparse
@@ -192,7 +192,7 @@ def milliseconds(stages: dict[str, Stage], items: Sequence[Any], rounds: int) ->
 
 
 def deviations(stage: Stage, exact: Stage, items: Sequence[Any]) -> tuple[float, float] | None:
-    """Mean and largest difference in grey levels; None where the sizes differ."""
+    """Mean and largest difference in gray levels; None where the sizes differ."""
     means, largest = [], 0.0
     for item in items:
         pixels, truth = (last_channels(run(item)) for run in (stage, exact))

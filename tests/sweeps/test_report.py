@@ -236,7 +236,7 @@ def test_no_two_regularizers_look_alike(monkeypatch):
         monkeypatch.setitem(REGULARIZERS, f"own_{number}", REGULARIZERS["l2"])
     looks = [plots.look(name) for name in REGULARIZERS]
     shapes = {(look["marker"], look.get("markerfacecolor") == "white", look.get("fillstyle")) for look in looks}
-    assert len(shapes) == len(REGULARIZERS), "without colours too"
+    assert len(shapes) == len(REGULARIZERS), "without colors too"
     for look in looks:
         Line2D([], [], **look)
 

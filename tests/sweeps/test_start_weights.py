@@ -140,14 +140,14 @@ def test_classes_that_the_weights_know_are_taken_and_not_trained(tmp_path, birds
 @pytest.mark.slow
 def test_the_readmes_own_images_and_model(tmp_path):
     """The section's commands as they stand, with flags that make the sweep small."""
-    colours = {"red": (230, 0, 0), "green": (0, 230, 0), "blue": (0, 0, 230), "white": (230,) * 3, "black": (20,) * 3}
+    colors = {"red": (230, 0, 0), "green": (0, 230, 0), "blue": (0, 0, 230), "white": (230,) * 3, "black": (20,) * 3}
     generator = random.Random(1)
     for split, images in (("train", 12), ("val", 8)):
-        for name, colour in colours.items():
+        for name, color in colors.items():
             folder = tmp_path / "photos" / split / name
             folder.mkdir(parents=True)
             for number in range(images):
-                shade = tuple(part + generator.randrange(25) for part in colour)
+                shade = tuple(part + generator.randrange(25) for part in color)
                 Image.new("RGB", (72, 64), shade).save(folder / f"{number}.jpg")
     torch.manual_seed(0)
     published = build_model("resnet50", 1000)
@@ -172,7 +172,7 @@ def test_the_readmes_own_images_and_model(tmp_path):
         )  # fmt: skip
         assert done.returncode == 0, (words, done.stdout, done.stderr)
     before, after = map(float, re.search(r"accuracy ([\d.]+) % before, ([\d.]+) % after, on val", done.stdout).groups())
-    assert before < 60 < after, "random features tell five colours apart once a layer has learnt which is which"
+    assert before < 60 < after, "random features tell five colors apart once a layer has learnt which is which"
     order = ["training a new last layer for 5 classes, 40 steps", "start: accuracy", "calibrating", "searching", "→"]
     assert order == sorted(order, key=done.stdout.index)
     kept = Sweep.load("s", str(tmp_path / "runs"))

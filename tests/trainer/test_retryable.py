@@ -67,5 +67,5 @@ def test_storage_that_does_not_answer_is_retryable_and_what_is_not_there_is_not(
 
 
 def test_a_failure_is_one_line_with_its_remedy():
-    assert "lower --batch-size" in describe_failure(out_of_memory())
+    assert "lower batch_size" in describe_failure(out_of_memory())
     assert describe_failure(UsageError("wrong")) == "wrong"

@@ -71,8 +71,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="accuracy, the trial's attack and heatmap similarity (light), all attacks too (robustness), everything",
     )  # fmt: skip
     how.add_argument("--images", default="256", metavar="N", help="to attack and explain, or all (default 256)")
-    how.add_argument("--eps", default="1,2,4", metavar="E,E", help="ℓ∞ radii in grey levels of 255 (default 1,2,4)")
-    how.add_argument("--l2-eps", default="64,128", metavar="E,E", help="ℓ2 radii in grey levels (default 64,128)")
+    how.add_argument("--eps", default="1,2,4", metavar="E,E", help="ℓ∞ radii in gray levels of 255 (default 1,2,4)")
+    how.add_argument("--l2-eps", default="64,128", metavar="E,E", help="ℓ2 radii in gray levels (default 64,128)")
     how.add_argument("--steps", type=int, default=20, metavar="N", help="of PGD (default 20)")
     how.add_argument("--restarts", type=int, default=1, metavar="N", help="of PGD (default 1)")
     how.add_argument("--queries", type=int, default=100, metavar="N", help="of Square; 0 leaves it out (default 100)")
