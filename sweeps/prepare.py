@@ -5,8 +5,8 @@ from pathlib import Path
 
 from sweeps.capacity import in_words, nodes, per_trial, slots, wait_for_room, worker_defaults
 from sweeps.messages import note, stage
+from sweeps.preflight import check_shared
 from sweeps.settings import Sweep
-from sweeps.shared import check_shared
 from sweeps.start_weights import is_made, load_start
 from sweeps.tracking.server import check_tracking
 from trainer.config import Trial

@@ -12,9 +12,9 @@ import optuna
 from sweeps import finalists, start_check
 from sweeps.capacity import slots, wait_for_machines, where_workers_compute
 from sweeps.checkpoints import check_space
-from sweeps.closing import close
 from sweeps.cluster import ray_cluster, where
 from sweeps.embedded import embed
+from sweeps.finalize import finalize
 from sweeps.messages import Advanced, Note, Progress, stage, tell, told_to
 from sweeps.prepare import check, filled_in, on_cluster, reach_tracking, wait_for_cluster
 from sweeps.provenance import dataset, provenance, source
@@ -169,5 +169,5 @@ def search(sweep: Sweep, units: dict[str, float]) -> SweepResult:
         if again:
             stage(f"training the best weight of each regularizer again: {len(again)} trials")
             run_finalists(sweep, recording, units, again)
-        close(sweep, units, rows, recording)
+        finalize(sweep, units, rows, recording)
     return SweepResult.load(sweep.name, sweep.storage)

@@ -17,7 +17,6 @@ from ray.tune.search import Searcher
 from sweeps import finalists, interrupt
 from sweeps.callback import SweepCallback, failure_in_words, trial_ended
 from sweeps.capacity import slots
-from sweeps.drive import Shared, drive_trial
 from sweeps.early_stopping import make_scheduler
 from sweeps.events import PartEnded, cut_half_line
 from sweeps.interrupt import open_switch
@@ -27,6 +26,7 @@ from sweeps.ranking import Row
 from sweeps.recording import Recording
 from sweeps.search import make_search, recover_journal, tune_folder
 from sweeps.settings import Sweep
+from sweeps.trainable import Shared, train_trial
 from sweeps.trials import read_trials, results
 
 DRIVER: dict[str, float] = {}  # a first bundle that is empty: Tune puts the trial's process where the next one is
@@ -91,7 +91,7 @@ def _run_trials(
     lean, workers = sweep.placement.lean, [sweep.placement.bundle()] * sweep.placement.workers
     shared = Shared(trial=sweep.trial.to_dict(), placement=sweep.placement, folder=sweep.trials_folder, switch=switch)
     trainable = tune.with_resources(
-        tune.with_parameters(drive_trial, shared=shared),
+        tune.with_parameters(train_trial, shared=shared),
         tune.PlacementGroupFactory([DRIVER, *workers] if lean else [STOCK_DRIVER]),
     )
     take_up_study(sweep)  # before anything that holds it is unpickled

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from regularizers import REGULARIZERS, Regularizer
 from regularizers.base import tunable
-from sweeps import drive, finalists, ranking, status, train_on
+from sweeps import finalists, ranking, status, train_on, trainable
 from sweeps.events import TrialEnded
 from sweeps.importance import importances
 from sweeps.outcomes import trial_of, trial_started
@@ -193,11 +193,11 @@ def test_a_trial_has_them_in_its_digest_and_its_name():
 
 def test_a_trial_is_trained_as_it_is_recorded(sweep, monkeypatch):
     asked = []
-    monkeypatch.setattr(drive, "run_trial", lambda trial, **_: asked.append(Trial.from_dict(trial)))
-    monkeypatch.setattr(drive.tune, "get_context", lambda: SimpleNamespace(get_trial_id=lambda: "t"))
-    shared = drive.Shared(trial=sweep.trial.to_dict(), placement=sweep.placement, folder="", switch=None)
+    monkeypatch.setattr(trainable, "run_trial", lambda trial, **_: asked.append(Trial.from_dict(trial)))
+    monkeypatch.setattr(trainable.tune, "get_context", lambda: SimpleNamespace(get_trial_id=lambda: "t"))
+    shared = trainable.Shared(trial=sweep.trial.to_dict(), placement=sweep.placement, folder="", switch=None)
     for config in proposals(sweep, 6):
-        drive.drive_trial(config, shared)
+        trainable.train_trial(config, shared)
         started = trial_started(sweep, UNITS, "tune", "t", config)
         assert started.digest == asked[-1].digest()
         assert started.penalty_settings == settings_of(config)

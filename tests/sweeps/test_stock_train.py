@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 
 def test_what_is_changed_of_ray_train_is_not_imported_for_stock():
     code = (
-        "import sys, sweeps.drive, sweeps.tuning, trainer.ray_trial\n"
+        "import sys, sweeps.trainable, sweeps.tuning, trainer.ray_trial\n"
         "from trainer.placement import Placement; from trainer.ray_driver import _trainer\n"
         "print(_trainer(Placement(ray_train='stock'), True).__name__, 'trainer.lean_trainer' in sys.modules)\n"
         "print(_trainer(Placement(), True).__name__, 'trainer.lean_trainer' in sys.modules)\n"

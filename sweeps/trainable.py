@@ -49,7 +49,7 @@ class Shared:
     switch: Any
 
 
-def drive_trial(config: dict[str, Any], shared: Shared) -> None:
+def train_trial(config: dict[str, Any], shared: Shared) -> None:
     """The Tune trial: let Ray Train work."""
     asked = proposal(config)
     run_trial(

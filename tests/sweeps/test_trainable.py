@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def test_it_is_light():
-    code = "import sys, sweeps.drive, trainer.lean_trainer; print(*sys.modules)"
+    code = "import sys, sweeps.trainable, trainer.lean_trainer; print(*sys.modules)"
     ended = subprocess.run(
         [sys.executable, "-c", code], cwd=Path(__file__).parents[2], text=True, stdout=subprocess.PIPE, check=True
     )

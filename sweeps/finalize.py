@@ -23,7 +23,7 @@ from sweeps.tracking.server import reason as in_one_line
 T = TypeVar("T")
 
 
-def close(sweep: Sweep, units: dict[str, float], rows: list[Row], recording: Recording) -> None:
+def finalize(sweep: Sweep, units: dict[str, float], rows: list[Row], recording: Recording) -> None:
     """Keep the result, and record it.
 
     Args:

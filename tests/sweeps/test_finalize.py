@@ -9,8 +9,8 @@ import torch
 from mlflow import MlflowClient
 from recorded import begin, run_of
 
-from sweeps import closing
-from sweeps.closing import close
+from sweeps import finalize as module
+from sweeps.finalize import finalize
 from sweeps.messages import told_to
 from sweeps.ranking import Row
 from sweeps.recording import start_sweep
@@ -79,7 +79,7 @@ def test_a_sweep_leaves_result_report_figures_and_model(sweep, rows, recording):
     make_search(sweep, UNITS)
     said = []
     with told_to(lambda message: said.append(message.text)):
-        close(sweep, UNITS, rows, recording)
+        finalize(sweep, UNITS, rows, recording)
     assert json.loads(Path(sweep.folder, "result.json").read_text())["finalists"] == []
     assert said == ["writing the report", "saving the winner as a model"]
     assert recording.drain() == recording.queued() == ""
@@ -100,11 +100,11 @@ def test_what_cannot_be_made_is_said_and_the_result_is_there(sweep, rows, record
     def fail(*rest):
         raise RuntimeError("no space\nleft")
 
-    monkeypatch.setattr(closing, "write_report", fail)
-    monkeypatch.setattr(closing, "save_model", fail)
+    monkeypatch.setattr(module, "write_report", fail)
+    monkeypatch.setattr(module, "save_model", fail)
     said = []  # and the study is gone
     with told_to(lambda message: said.append(message.text)):
-        close(sweep, UNITS, rows, recording)
+        finalize(sweep, UNITS, rows, recording)
     assert said[0].startswith("no importances: KeyError")
     assert said[1:] == [
         "writing the report", "no report: RuntimeError no space",
@@ -116,9 +116,9 @@ def test_what_cannot_be_made_is_said_and_the_result_is_there(sweep, rows, record
 
 
 def test_another_machine_finds_the_study_in_the_bucket(sweep, object_store, tmp_path):
-    object_store.create_bucket(Bucket="closing")
+    object_store.create_bucket(Bucket="finalize")
     first, second = (
-        dataclasses.replace(sweep, storage="s3://closing/sweeps", local_dir=str(tmp_path / name))
+        dataclasses.replace(sweep, storage="s3://finalize/sweeps", local_dir=str(tmp_path / name))
         for name in ("first", "second")
     )
     for one in (first, second):
