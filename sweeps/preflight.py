@@ -54,7 +54,7 @@ def _look(token: str, trial: Trial | None) -> str:
     mine = f"{token}-{ray.get_runtime_context().get_node_id()}"
     try:
         if file_size(token) is None:
-            return f"storage {storage}: one node does not see there what another wrote"
+            return f"`storage` {storage}: one node does not see there what another wrote"
         with whole_file(mine) as stream:
             stream.write(b"here too")
         remove_file(mine)
@@ -62,6 +62,8 @@ def _look(token: str, trial: Trial | None) -> str:
             read_shards(trial.data, "train")
         if trial is not None and trial.checkpoint is not None:
             open_file(trial.checkpoint).close()
-    except (UsageError, OSError) as error:
+    except UsageError as error:
+        return error.said("`{}`".format)  # names of settings stay names, for the command line to show as flags
+    except OSError as error:
         return str(error)
     return ""

@@ -294,7 +294,7 @@ def main() -> None:
             name="many",
             storage=given.storage or folder,
             tracking_uri=away if given.keep_mlflow_away else f"sqlite:///{folder}/mlflow.db",
-            trial=Trial(data=folder, model="resnet8", epochs=EPOCHS),
+            trial=Trial(data=folder, model="resnet8", epochs=EPOCHS, images_per_epoch=1024),
             regularizers=tuple(UNITS),
             trials_per_regularizer=given.trials // (len(UNITS) + 1),
             max_concurrent=given.at_once,

@@ -107,10 +107,10 @@ def test_a_sweep_is_submitted_loses_a_host_and_its_pick_is_resumed(hosts):
     assert [trial["status"] for trial in result["trials"]] == ["finished"] * 2
 
     # An edit reaches every worker, though the copy beside Ray on its host is the old one.
-    script, old = project / "trainer/ray_trial.py", '    folder = config["folder"]\n'
+    script, old = project / "trainer/ray_trial.py", "    failure = failure_of(config.folder)\n"
     text = script.read_text()
     assert text.count(old) == 1
-    edit = '    Path(folder).parent.joinpath(f"edited-{os.uname().nodename}").touch()\n'
+    edit = '    Path(config.folder).parent.joinpath(f"edited-{os.uname().nodename}").touch()\n'
     script.write_text(text.replace(old, old + edit))
     ok(hosts.run("laptop", f"ray rsync-up {CONFIG}"))
     said += ok(hosts.run("laptop", f"ray submit {CONFIG} sweeps/resume_best.py -- --name shared --epochs 1"))
