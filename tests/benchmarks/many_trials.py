@@ -31,16 +31,19 @@ from ray.tune.execution import tune_controller
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.result import TRIAL_INFO
 from ray.util import placement_group, remove_placement_group
+from rich.console import Console
 
 from sweeps import tuning
 from sweeps.callback import SweepCallback
 from sweeps.cluster import ray_cluster
 from sweeps.early_stopping import FairASHA
+from sweeps.messages import told_to
 from sweeps.proposals import proposal, weight_of
 from sweeps.recording import start_sweep
 from sweeps.search import METRIC
 from sweeps.searcher import StudySearcher
 from sweeps.settings import Sweep, create_folder
+from sweeps.terminal import Terminal
 from sweeps.tracking.upload import Uploader
 from trainer.config import Trial
 from trainer.locations import file_size, list_folder
@@ -312,7 +315,6 @@ def main() -> None:
                 counter.ended()
 
             SweepCallback.on_trial_complete = counted
-            SweepCallback.setup = silently(SweepCallback.setup)
             columns = [
                 *(f"{name}, ms" for name in ("suggest", *WATCHED)),
                 "last snapshot, s",
@@ -321,7 +323,7 @@ def main() -> None:
             ]
             columns += ["driver, MB", "head, MB", "event log, MB"]
             print("| trials | " + " | ".join(columns) + " |\n|" + "---|" * (len(columns) + 1))
-            with recording:
+            with recording, open(os.devnull, "w") as nowhere, told_to(Terminal(Console(file=nowhere))):
                 began = time.perf_counter()
                 rows = tuning.run_sweep(sweep, recording, UNITS)
                 print(f"{len(rows)} trials in {time.perf_counter() - began:.0f} s")
@@ -329,16 +331,6 @@ def main() -> None:
         kept = (file_size(f"{sweep.folder}/tune/{state}") or 0) / given.trials
         written = recording.log.size() / given.trials
         print(f"Of each trial, Tune keeps {kept / 1e3:.1f} kB, the event log {written / 1e3:.1f} kB.")
-
-
-def silently(setup: Any) -> Any:
-    """The same, and what is said goes nowhere."""
-
-    def silent(callback: SweepCallback, *given: Any, **named: Any) -> None:
-        setup(callback, *given, **named)
-        callback.progress.say = lambda line: None
-
-    return silent
 
 
 if __name__ == "__main__":
