@@ -118,7 +118,7 @@ class KillsItsWorker:
 def test_a_worker_that_is_killed_each_time_ends_its_trial_with_advice(cluster, trial, tmp_path):
     with pytest.raises(Exception) as raised:  # noqa: PT011  # whatever Ray calls it
         run_trial(trial.to_dict(), placement=Placement(), storage=str(tmp_path), name="t", switch=KillsItsWorker())
-    assert "lower --batch-size" in failure_in_words(raised.value)
+    assert "lower batch_size" in failure_in_words(raised.value)
 
 
 @pytest.mark.slow
@@ -157,7 +157,9 @@ def test_a_non_retryable_error_ends_its_trial_alone(cluster, trial, tmp_path, ca
     sweep = Sweep(
         name="s", storage=str(tmp_path), tracking_uri=f"sqlite:///{tmp_path}/mlflow.db",
         regularizers=("l2", "ssim", "tv"),
-        trial=dataclasses.replace(trial, data=str(tmp_path / "tiny"), images_per_epoch=64, epochs=1, batch_size=32),
+        trial=dataclasses.replace(
+            trial, data=str(tmp_path / "tiny"), images_per_epoch=64, epochs=1, batch_size=32, weight=0.0
+        ),
     )  # fmt: skip
     Path(sweep.folder).mkdir()
     recording = start_sweep(sweep, {})
