@@ -22,8 +22,10 @@ from test_tuning import processes, train_workers
 
 from sweeps.callback import failure_in_words
 from sweeps.cluster import ray_cluster
+from sweeps.messages import told_to
 from sweeps.recording import start_sweep
 from sweeps.settings import Sweep
+from sweeps.terminal import Terminal
 from sweeps.tuning import ERRORS, run_sweep
 from trainer.checkpoint_io import load_state
 from trainer.config import Trial
@@ -163,7 +165,8 @@ def test_a_non_retryable_error_ends_its_trial_alone(cluster, trial, tmp_path, ca
     )  # fmt: skip
     Path(sweep.folder).mkdir()
     recording = start_sweep(sweep, {})
-    rows = {row.regularizer: row for row in run_sweep(sweep, recording, {"l2": 1.0, "ssim": 1.0, "tv": 1e45})}
+    with told_to(Terminal()):
+        rows = {row.regularizer: row for row in run_sweep(sweep, recording, {"l2": 1.0, "ssim": 1.0, "tv": 1e45})}
     assert {name: row.status for name, row in rows.items()} == {
         "none": "finished", "l2": "finished", "ssim": "failed", "tv": "diverged"
     }  # fmt: skip
