@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 from sweeps.ranking import Row, baseline, pareto, pick, rank
@@ -82,7 +83,7 @@ class SweepResult:
     start: StartCheck | None = field(default=None, repr=False)
 
     @classmethod
-    def load(cls, name: str, storage: str | None = None) -> SweepResult:
+    def load(cls, name: str, storage: str | PathLike[str] | None = None) -> SweepResult:
         """Read the result of a sweep.
 
         Args:

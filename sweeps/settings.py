@@ -35,7 +35,7 @@ from trainer.locations import (
 )
 from trainer.model_input import check_model
 from trainer.placement import Placement
-from trainer.plain import from_plain, to_plain
+from trainer.plain import from_plain, set_types, to_plain
 
 if TYPE_CHECKING:
     from sweeps.messages import Progress
@@ -121,6 +121,7 @@ class Sweep:
     local_dir: str | None = None
 
     def __post_init__(self) -> None:
+        set_types(self)
         object.__setattr__(self, "storage", absolute(self.storage).rstrip("/"))  # nodes and shells stand elsewhere
         if is_url(self.storage):
             object.__setattr__(self, "local_dir", absolute(self.local_dir or "runs"))
@@ -333,17 +334,16 @@ class Sweep:
         write_files(self.folder, {SETTINGS: content})
 
     def command(self, command: str, *arguments: str) -> str:
-        """The command line that runs a command of the project on this sweep, from where the user stands.
+        """The command line that runs a command of the project on this sweep, from any folder and shell.
 
         Args:
             command: as `heatmap-sweeps` knows it, such as `resume-best`.
             arguments: of that command, beside the sweep's name and storage.
         """
-        storage = [] if self.storage == absolute(usual_storage()).rstrip("/") else ["--storage", self.storage]
-        return how_to_run(command, "--name", self.name, *storage, *arguments)
+        return how_to_run(command, "--name", self.name, "--storage", self.storage, *arguments)
 
     @classmethod
-    def load(cls, name: str, storage: str | None = None) -> Sweep:
+    def load(cls, name: str, storage: str | os.PathLike[str] | None = None) -> Sweep:
         """Read the settings of an earlier sweep.
 
         Args:
@@ -465,6 +465,18 @@ def create_folder(sweep: Sweep) -> None:
         sweep.local_folder.mkdir(parents=True, exist_ok=True)
     except (UsageError, OSError) as error:
         raise FieldError("storage", sweep.storage, f"cannot be written ({error})") from None
+
+
+def is_driven(sweep: Sweep) -> bool | None:
+    """Whether a process drives the sweep now; None where this machine cannot tell."""
+    try:
+        with (sweep.local_folder / DRIVER).open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None
+    return False
 
 
 @contextmanager

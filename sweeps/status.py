@@ -18,7 +18,7 @@ from rich.table import Table
 
 from sweeps.events import SweepEnded, SweepStarted, log_in
 from sweeps.ranking import with_settings
-from sweeps.settings import SETTINGS, Sweep, usual_storage
+from sweeps.settings import SETTINGS, Sweep, is_driven, usual_storage
 from sweeps.trials import TrialRecord, read_trials
 from trainer.command import parse, run
 from trainer.errors import UsageError
@@ -78,6 +78,8 @@ def read_status(storage: str, name: str) -> Status:
                 state, since = "running", event.time
             case SweepEnded():
                 state = {"FINISHED": "ended", "FAILED": "failed"}.get(event.status, "interrupted")
+    if state == "running" and is_driven(sweep) is False:  # killed before it could log its end
+        state = "interrupted"
     trials = [trial for trial in read_trials(events).values() if not trial.started.resumed_from]
     total = sweep.total_trials + len(sweep.names) * sweep.seeds
     return Status(state=state, since=since, total=total, epochs=sweep.trial.epochs, trials=trials)

@@ -9,7 +9,6 @@ code names fields in its errors; `run` prints the flags instead.
 
 import dataclasses
 import inspect
-import os
 import shlex
 import shutil
 import sys
@@ -44,7 +43,7 @@ def in_flags(error: UsageError) -> str:
 
 
 def how_to_run(command: str, *arguments: str) -> str:
-    """The command line that runs a command of the project, from where the user stands.
+    """The command line that runs a command of the project, from any folder.
 
     Args:
         command: as `heatmap-sweeps` knows it, such as `resume-best`.
@@ -57,19 +56,13 @@ def how_to_run(command: str, *arguments: str) -> str:
     installed = Path(sys.executable).with_name("heatmap-sweeps")
     if shutil.which("heatmap-sweeps") == str(installed):
         return shlex.join(["heatmap-sweeps", command, *arguments])
-    words = [_from_here(here / script)] if script else [_from_here(here / "cli.py"), command]
+    words = [str(here / script)] if script else [str(here / "cli.py"), command]
     return shlex.join([python(), *words, *arguments])
 
 
 def python() -> str:
-    """This interpreter, from where the user stands."""
-    return _from_here(Path(sys.executable)) if sys.prefix != sys.base_prefix else "python"
-
-
-def _from_here(path: Path) -> str:
-    """A path as it is shortest to type."""
-    near = os.path.relpath(path)
-    return str(path) if near.startswith("..") else near
+    """This interpreter, from any folder."""
+    return sys.executable if sys.prefix != sys.base_prefix else "python"
 
 
 def run(main: Callable[[], int], interrupted: str = "") -> int:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast, get_args, get_type_hints
 from trainer.errors import FieldError
 from trainer.errors import UsageError as UsageError
 from trainer.model_input import IMAGENET_MEAN, IMAGENET_STD, Channels, complete
+from trainer.plain import set_types
 
 if TYPE_CHECKING:
     from regularizers import Regularizer
@@ -147,6 +148,7 @@ class Trial:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        set_types(self)
         self.check()
         own = complete(self.model, self.mean, self.std, self.image_size)
         for name in ("mean", "std", "image_size"):  # so that what is kept of a trial has the numbers

@@ -24,8 +24,9 @@ SCHEMES = ("file", "http", "https", "s3", "gs")
 TIMEOUT = 60  # seconds without a byte from a web server
 
 
-def absolute(location: str) -> str:
+def absolute(location: str | os.PathLike[str]) -> str:
     """A path without `~` and `.`, a URL as it is."""
+    location = os.fspath(location)
     return location if is_url(location) else str(Path(location).expanduser().resolve())
 
 

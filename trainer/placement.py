@@ -6,6 +6,7 @@ from typing import Literal
 from trainer.cache import ShardCache
 from trainer.config import check_choices
 from trainer.errors import FieldError
+from trainer.plain import set_types
 
 RayTrain = Literal["lean", "stock"]
 TESTED_RAY = "2.60.0"  # that of constraints.txt; `trainer.lean_trainer` rests on private parts of it
@@ -31,9 +32,12 @@ class Placement:
     ray_train: RayTrain = "lean"
 
     def __post_init__(self) -> None:
+        set_types(self)
         check_choices(self)
         if self.workers < 1:
             raise FieldError("workers", self.workers, "give a whole number of at least 1")
+        if not 0 < self.cache.size < float("inf"):
+            raise FieldError("size", self.cache.size, "give a finite number of GB above 0")
         for name in ("gpus_per_worker", "cpus_per_worker"):
             if (value := getattr(self, name)) is not None and value < 0:
                 raise FieldError(name, value, "give 0 or more")

@@ -2,12 +2,13 @@
 
 import dataclasses
 import difflib
+import os
 from collections.abc import Mapping
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from trainer.command import DICTS, LISTS, convert
-from trainer.errors import UsageError
+from trainer.errors import FieldError, UsageError
 
 T = TypeVar("T")
 
@@ -53,6 +54,52 @@ def from_plain(kind: type[T], content: dict[str, Any], where: str) -> T:
     return kind(**values)
 
 
+WORDS = {int: "a whole number", float: "a number", bool: "True or False", str: "a string", NoneType: "None"}
+
+
+def set_types(settings: Any) -> None:
+    """Give each field of a dataclass the type that it should have: paths become strings, lists tuples.
+
+    Raises:
+        FieldError: naming the field, if its value is of another type.
+    """
+    for name, kind in get_type_hints(type(settings)).items():
+        value = getattr(settings, name)
+        try:
+            object.__setattr__(settings, name, _typed(kind, value))
+        except TypeError as error:
+            raise FieldError(name, repr(value), f"give {error}") from None
+
+
+def _typed(kind: Any, value: Any) -> Any:
+    origin, args = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        expected = []
+        for one in args:
+            try:
+                return _typed(one, value)
+            except TypeError as error:
+                expected.append(str(error))
+        raise TypeError(" or ".join(expected))
+    if origin in LISTS:
+        if isinstance(value, list | tuple):
+            return tuple(_typed(args[0], one) for one in value)
+        raise TypeError(f"a tuple, each of it {WORDS[args[0]]}")
+    if origin in DICTS:
+        if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+            return {key: _typed(args[1], one) for key, one in value.items()}
+        raise TypeError("a mapping from names to numbers")
+    if origin is Literal:
+        kind = str
+    if kind is str and isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+        return value
+    raise TypeError(WORDS.get(kind, f"a {getattr(kind, '__name__', kind)}"))
+
+
 def _is_needed(field: dataclasses.Field) -> bool:
     return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
@@ -68,6 +115,8 @@ def _value(kind: Any, value: Any) -> Any:
     if get_origin(kind) in LISTS and isinstance(value, list | tuple):
         return tuple(_value(get_args(kind)[0], one) for one in value)
     if get_origin(kind) in DICTS and isinstance(value, dict):
+        if wrong := [name for name in value if not isinstance(name, str)]:
+            raise ValueError(f"{wrong[0]!r} is no name")
         return {name: _value(get_args(kind)[1], one) for name, one in value.items()}
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)

@@ -84,6 +84,12 @@ def test_what_was_before_an_interruption_sets_no_pace(running, log):
     assert status.read_status(str(running), "mine").seconds_left == 4 * 3 * 60
 
 
+def test_a_sweep_whose_driver_was_killed_is_interrupted(running):
+    assert status.read_status(str(running), "mine").state == "running"
+    (running / "mine/.driver").touch()  # as it is left, and locked by nobody
+    assert status.read_status(str(running), "mine").state == "interrupted"
+
+
 def test_the_pick_trained_further_is_no_trial_of_the_sweep(running, log):
     log.append(trial(START, "resume-a", "none", part="", resumed_from="a"))
     log.append(trial(START, "e", "none", repeats=True))

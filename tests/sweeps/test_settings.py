@@ -1,0 +1,83 @@
+"""A sweep's settings as Python gives them."""
+
+import fcntl
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sweeps import Sweep
+from sweeps.settings import DRIVER, driving, is_driven
+from trainer.errors import FieldError
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seeds": 2.5}, "seeds=2.5: give a whole number"),
+        ({"trials_per_regularizer": True}, "trials_per_regularizer=True: give a whole number"),
+        ({"max_concurrent": "2"}, "max_concurrent='2': give a whole number or None"),
+        ({"regularizers": "l2"}, "regularizers='l2': give a tuple"),
+        ({"strengths": 1.0}, "strengths=1.0: give a tuple, each of it a number or None"),
+        ({"fixed": "a=1"}, "fixed='a=1': give a mapping from names to numbers"),
+        ({"fixed": {"psnr_hvs.error": "a"}}, "fixed={'psnr_hvs.error': 'a'}: give a number"),
+        ({"fixed": {1: 2.0}}, "fixed={1: 2.0}: give a mapping from names"),
+        ({"trial": {"epochs": 1}}, "trial={'epochs': 1}: give a Trial"),
+        ({"placement": None}, "placement=None: give a Placement"),
+        ({"keep": None}, "keep=None: give a string"),
+    ],
+)
+def test_a_value_of_another_type_is_refused_by_the_name_of_its_field(change, message):
+    with pytest.raises(FieldError) as refused:
+        Sweep(name="s", **change)
+    assert str(refused.value).startswith(message)
+
+
+# In a process of its own, where nothing checks types but the project.
+TRAINER = """
+import sys
+from pathlib import Path
+from sweeps import Sweep, Trial, presets
+from trainer.placement import Placement
+
+for make in (
+    lambda: presets.digits(epochs=1.5), lambda: presets.digits(learning_rate="0.1"), lambda: Placement(workers=2.0),
+    lambda: Trial(model=None), lambda: Sweep(placement={"workers": 2}),
+):
+    try:
+        print(make())
+    except Exception as error:
+        print(type(error).__name__, error)
+folder = Path(sys.argv[1])
+trial = Trial(data=folder, model="resnet8", learning_rate=1, mean=[0, 0.5, 1], std=[1, 1, 1])
+given = Sweep(name="s", storage=folder, regularizers=["l2", "tv"], strengths=[1, 2], trial=trial)
+print(repr((trial.data, trial.learning_rate, trial.mean, given.storage, given.regularizers, given.strengths)))
+given.save()
+print(Sweep.load("s", folder) == given)
+"""
+
+
+def test_trials_refuse_other_types_and_lists_paths_and_whole_numbers_are_taken_for_what_they_mean(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", TRAINER, tmp_path], cwd=Path(__file__).parents[2], capture_output=True, text=True
+    )
+    assert done.stdout.splitlines() == [
+        "FieldError epochs=1.5: give a whole number",
+        "FieldError learning_rate='0.1': give a number",
+        "FieldError workers=2.0: give a whole number",
+        "FieldError model=None: give a string",
+        "FieldError placement={'workers': 2}: give a Placement",
+        repr((str(tmp_path), 1.0, (0.0, 0.5, 1.0), str(tmp_path), ("l2", "tv"), (1.0, 2.0))),
+        "True",
+    ], done.stderr
+
+
+def test_whether_a_process_drives_a_sweep_is_known_where_it_did(tmp_path):
+    sweep = Sweep(name="s", storage=str(tmp_path))
+    assert is_driven(sweep) is None
+    with driving(sweep):
+        assert is_driven(sweep)
+    assert is_driven(sweep) is False
+    with Path(sweep.local_folder, DRIVER).open() as lock:  # the question itself keeps no driver away
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
