@@ -146,7 +146,7 @@ def test_a_thousand_trials_at_once_fit_on_the_terminal(progress):
 
 def test_the_live_table_is_drawn_a_few_times_a_second_however_often_tune_steps(progress, clock, monkeypatch):
     drawn = []
-    progress._console = Console(file=io.StringIO(), width=80, force_terminal=True)
+    progress.console = Console(file=io.StringIO(), width=80, force_terminal=True)
     monkeypatch.setattr(progress, "_table", lambda: drawn.append(clock[0]) or "")
     for _ in range(1000):
         progress.tick()

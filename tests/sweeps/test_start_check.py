@@ -79,8 +79,8 @@ def test_a_good_start_is_one_line_without_a_warning(capsys, monkeypatch):
         ({"accuracy": 0.01}, "at chance", "--new-head"),
         ({"accuracy": 0.6, "chance": 0.59}, "at chance", "--new-head"),  # of classes of which one is frequent
         ({"accuracy": 0.1, "checkpoint": False}, "from scratch", "--checkpoint"),
-        ({"steps_per_epoch": 1}, "An epoch has 1 step, ", "--batch-size"),
-        ({"steps_per_epoch": 9}, "An epoch has 9 steps, ", "--images-per-epoch"),
+        ({"steps_per_epoch": 1}, "An epoch has 1 step, ", "batch_size"),
+        ({"steps_per_epoch": 9}, "An epoch has 9 steps, ", "images_per_epoch"),
         ({"val_images": 19, "measured": 19, "accuracy": 17 / 19}, "only 19 images", "put more images"),
         ({"empty": ("f", "g")}, "2 of 10 classes have no train image (f, g)", "names no more than there are"),
         ({"attacked": 19}, "Only 19 images will be attacked", "--robust-images"),
