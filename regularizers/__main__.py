@@ -106,7 +106,7 @@ def check(regularizer: Regularizer, out: Path) -> int:
     """Print how every check ended, and write the picture.
 
     Args:
-        regularizer: to be checked.
+        regularizer: regularizer to check.
         out: file of the picture.
 
     Returns:

@@ -14,8 +14,8 @@ def error_of_gradient(function: Callable[[Tensor], Tensor], point: Tensor) -> fl
     """Median over random directions of the relative error of autograd against central differences; None if both are 0.
 
     Args:
-        function: to a scalar, in float64.
-        point: where to take the gradient.
+        function: scalar function, in float64.
+        point: point of the gradient.
     """
     point = point.clone().requires_grad_()
     value, gradient = function(point), torch.zeros_like(point)

@@ -47,7 +47,7 @@ def load(path: Path, known: Mapping[str, type[Regularizer]]) -> type[Regularizer
     """The regularizer of a file anywhere, by the rules for this folder's.
 
     Args:
-        path: of the file; one of this folder is that of the registry.
+        path: path of the file; one of this folder is that of the registry.
         known: the registry, whose names no file elsewhere may have.
 
     Raises:

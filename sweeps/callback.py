@@ -98,8 +98,8 @@ def trial_ended(sweep: Sweep, trial_id: str, result: dict[str, Any], error: str 
     """The event of a trial that is over, with all that its last epoch measured.
 
     Args:
-        sweep: of the trial.
-        trial_id: its id.
+        sweep: sweep of the trial.
+        trial_id: id of the trial.
         result: the last that Tune has of it.
         error: why Tune gave it up, empty if it did not.
     """

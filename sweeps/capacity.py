@@ -31,8 +31,8 @@ class Node:
     """A machine of the cluster.
 
     Args:
-        cpus: that Ray may use.
-        gpus: that Ray may use.
+        cpus: number of CPUs that Ray may use.
+        gpus: number of GPUs that Ray may use.
         alive: or else the autoscaler may bring it.
     """
 
@@ -153,7 +153,7 @@ def wait_for_room(placement: Placement, say: Callable[[str], None], limit: float
     """Let the autoscaler bring what one trial needs.
 
     Args:
-        placement: of the trial's workers.
+        placement: placement of the trial's workers.
         say: takes a line for the user, now and then.
         limit: seconds after which to give up.
 
@@ -183,9 +183,9 @@ def where_workers_compute(
     Args:
         placement: placement of a trial's workers.
         function: function to call; on a worker without `progress`.
-        what: its first arguments.
+        what: first arguments of the function.
         progress: the argument after device and cache.
-        named: its further arguments.
+        named: further keyword arguments.
     """
     device = torch.device("cuda" if placement.gpus else "cpu")
     if device.type == "cuda" and not torch.cuda.is_available():  # a head without a GPU

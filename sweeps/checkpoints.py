@@ -59,7 +59,7 @@ def keep_only(sweep: Sweep, rows: list[Row], repeated: list[str], picked: Row | 
     """Reduce the checkpoints of trials that are over and did not win to their weights, as `sweep.keep` says.
 
     Args:
-        sweep: that has ended.
+        sweep: sweep that has ended.
         rows: all its trials; those that failed stay as they are, for they may be tried again.
         repeated: ids of finished repetitions of the best weights.
         picked: always kept whole.

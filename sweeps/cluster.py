@@ -63,7 +63,7 @@ def ray_cluster(num_cpus: int | None = None, verbose: bool = False, stock: bool 
     """The cluster there is, or one of this machine alone that ends with the block.
 
     Args:
-        num_cpus: of a cluster of this machine alone, whatever else there is.
+        num_cpus: number of CPUs of a cluster of this machine alone, whatever else there is.
         verbose: whether what Ray and the workers say reaches the terminal; a cluster of this machine then has Ray's
             dashboard, which more than doubles its processes and their memory.
         stock: whether stock Ray Train will run: what removes the placement group of a trial that was stopped asks the
@@ -116,7 +116,7 @@ def _alone(port: int) -> dict[str, Any]:
     """What the processes of this machine's own Ray instance run with.
 
     Args:
-        port: of its dashboard, which is not to be mistaken for that of another instance on this machine.
+        port: port of its dashboard, which is not to be mistaken for that of another instance on this machine.
     """
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     own = {"PYTHONPATH": path, "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}"}

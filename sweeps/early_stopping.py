@@ -18,8 +18,8 @@ class FairASHA(ASHAScheduler):
     before its first decision it goes through them, those of the sweep's earlier parts included.
 
     Args:
-        log: of the sweep.
-        rest: of ASHAScheduler.
+        log: event log of the sweep.
+        rest: further arguments of ASHAScheduler.
     """
 
     def __init__(self, log: EventLog, **rest: Any) -> None:

@@ -30,7 +30,7 @@ class Event:
     """Something that happened.
 
     Args:
-        time: in ms since 1970.
+        time: time of the event, in ms since 1970.
     """
 
     time: int = field(default_factory=now)
@@ -41,7 +41,7 @@ class SweepStarted(Event):
     """The sweep began, or went on after an interruption.
 
     Args:
-        name: of the sweep.
+        name: name of the sweep.
         params: what all trials share.
         tags: who ran what.
         dataset: the shards: name, digest, source_type, source, profile; empty where they are not read.
@@ -60,7 +60,7 @@ class StartMeasured(Event):
     """The start checkpoint was measured.
 
     Args:
-        metrics: of it.
+        metrics: metrics of the start checkpoint.
         warnings: what may keep the sweep from an answer.
         description: the same in Markdown.
     """
@@ -76,17 +76,17 @@ class TrialStarted(Event):
 
     Args:
         trial_id: Tune's id.
-        name: for people, such as `ssim w=0.13 #07`: regularizer, weight and `tag`.
+        name: name for people, such as `ssim w=0.13 #07`: regularizer, weight and `tag`.
         part: folder of the run of Tune that it belongs to; empty of the pick trained further.
-        regularizer: its name.
+        regularizer: name of the regularizer.
         weight: the absolute one.
         strength: the same in calibrated units.
-        penalty_settings: of the regularizer, those that are not the defaults.
-        seed: of the trial.
-        epochs: of the whole trial.
-        digest: of the configuration that was asked for.
-        workers: of the trial.
-        number: that of the trial in the study; of the trial that it repeats or trains further, if it does.
+        penalty_settings: settings of the regularizer, those that are not the defaults.
+        seed: seed of the trial.
+        epochs: number of epochs of the whole trial.
+        digest: digest of the configuration that was asked for.
+        workers: number of workers of the trial.
+        number: number of the trial in the study, or of the trial that it repeats or trains further.
         repeats: which repetition of the best weight of a regularizer it is, from 1; 0 of a trial of the search.
         resumed_from: id of the trial that it trains further; empty of others.
         start: checkpoint that it begins with; empty for the sweep's.
@@ -120,7 +120,7 @@ class EpochReported(Event):
     """A trial reported an epoch.
 
     Args:
-        trial_id: its id.
+        trial_id: id of the trial.
         metrics: the small part that went through Tune (`trainer.epoch_report.REPORTED`).
     """
 
@@ -133,11 +133,11 @@ class TrialEnded(Event):
     """A trial is over; the state that it ended in is derived from this (`sweeps.trials.state_of`).
 
     Args:
-        trial_id: its id.
+        trial_id: id of the trial.
         error: why it failed, empty where it did not.
         epoch: the last that it reported, 0 if none.
         diverged: whether its loss was no longer finite.
-        digest: of what its worker trained.
+        digest: digest of what its worker trained.
         checkpoint: folder of its last checkpoint, empty if there is none.
         metrics: everything measured after its last epoch.
     """
@@ -156,7 +156,7 @@ class PartEnded(Event):
     """All trials of one run of Tune have ended.
 
     Args:
-        part: its folder.
+        part: folder of the run of Tune.
         trials: ids of those that count. Tune may have forgotten others when it was killed, and tried them again.
     """
 
@@ -169,7 +169,7 @@ class ResultWritten(Event):
     """The result is in the sweep's folder.
 
     Args:
-        metrics: of the pick.
+        metrics: metrics of the pick.
         description: the result in Markdown.
         files: paths below the sweep's folder.
         step: counts the results that differ, from 1.
@@ -197,8 +197,8 @@ class ModelSaved(Event):
     """The pick was saved as a model of MLflow.
 
     Args:
-        trial_id: its id.
-        folder: of the model, on the machine that drove the sweep.
+        trial_id: id of the trial.
+        folder: folder of the model, on the machine that drove the sweep.
     """
 
     trial_id: str
@@ -228,8 +228,8 @@ class EventLog:
     """The file, for its one writer and any number of readers.
 
     Args:
-        path: on the machine that drives the sweep.
-        copy: where it is copied to with each snapshot of Tune, if the storage is an object store; else empty.
+        path: path of the log on the machine that drives the sweep.
+        copy: URL that it is copied to with each snapshot of Tune, if the storage is an object store; else empty.
     """
 
     def __init__(self, path: Path, copy: str = "") -> None:

@@ -31,10 +31,10 @@ class Finalist:
     """The best weight of a regularizer and what its repetitions measured.
 
     Args:
-        regularizer: its name.
+        regularizer: name of the regularizer.
         weight: the absolute one.
         strength: the same in calibrated units.
-        penalty_settings: of the regularizer, those that are not the defaults.
+        penalty_settings: settings of the regularizer, those that are not the defaults.
         chosen: id of the trial of the search that had this weight.
         repetitions: those that finished.
     """

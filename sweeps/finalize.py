@@ -29,7 +29,7 @@ def finalize(sweep: Sweep, units: dict[str, float], rows: list[Row], recording: 
     Args:
         sweep: settings of the sweep, whose trials have ended.
         units: calibrated unit of each regularizer's weight.
-        rows: its trials.
+        rows: trials of the sweep.
         recording: record of the sweep.
     """
     repeated = finalists.gather(sweep, recording.log, rows)

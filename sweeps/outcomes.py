@@ -27,11 +27,11 @@ def trial_started(
     """The event of a trial that Tune starts.
 
     Args:
-        sweep: of the trial.
+        sweep: sweep of the trial.
         units: calibrated unit of each regularizer's weight.
         part: folder of the run of Tune.
         trial_id: Tune's id.
-        config: that Tune gives it.
+        config: configuration that Tune gives it.
     """
     trial = trial_of(sweep, config)
     started = TrialStarted(

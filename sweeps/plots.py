@@ -172,7 +172,7 @@ def gallery(names: Sequence[str], explained: Sequence[Explained]) -> Figure:
     """Images and their heatmaps by several models, one column each; a frame marks an image that is misclassified.
 
     Args:
-        names: of the models; a telephone has room for `GALLERY_COLUMNS`.
+        names: names of the models; a telephone has room for `GALLERY_COLUMNS`.
         explained: what each says of the images, which are the same.
     """
     images = explained[0].pixels.permute(0, 2, 3, 1).cpu().numpy()

@@ -18,8 +18,8 @@ def check_shared(storage: str, trial: Trial | None) -> None:
     """Let each node look for what this process sees, and write beside it.
 
     Args:
-        storage: of the sweep.
-        trial: whose data and checkpoint are to be read; None if they are not made yet.
+        storage: folder or URL of the sweep.
+        trial: trial with the data and the checkpoint to read; None if they are not made yet.
 
     Raises:
         UsageError: if one cannot, or does not answer.

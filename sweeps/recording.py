@@ -23,7 +23,7 @@ class Recording:
     """Writes the event log; within a `with` block, a thread sends what is new to MLflow.
 
     Args:
-        sweep: that is driven by this process.
+        sweep: sweep that is driven by this process.
     """
 
     def __init__(self, sweep: Sweep) -> None:
@@ -139,7 +139,7 @@ def start_sweep(sweep: Sweep, params: dict[str, Any], **origin: Any) -> Recordin
     """Record that the sweep begins, or goes on.
 
     Args:
-        sweep: that this process drives.
+        sweep: sweep that this process drives.
         params: what all its trials share.
         origin: `tags`, `dataset` and `files` of `SweepStarted`.
     """

@@ -67,7 +67,7 @@ class SweepResult:
     """A sweep and how its trials ended.
 
     Args:
-        sweep: its settings.
+        sweep: settings of the sweep.
         trials: those of the search, best first.
         finalists: the best weights trained again, as `sweeps.finalists.as_dicts` has them; empty without seeds.
         units: calibrated unit of each regularizer's weight.
@@ -136,7 +136,7 @@ class SweepResult:
         """One trial.
 
         Args:
-            which: its number (7, "7" or "#07"), its id or the beginning of that.
+            which: number of the trial (7, "7" or "#07"), its id or the beginning of that.
 
         Raises:
             UsageError: if there is none, or several ids begin so.

@@ -26,7 +26,7 @@ class Running:
     """A trial that Tune and the study know of.
 
     Args:
-        trial: of the study.
+        trial: trial of the study.
         reported: newest epoch whose value the study has.
     """
 
@@ -41,13 +41,13 @@ class StudySearcher(Searcher):
     The study may know more than the snapshot, and more than this searcher.
 
     Args:
-        study: where proposals come from and results go to; none of its trials is running.
-        storage: of the study.
+        study: Optuna study of proposals and results; none of its trials is running.
+        storage: storage of the study.
         space: proposes a regularizer and its weight for a trial.
-        seed: of the sweep; the n-th trial of every regularizer gets seed + n, so all see the same data orders
+        seed: seed of the sweep; the n-th trial of every regularizer gets seed + n, so all see the same data orders
             (trials that failed, or that Tune forgot, do not count).
-        epochs: of a whole trial.
-        metrics: to maximize, one or several.
+        epochs: number of epochs of a whole trial.
+        metrics: names of the metrics to maximize, one or several.
         journal: path of the study, and where a copy is kept with each snapshot.
     """
 

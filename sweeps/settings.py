@@ -337,8 +337,8 @@ class Sweep:
         """The command line that runs a command of the project on this sweep, from any folder and shell.
 
         Args:
-            command: as `heatmap-sweeps` knows it, such as `resume-best`.
-            arguments: of that command, beside the sweep's name and storage.
+            command: name of the command, such as `resume-best`.
+            arguments: arguments of that command, beside the sweep's name and storage.
         """
         return how_to_run(command, "--name", self.name, "--storage", self.storage, *arguments)
 

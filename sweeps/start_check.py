@@ -32,16 +32,16 @@ class StartCheck:
     """The start checkpoint on the val split, and how finely trials are measured there.
 
     Args:
-        accuracy: of the start checkpoint, as a fraction of 1.
+        accuracy: accuracy of the start checkpoint, as a fraction of 1.
         measured: images that this accuracy is of, spread over the val split.
         chance: share of the most frequent class among them: what a net has right that knows nothing of an image. It is
             1 / classes where all are equally frequent, and more elsewhere.
-        classes: of the data.
+        classes: number of classes of the data.
         checkpoint: whether there is one; trials without train from scratch.
-        val_images: of the split, on which a trial's accuracy is measured at its end.
-        attacked: of those, on which its robust accuracy is.
-        steps_per_epoch: of each trial.
-        epochs: of each trial.
+        val_images: number of images of the split, on which a trial's accuracy is measured at its end.
+        attacked: number of those on which its robust accuracy is measured.
+        steps_per_epoch: number of steps of each trial.
+        epochs: number of epochs of each trial.
         empty: classes without a train image, where the shards were counted here.
     """
 
@@ -231,10 +231,10 @@ def measure(
 
     Args:
         trial: model, checkpoint, data and how long trials train; its regularizer does not matter.
-        workers: of each trial.
-        device: where to compute.
-        cache: of remote shards.
-        progress: as of `evaluate`.
+        workers: number of workers of each trial.
+        device: device of the computation.
+        cache: local copies of remote shards.
+        progress: callback as in `evaluate`.
 
     Raises:
         UsageError: if data, model and checkpoint do not fit together, or too many images are broken.

@@ -60,7 +60,7 @@ def make_start(sweep: Sweep) -> Sweep:
     """Write start.pt into the sweep's folder, where `is_made` says so; the sweep whose trials start from it.
 
     Args:
-        sweep: as it was asked for.
+        sweep: sweep as it was asked for.
 
     Raises:
         UsageError: if the weights do not fit, or a new last layer does not learn.

@@ -32,10 +32,10 @@ class Status:
 
     Args:
         state: running, ended, failed or interrupted.
-        since: when it began, or went on, in ms since 1970.
+        since: time at which it began, or went on, in ms since 1970.
         total: trials it will have at most, those of --seeds too.
-        epochs: of a whole trial.
-        trials: that have begun.
+        epochs: number of epochs of a whole trial.
+        trials: trials that have begun.
     """
 
     state: str

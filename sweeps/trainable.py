@@ -38,8 +38,8 @@ class Shared:
 
     Args:
         trial: settings of each, but for regularizer, its weight and settings, and seed.
-        placement: of its workers.
-        folder: where each trial has one.
+        placement: placement of its workers.
+        folder: folder with a folder for each trial.
         switch: handle of the `StopSwitch`.
     """
 

@@ -32,7 +32,7 @@ class TrialRecord:
 
     Args:
         started: how it began, the last time.
-        reports: its epochs; one that is reported again, after a restart, counts once.
+        reports: reports of its epochs; one that is reported again, after a restart, counts once.
         ended: how it ended, None while it runs.
         interrupted: whether the sweep ended before it.
     """

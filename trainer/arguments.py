@@ -26,7 +26,7 @@ def nearest(flag: str, known: Any) -> list[str]:
     """The flags that an unknown one may mean, two at most.
 
     Args:
-        flag: as it was given, such as `--lr` or `--epoch=3`.
+        flag: flag as it was given, such as `--lr` or `--epoch=3`.
         known: flags there are; those of one letter count for nothing.
     """
     asked = flag.partition("=")[0].removeprefix("--").replace("_", "-").lower()

@@ -36,11 +36,11 @@ def calibrate(
 
     Args:
         trial: model, checkpoint and data; its regularizer does not matter.
-        names: of the regularizers.
-        device: where to compute.
-        cache: of remote shards.
-        begun: told the name of each regularizer as its turn comes.
-        settings: of each regularizer, by field; the rest have their defaults.
+        names: names of the regularizers.
+        device: device of the computation.
+        cache: local copies of remote shards.
+        begun: callback with the name of each regularizer as its turn comes.
+        settings: settings of each regularizer, by field; the rest have their defaults.
 
     Raises:
         UsageError: if a penalty breaks its contract, has no gradient at this model or an infinite one, or if the model

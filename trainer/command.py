@@ -46,8 +46,8 @@ def how_to_run(command: str, *arguments: str) -> str:
     """The command line that runs a command of the project, from any folder.
 
     Args:
-        command: as `heatmap-sweeps` knows it, such as `resume-best`.
-        arguments: of that command.
+        command: name of the command, such as `resume-best`.
+        arguments: arguments of that command.
     """
     script = {"sweep": "all_regularizers.py", "resume-best": "resume_best.py"}.get(command)
     running, here = Path(sys.argv[0]).resolve(), ROOT / "sweeps"

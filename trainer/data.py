@@ -36,7 +36,7 @@ class Batch:
     Args:
         images: normalized pixels.
         labels: class indices.
-        indices: in evaluation, the number of each example in its split; None in training.
+        indices: number of each example in its split, in evaluation; None in training.
     """
 
     images: Float[Tensor, "b 3 h w"]

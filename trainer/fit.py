@@ -99,7 +99,7 @@ class TrainState:
         device: device of the training.
         epoch: number of epochs done.
         step: number of steps done, over all epochs.
-        losses: for each step of the current epoch, the three losses and the number of images left out, on the device.
+        losses: the three losses and the number of images left out, of each step of the epoch, on the device.
     """
 
     trial: Trial
@@ -174,7 +174,7 @@ def fit(
         record: callback of rank 0 for the losses of every step, in order; a continued epoch repeats those of its
             earlier steps.
         state: what an earlier `report` was given, or `fit` returned; training continues there as if uninterrupted.
-        device: where to train; the CPU by default.
+        device: device of the training; the CPU by default.
         cache: local copies of remote shards.
         interrupted: callback after every step, with the same answer on all workers; True ends the training at once.
 
@@ -228,8 +228,8 @@ def train_epoch(
         loss: loss around the model, DDP around both where there are several workers.
         loader: batches of this worker.
         train: training split.
-        record: as in `fit`.
-        interrupted: as in `fit`.
+        record: callback as in `fit`.
+        interrupted: callback as in `fit`.
 
     Returns:
         Means over all workers and steps of the epoch; None if it was interrupted before its end.

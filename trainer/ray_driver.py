@@ -56,7 +56,7 @@ def run_trial(
 
     Args:
         trial: configuration to train, `Trial.to_dict()`.
-        placement: where its workers run.
+        placement: placement of its workers.
         storage: folder for checkpoints, seen by every node.
         name: name of the run inside it.
         start: checkpoint folder whose state a new run begins with.

@@ -34,8 +34,8 @@ def page(result: SweepResult, drawn: dict[str, Figure], no_gallery: str | None) 
     """The report as HTML; all that comes from settings, names and errors is escaped.
 
     Args:
-        result: of the sweep.
-        drawn: its figures by name.
+        result: result of the sweep.
+        drawn: figures of the report by name.
         no_gallery: why there are no heatmaps, None if there are.
     """
     templates = Environment(

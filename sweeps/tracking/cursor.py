@@ -21,8 +21,8 @@ class Cursor:
     """How much of a run has been sent.
 
     Args:
-        run: its id in MLflow, empty before it was created.
-        experiment: that of the sweep's run.
+        run: id of the run in MLflow, empty before it was created.
+        experiment: id of the experiment of the sweep's run.
         offset: bytes of the event log; of the sweep.
         refused: bytes at which events begin that MLflow would not take, though it was there; they are tried again.
         described: whether the parameters have been sent; of a trial.
@@ -45,7 +45,7 @@ class Cursors:
     """The files.
 
     Args:
-        folder: of a sweep, for one MLflow.
+        folder: folder of the cursors of a sweep, for one MLflow.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -36,10 +36,10 @@ def save_model(checkpoint: str, data: str | None, folder: Path, cache: ShardCach
     `image_size`, and what its outputs stand for: `classes` (docs/mlflow.md).
 
     Args:
-        checkpoint: of the trial.
+        checkpoint: checkpoint of the trial.
         data: shards it was trained on.
-        folder: of the model, there only when it is whole; one that is there already stays.
-        cache: of remote shards.
+        folder: folder of the model, there only when it is whole; one that is there already stays.
+        cache: local copies of remote shards.
 
     Returns:
         The folder.
@@ -81,8 +81,8 @@ def _metadata(trial: Trial, shape: tuple[int, ...], classes: Sequence[str]) -> d
     """What whoever feeds the model must know, in plain types.
 
     Args:
-        trial: that made it.
-        shape: of its input, (b, 3, h, w).
+        trial: trial that made it.
+        shape: shape of its input, (b, 3, h, w).
         classes: names, by index of the output.
     """
     height, width = shape[2:]
@@ -99,11 +99,11 @@ def register(client: MlflowClient, run: RunInfo, folder: Path, name: str, tags: 
     """Register a saved model of a run as a version of `name`, once for each run; done again, it goes on where it was.
 
     Args:
-        client: of MLflow.
-        run: that made the model.
-        folder: with the model.
-        name: of the registered model.
-        tags: of that, by which it is known as ours.
+        client: client of MLflow.
+        run: run that made the model.
+        folder: folder with the model.
+        name: name of the registered model.
+        tags: tags of that, by which it is known as ours.
         pick: whether the alias goes to this version.
 
     Raises:

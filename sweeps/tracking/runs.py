@@ -48,10 +48,10 @@ def start_run(
     """Create a run, or set the one with this identity running again, which is restored where it was deleted.
 
     Args:
-        client: of MLflow.
-        experiment: its id.
-        name: of a new run.
-        time: at which a new run began.
+        client: client of MLflow.
+        experiment: id of the experiment.
+        name: name of a new run.
+        time: begin of a new run, in ms since 1970.
         identity: tags by which the run is found.
         tags: others.
 
@@ -78,11 +78,11 @@ def log(
     """Log in as few requests as the server takes.
 
     Args:
-        client: of MLflow.
-        run: its id.
+        client: client of MLflow.
+        run: id of the run.
         metrics: any number of points; one that the run has, of the same time, changes nothing.
         params: logged if the run does not have them: MLflow lets nobody change one.
-        tags: to set.
+        tags: tags to set.
     """
     known = client.get_run(run).data.params if params else {}
     new = [Param(key, value) for key, value in (params or {}).items() if key not in known]

@@ -42,11 +42,11 @@ class Uploader:
     """Sends one sweep to one MLflow.
 
     Args:
-        folder: of the sweep in the storage.
-        local: that on the machine that drives it.
-        log: of its events.
-        uri: of MLflow.
-        sent: called with a run's name and a number of points whenever MLflow has taken something.
+        folder: folder of the sweep in the storage.
+        local: folder of the sweep on the machine that drives it.
+        log: event log of the sweep.
+        uri: address of MLflow.
+        sent: callback with a run's name and a number of points, whenever MLflow has taken something.
     """
 
     def __init__(

@@ -47,7 +47,7 @@ class Attack(Protocol):
             images: normalized.
             labels: true classes.
             generators: one for each example, on the CPU: what is drawn does not depend on the batch.
-            normalization: of the images; the attack's radius is in pixels.
+            normalization: normalization of the images; the attack's radius is in pixels.
 
         Returns:
             Normalized images, of each example the first that was misclassified, else the last one visited; and which

@@ -19,7 +19,7 @@ class Sums:
     Args:
         values: sums of each batch, by metric.
         counts: number of examples in them.
-        calibration: for each batch, the sums of `calibration_gaps` by bin.
+        calibration: sums of `calibration_gaps` by bin, for each batch.
         labels: number of examples by class.
     """
 
