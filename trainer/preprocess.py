@@ -70,8 +70,8 @@ class Transform:
 
         Args:
             encoded: JPEG, PNG or WebP file.
-            random: randomness of this sample alone, as `Random(f"{seed}/{epoch}/{key}")`, so that skipped samples need no
-                decoding.
+            random: randomness of this sample alone, as `Random(f"{seed}/{epoch}/{key}")`, so that skipped samples
+                need no decoding.
 
         Raises:
             DecodeError: if the bytes are no whole image.
