@@ -171,7 +171,7 @@ def test_away_for_good_then_flushed_by_two_processes_at_once_and_again(server, d
             train(log, 1, 2500)
     message = recording.queued()
     assert f"lacks {2 * 5001} values and 4 events" in message
-    assert message.endswith(f"-m sweeps.tracking flush --name s --storage {tmp_path}/runs")
+    assert message.endswith(f" flush --name s --storage {tmp_path}/runs")
     status, out, err = tracking("flush", "--storage", tmp_path / "runs", "--name", "s")
     assert (status, out) == (2, "")
     assert err.startswith("error: s: MLflow at http")
