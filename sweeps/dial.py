@@ -22,7 +22,8 @@ Array = NDArray[np.float64]
 FAIR = 2  # trials that each regularizer has before trials are moved
 POINTS = 81  # strengths that are considered
 APART = 0.02  # of the range (in logarithms) between two proposals
-SLOPES = np.geomspace(1, 12, 7)  # of the logit, per factor of ten in strength
+SLOPES = np.geomspace(1, 12, 7)  # of an accuracy's logit, per factor of ten in strength
+SHARE_SLOPES = np.geomspace(1, 8, 4)
 LOWEST_ACCURACY = np.array([0, 0.3, 0.6, 0.8, 0.9, 0.95, 0.98])  # at infinite strength, relative to the baseline's
 HIGHEST_SHARE = np.array([0, 0.05, 0.1, 0.2, 0.3, 0.45, 0.6, 0.8, 1])  # of the way from the baseline's share to 1
 NOISE = 0.01  # of both measurements beside that of the images: seeds, and curves that are not quite logistic
@@ -121,9 +122,9 @@ class Dial:
 
     def improvement(self, best: float) -> Array:
         """By how much a trial at each strength of the grid is expected to raise the best admissible robust accuracy."""
-        shares = self.baseline_share + (1 - self.baseline_share) * _shares(self.low, self.high)
-        accuracy = self.accuracy_weights @ self._accuracies
-        return self.admitted * (self.share_weights @ np.maximum(accuracy * shares - best, 0))
+        likely = self.share_weights > 1e-4 * self.share_weights.max()  # the others cost time only
+        gain = self.accuracy * self._shares[likely] - best
+        return self.admitted * (self.share_weights[likely] @ np.maximum(gain, 0))
 
     @cached_property
     def best(self) -> float:
@@ -151,12 +152,20 @@ class Dial:
     @cached_property
     def robust(self) -> Array:
         """Expected robust accuracy at each strength of the grid."""
-        share = self.share_weights @ _shares(self.low, self.high)
-        return (self.accuracy_weights @ self._accuracies) * (self.baseline_share + (1 - self.baseline_share) * share)
+        return self.accuracy * (self.share_weights @ self._shares)
 
-    @property
+    @cached_property
+    def accuracy(self) -> Array:
+        """Expected accuracy at each strength of the grid."""
+        return self.accuracy_weights @ self._accuracies
+
+    @cached_property
     def _accuracies(self) -> Array:
         return self.baseline.accuracy * _remaining(self.low, self.high)
+
+    @cached_property
+    def _shares(self) -> Array:
+        return self.baseline_share + (1 - self.baseline_share) * _gained(self.low, self.high)
 
     @cached_property
     def accuracy_weights(self) -> Array:
@@ -175,20 +184,19 @@ class Dial:
     @cached_property
     def share_weights(self) -> Array:
         """Probability of each curve of the share that withstands the attack."""
-        shares = self.baseline_share + (1 - self.baseline_share) * _shares(self.low, self.high)
-        logs = np.zeros(len(shares))
+        logs = np.zeros(len(self._shares))
         for trial in self.trials:
             if trial.usable:
                 share = min(trial.robust_accuracy / trial.accuracy, 1.0)
                 lost = (1 - trial.progress) * max(share - self.baseline_share, 0.1)
                 noise = _binomial(trial.robust_accuracy, trial.attacked) / trial.accuracy
-                logs += _log_likelihood(_at(shares, self.grid, trial) - share, math.hypot(NOISE, noise, lost))
+                logs += _log_likelihood(_at(self._shares, self.grid, trial) - share, math.hypot(NOISE, noise, lost))
         return _normalized(logs)
 
     def _expecting(self, strength: float) -> "Dial":
         """With a trial that measured what is expected at a strength."""
         x = math.log10(strength)
-        accuracy = float(np.interp(x, self.grid, self.accuracy_weights @ self._accuracies))
+        accuracy = float(np.interp(x, self.grid, self.accuracy))
         robust = float(np.interp(x, self.grid, self.robust))
         expected = Measured(
             strength=strength, accuracy=accuracy, robust_accuracy=robust, images=self.images, attacked=self.images
@@ -219,23 +227,21 @@ def _grid(low: float, high: float) -> Array:
 
 
 @lru_cache(maxsize=8)
-def _steps(low: float, high: float) -> Array:
-    """Logistic curves over the grid: (midpoint and slope, strength). Some lie beyond the range."""
-    grid = _grid(low, high)
-    midpoints = np.linspace(grid[0] - 1.5, grid[-1] + 1.5, 49)
-    return expit(SLOPES[:, None, None] * (grid - midpoints[:, None])).reshape(-1, POINTS)
-
-
-@lru_cache(maxsize=8)
 def _remaining(low: float, high: float) -> Array:
     """Accuracies relative to the baseline's: (curve, strength)."""
-    return (1 - (1 - LOWEST_ACCURACY)[:, None, None] * _steps(low, high)).reshape(-1, POINTS)
+    return (1 - (1 - LOWEST_ACCURACY)[:, None, None] * _steps(_grid(low, high), SLOPES, 49)).reshape(-1, POINTS)
 
 
 @lru_cache(maxsize=8)
-def _shares(low: float, high: float) -> Array:
+def _gained(low: float, high: float) -> Array:
     """How far the share that withstands has come from the baseline's to 1: (curve, strength)."""
-    return (HIGHEST_SHARE[:, None, None] * _steps(low, high)).reshape(-1, POINTS)
+    return (HIGHEST_SHARE[:, None, None] * _steps(_grid(low, high), SHARE_SLOPES, 25)).reshape(-1, POINTS)
+
+
+def _steps(grid: Array, slopes: Array, midpoints: int) -> Array:
+    """Logistic curves from 0 to 1: (slope and midpoint, strength). Some lie beyond the range."""
+    middles = np.linspace(grid[0] - 1.5, grid[-1] + 1.5, midpoints)
+    return np.asarray(expit(slopes[:, None, None] * (grid - middles[:, None])).reshape(-1, POINTS))
 
 
 @lru_cache(maxsize=8)

@@ -47,6 +47,7 @@ BUDGETS = (1, 2, 3, 5, 8)
 EARLY_ATTACKED = 32  # images attacked after every epoch but the last, as trainer.evaluate.plan has it
 SEED_NOISE = (0.004, 0.008)  # standard deviation of accuracy and robust accuracy between seeds
 EPOCH_NOISE = (0.003, 0.005)
+FINALISTS, SEEDS = 3, 3
 Pair = tuple[float, float]
 
 
@@ -294,12 +295,16 @@ class Grid(Search):
 class DialSearch(Search):
     """`sweeps.dial`."""
 
-    def dial(self, name: str, trials: Sequence[Trial]) -> Dial | None:
+    def __init__(self, names: tuple[str, ...], trials: int, images: Images, seed: int) -> None:
+        super().__init__(names, trials, images, seed)
+        self.known: dict[str, Dial] = {}
+
+    def dial(self, name: str, trials: Sequence[Trial]) -> Dial:
         references = [measured(trial, self.images) for trial in trials if trial.name == "none" and trial.finished]
         own = [trial for trial in trials if trial.name == name]
         # Before the first baseline has ended there is no limit; what is known then is that 0.9 would be usual.
         baseline = Baseline.of(references, DROP) if references else Baseline(0.9, 0.05, 100, DROP)
-        return Dial(
+        dial = Dial(
             baseline,
             LOW,
             HIGH,
@@ -307,6 +312,9 @@ class DialSearch(Search):
             tuple(10**trial.x for trial in own if not trial.ended),
             self.images.clean,
         )
+        if self.known.get(name) != dial:  # an old one has its probabilities at hand
+            self.known[name] = dial
+        return self.known[name]
 
     def propose(self, name: str, trials: Sequence[Trial]) -> float:
         return math.log10(self.dial(name, trials).propose())
@@ -459,16 +467,40 @@ def run(search: Search, lab: Lab, stopping: Callable | None, total: int, paralle
     return trials
 
 
-def pick(trials: Sequence[Trial]) -> Trial | None:
-    """What the rule picks."""
+def admitted(trials: Sequence[Trial]) -> list[Trial]:
+    """Trials that the rule admits, the most robust first."""
     limit = limit_of(trials)
     assert limit is not None
-    return max((t for t in trials if t.finished and t.accuracy[-1] >= limit), key=lambda t: t.robust[-1], default=None)
+    kept = (t for t in trials if t.finished and t.accuracy[-1] >= limit)
+    return sorted(kept, key=lambda t: -t.robust[-1])
 
 
-def judge(world: World, best: tuple[str, float], trials: Sequence[Trial]) -> dict[str, float]:
-    """The pick against the true curves."""
-    picked, baseline = pick(trials), world.truth("none", 0.0, world.epochs)
+def final_round(lab: Lab, trials: Sequence[Trial]) -> tuple[Trial | None, int]:
+    """The pick by means over new seeds, and how many trials that took.
+
+    The best strengths of the three best penalties are trained again. One that the rule now refuses is replaced by the
+    next of the ranking, which may be a weaker one of the same penalty, at most as many times.
+    """
+    limit, tried = limit_of(trials), 0
+    stands: dict[str, tuple[float, Trial]] = {}
+    for finalist in admitted(trials):
+        if len(stands) == FINALISTS or tried == 2 * FINALISTS:
+            break
+        if finalist.name == "none" or finalist.name in stands:
+            continue
+        again = [Trial(10_000 + SEEDS * tried + seed, finalist.name, finalist.x, finalist.epochs) for seed in range(SEEDS)]
+        for trial in again * finalist.epochs:
+            lab.epoch(trial)
+        tried += 1
+        if np.mean([trial.accuracy[-1] for trial in again]) >= limit:
+            stands[finalist.name] = float(np.mean([trial.robust[-1] for trial in again])), finalist
+    picked = max(stands.values(), key=lambda found: found[0], default=(0.0, None))[1]
+    return picked, SEEDS * tried
+
+
+def judge(world: World, best: tuple[str, float], picked: Trial | None, trained: float) -> dict[str, float]:
+    """The pick against the true curves; `trained` is the number of epochs."""
+    baseline = world.truth("none", 0.0, world.epochs)
     name, (accuracy, robust) = "none", baseline
     if picked is not None:
         name, (accuracy, robust) = picked.name, world.truth(picked.name, picked.x, world.epochs)
@@ -478,21 +510,33 @@ def judge(world: World, best: tuple[str, float], trials: Sequence[Trial]) -> dic
         "regret": 100 * max(best[1] - (robust if inside else baseline[1]), 0.0),
         "lenient": 100 * max(best[1] - robust, 0.0),
         "inside": 100.0 * inside,
-        "epochs": sum(len(trial.accuracy) for trial in trials) / (len(world.names) + 1) / world.epochs,
+        "epochs": trained / (len(world.names) + 1) / world.epochs,
     }
 
 
 def replay(
-    name: str, stopping: str, world: World, images: Images, seed: int, budgets: Sequence[int], parallel: int
+    name: str,
+    stopping: str,
+    world: World,
+    images: Images,
+    *,
+    seed: int,
+    parallel: int,
+    finals: bool,
+    budgets: Sequence[int] = BUDGETS,
 ) -> Iterator[tuple[int, dict[str, float]]]:
     """Figures of one search in one world, for each number of trials per penalty."""
     best, size = world.best(), len(world.names) + 1
     # The first trials of a long search are those of a short one, except where the number decides which they are.
     for most in budgets if name == "grid" else budgets[-1:]:
         search = SEARCHES[name](world.names, most, images, seed)
-        trials = run(search, Lab(world, images, seed), STOPPING[stopping], most * size, parallel)
+        lab = Lab(world, images, seed)
+        trials = run(search, lab, STOPPING[stopping], most * size, parallel)
         for budget in budgets if name != "grid" else (most,):
-            yield budget, judge(world, best, trials[: budget * size])
+            done = trials[: budget * size]
+            trained = sum(len(trial.accuracy) for trial in done)
+            picked, repeated = final_round(lab, done) if finals else (next(iter(admitted(done)), None), 0)
+            yield budget, judge(world, best, picked, trained + repeated * world.epochs)
 
 
 Figures = dict[tuple[str, str, int], dict[str, float]]
@@ -543,6 +587,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--early-images", type=int, default=1000, help="behind that after an epoch")
     parser.add_argument("--attacked", type=int, default=256, help="images attacked at the end")
     parser.add_argument("--parallel", type=int, default=4, help="trials at a time")
+    parser.add_argument("--finals", action="store_true", help="pick after three new seeds of the three best penalties")
     parser.add_argument("--seed", type=int, default=0, help="of the first world")
     return parser.parse_args()
 
@@ -561,7 +606,9 @@ def main() -> None:
             for name in args.searches.split(","):
                 for stopping in args.stopping.split(","):
                     started = time.monotonic()
-                    for budget, figures in replay(name, stopping, world, images, seed, BUDGETS, args.parallel):
+                    for budget, figures in replay(
+                        name, stopping, world, images, seed=seed, parallel=args.parallel, finals=args.finals
+                    ):
                         collected[name, stopping, budget].append(figures)
                     seconds[name] += time.monotonic() - started
         means = {key: {m: float(np.mean([f[m] for f in found])) for m in found[0]} for key, found in collected.items()}
