@@ -9,7 +9,7 @@ and at last it keeps a distance from the limit that depends on how exactly accur
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from statistics import fmean
 
@@ -23,7 +23,9 @@ FAIR = 2  # trials that each regularizer has before trials are moved
 POINTS = 81  # strengths that are considered
 APART = 0.02  # of the range (in logarithms) between two proposals
 SLOPES = np.geomspace(1, 12, 7)  # of an accuracy's logit, per factor of ten in strength
-SHARE_SLOPES = np.geomspace(1, 8, 4)
+SHARE_SLOPES = np.geomspace(1, 8, 3)
+FADES = np.array([0.7, 1.5, np.inf])  # factors of ten behind the midpoint at which robustness is lost again
+FADE_PRIOR = np.array([0.1, 0.1, 0.8])
 LOWEST_ACCURACY = np.array([0, 0.3, 0.6, 0.8, 0.9, 0.95, 0.98])  # at infinite strength, relative to the baseline's
 HIGHEST_SHARE = np.array([0, 0.05, 0.1, 0.2, 0.3, 0.45, 0.6, 0.8, 1])  # of the way from the baseline's share to 1
 NOISE = 0.01  # of both measurements beside that of the images: seeds, and curves that are not quite logistic
@@ -83,7 +85,7 @@ class Baseline:
     @property
     def limit(self) -> float:
         """Least accuracy that the rule admits."""
-        return self.accuracy - self.max_accuracy_drop
+        return max(self.accuracy - self.max_accuracy_drop, 0.0)
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,6 @@ class Dial:
         trials: that ended; failures of the machine, which say nothing, are left out.
         pending: strengths of those that run.
         images: behind the accuracy of a whole trial.
-        margin: standard deviations of a measured accuracy that a trial should lie inside the limit.
     """
 
     baseline: Baseline
@@ -106,22 +107,27 @@ class Dial:
     trials: tuple[Measured, ...] = ()
     pending: tuple[float, ...] = ()
     images: int = 1000
-    margin: float = 1.0
 
     def propose(self) -> float:
-        """The strength of the next trial; trials that run count as if they had measured what is expected of them."""
-        dial = self
-        for strength in self.pending:
-            dial = dial._expecting(strength)
-        gain = dial.improvement(dial.best)
-        taken = [math.log10(trial.strength) for trial in dial.trials]
-        span = dial.grid[-1] - dial.grid[0]
-        free = np.array([all(abs(x - other) > APART * span for other in taken) for x in dial.grid])
+        """The strength of the next trial."""
+        gain = self.improvement(self.best)
+        taken = np.log10([*(trial.strength for trial in self.trials), *self.pending])
+        span = self.grid[-1] - self.grid[0]
+        free = (abs(self.grid[:, None] - taken) > APART * span).all(axis=1)
         chosen = np.argmax(np.where(free, gain, -1)) if free.any() else np.argmax(gain)
-        return float(np.clip(10 ** dial.grid[chosen], self.low, self.high))
+        return float(np.clip(10 ** self.grid[chosen], self.low, self.high))
 
     def improvement(self, best: float) -> Array:
-        """By how much a trial at each strength of the grid is expected to raise the best admissible robust accuracy."""
+        """By how much a trial at each strength of the grid is expected to raise the best admissible robust accuracy.
+
+        Trials that run are expected to be as robust as the others let expect; whether they will be admitted depends on
+        the accuracy curve, and beside each curve a further trial has to be better than those that are.
+        """
+        if self.pending:
+            at = [int(abs(self.grid - math.log10(strength)).argmin()) for strength in self.pending]
+            reached = np.maximum(best, (self._admitted[:, at] * self.robust[at]).max(axis=1))
+            gain = self._admitted * np.maximum(self.robust - reached[:, None], 0)
+            return np.asarray(self.accuracy_weights @ gain)
         likely = self.share_weights > 1e-4 * self.share_weights.max()  # the others cost time only
         gain = self.accuracy * self._shares[likely] - best
         return self.admitted * (self.share_weights[likely] @ np.maximum(gain, 0))
@@ -146,8 +152,12 @@ class Dial:
 
     @cached_property
     def admitted(self) -> Array:
-        """Probability that the rule would admit a trial, at each strength of the grid."""
-        return self.accuracy_weights @ _admitted(self.baseline, self.low, self.high, self.images, self.margin)
+        """Probability that a trial at each strength of the grid is admissible, and measured to be."""
+        return self.accuracy_weights @ self._admitted
+
+    @property
+    def _admitted(self) -> Array:
+        return _admitted(self.baseline, self.low, self.high, self.images)
 
     @cached_property
     def robust(self) -> Array:
@@ -171,14 +181,13 @@ class Dial:
     def accuracy_weights(self) -> Array:
         """Probability of each accuracy curve."""
         logs = np.zeros(len(self._accuracies))
-        admitted = _admitted(self.baseline, self.low, self.high, self.images, 0.0)
         for trial in self.trials:
             if trial.usable:
                 lost = max(self.baseline.accuracy - trial.accuracy, 0.0) * (1 - trial.progress)
                 noise = math.hypot(NOISE, _binomial(trial.accuracy, trial.images), lost / 2)
                 logs += _log_likelihood(_at(self._accuracies, self.grid, trial) - trial.accuracy, noise)
             else:
-                logs += np.log(ACCIDENT + (1 - ACCIDENT) * (1 - _at(admitted, self.grid, trial)))
+                logs += np.log(ACCIDENT + (1 - ACCIDENT) * (1 - _at(self._admitted, self.grid, trial)))
         return _normalized(logs)
 
     @cached_property
@@ -191,17 +200,7 @@ class Dial:
                 lost = (1 - trial.progress) * max(share - self.baseline_share, 0.1)
                 noise = _binomial(trial.robust_accuracy, trial.attacked) / trial.accuracy
                 logs += _log_likelihood(_at(self._shares, self.grid, trial) - share, math.hypot(NOISE, noise, lost))
-        return _normalized(logs)
-
-    def _expecting(self, strength: float) -> "Dial":
-        """With a trial that measured what is expected at a strength."""
-        x = math.log10(strength)
-        accuracy = float(np.interp(x, self.grid, self.accuracy))
-        robust = float(np.interp(x, self.grid, self.robust))
-        expected = Measured(
-            strength=strength, accuracy=accuracy, robust_accuracy=robust, images=self.images, attacked=self.images
-        )
-        return replace(self, trials=(*self.trials, expected), pending=())
+        return _normalized(logs + np.log(_fade_prior(self.low, self.high)))
 
 
 def allocate(dials: Mapping[str, Dial]) -> str:
@@ -212,13 +211,8 @@ def allocate(dials: Mapping[str, Dial]) -> str:
     fewest = min(dials, key=lambda name: len(dials[name].trials) + len(dials[name].pending))
     if len(dials[fewest].trials) + len(dials[fewest].pending) < FAIR:
         return fewest
-    expected = {}
-    for name, dial in dials.items():
-        for strength in dial.pending:
-            dial = dial._expecting(strength)
-        expected[name] = dial
-    best = max(dial.best for dial in expected.values())
-    return max(expected, key=lambda name: expected[name].improvement(best).max())
+    best = max(dial.best for dial in dials.values())
+    return max(dials, key=lambda name: dials[name].improvement(best).max())
 
 
 @lru_cache(maxsize=8)
@@ -235,22 +229,40 @@ def _remaining(low: float, high: float) -> Array:
 @lru_cache(maxsize=8)
 def _gained(low: float, high: float) -> Array:
     """How far the share that withstands has come from the baseline's to 1: (curve, strength)."""
-    return (HIGHEST_SHARE[:, None, None] * _steps(_grid(low, high), SHARE_SLOPES, 25)).reshape(-1, POINTS)
+    grid = _grid(low, high)
+    rising = _steps(grid, SHARE_SLOPES, 25).reshape(len(SHARE_SLOPES), -1, POINTS)
+    kept = expit(-4 * (grid - _middles(grid, 25)[:, None] - FADES[:, None, None]))
+    return (HIGHEST_SHARE[:, None, None, None, None] * rising[:, None] * kept).reshape(-1, POINTS)
+
+
+@lru_cache(maxsize=8)
+def _fade_prior(low: float, high: float) -> Array:
+    """Of those curves."""
+    count = len(_gained(low, high)) // (len(FADES) * 25)
+    return np.tile(np.repeat(FADE_PRIOR, 25), count)
+
+
+def _middles(grid: Array, count: int) -> Array:
+    """Midpoints of curves, some beyond the range."""
+    return np.linspace(grid[0] - 1.5, grid[-1] + 1.5, count)
 
 
 def _steps(grid: Array, slopes: Array, midpoints: int) -> Array:
-    """Logistic curves from 0 to 1: (slope and midpoint, strength). Some lie beyond the range."""
-    middles = np.linspace(grid[0] - 1.5, grid[-1] + 1.5, midpoints)
+    """Logistic curves from 0 to 1: (slope and midpoint, strength)."""
+    middles = _middles(grid, midpoints)
     return np.asarray(expit(slopes[:, None, None] * (grid - middles[:, None])).reshape(-1, POINTS))
 
 
 @lru_cache(maxsize=8)
-def _admitted(baseline: Baseline, low: float, high: float, images: int, margin: float) -> Array:
-    """Probability that the rule admits a trial, for each accuracy curve and strength."""
-    accuracy, limit = baseline.accuracy, baseline.limit
-    noise = math.hypot(NOISE / 2, _binomial(limit, images), _binomial(accuracy, baseline.images))
-    result: Array = ndtr((accuracy * _remaining(low, high) - limit) / noise - margin)
-    return result
+def _admitted(baseline: Baseline, low: float, high: float, images: int) -> Array:
+    """Probability that a trial is admissible and measured to be, for each accuracy curve and strength.
+
+    The first has the noise of the limit, the second that of the trial. Their product keeps a distance from the limit.
+    """
+    inside = baseline.accuracy * _remaining(low, high) - baseline.limit
+    limit = math.hypot(NOISE / 2, _binomial(baseline.accuracy, baseline.images))
+    measured = math.hypot(NOISE / 2, _binomial(baseline.limit, images))
+    return np.asarray(ndtr(inside / limit) * ndtr(inside / measured))
 
 
 def _binomial(share: float, images: int) -> float:
