@@ -29,6 +29,7 @@ FADE_PRIOR = np.array([0.1, 0.1, 0.8])
 LOWEST_ACCURACY = np.array([0, 0.3, 0.6, 0.8, 0.9, 0.95, 0.98])  # at infinite strength, relative to the baseline's
 HIGHEST_SHARE = np.array([0, 0.05, 0.1, 0.2, 0.3, 0.45, 0.6, 0.8, 1])  # of the way from the baseline's share to 1
 NOISE = 0.01  # of both measurements beside that of the images: seeds, and curves that are not quite logistic
+MARGIN = 0.5  # standard deviations of a measured accuracy, against those that are admitted by luck
 TAIL = 4  # degrees of freedom of that noise: one trial that went wrong is not believed over all others
 ACCIDENT = 0.1  # probability that a training without a result would have been admissible
 
@@ -262,7 +263,7 @@ def _admitted(baseline: Baseline, low: float, high: float, images: int) -> Array
     inside = baseline.accuracy * _remaining(low, high) - baseline.limit
     limit = math.hypot(NOISE / 2, _binomial(baseline.accuracy, baseline.images))
     measured = math.hypot(NOISE / 2, _binomial(baseline.limit, images))
-    return np.asarray(ndtr(inside / limit) * ndtr(inside / measured))
+    return np.asarray(ndtr(inside / limit) * ndtr(inside / measured - MARGIN))
 
 
 def _binomial(share: float, images: int) -> float:

@@ -48,6 +48,7 @@ EARLY_ATTACKED = 32  # images attacked after every epoch but the last, as traine
 SEED_NOISE = (0.004, 0.008)  # standard deviation of accuracy and robust accuracy between seeds
 EPOCH_NOISE = (0.003, 0.005)
 FINALISTS, SEEDS = 3, 3
+WAYS = {"once": "the pick from the trials of the search", "final": "the pick after a final round"}
 Pair = tuple[float, float]
 
 
@@ -522,10 +523,9 @@ def replay(
     *,
     seed: int,
     parallel: int,
-    finals: bool,
     budgets: Sequence[int] = BUDGETS,
-) -> Iterator[tuple[int, dict[str, float]]]:
-    """Figures of one search in one world, for each number of trials per penalty."""
+) -> Iterator[tuple[tuple[int, str], dict[str, float]]]:
+    """Figures of one search in one world, for each number of trials per penalty and way to pick."""
     best, size = world.best(), len(world.names) + 1
     # The first trials of a long search are those of a short one, except where the number decides which they are.
     for most in budgets if name == "grid" else budgets[-1:]:
@@ -535,8 +535,9 @@ def replay(
         for budget in budgets if name != "grid" else (most,):
             done = trials[: budget * size]
             trained = sum(len(trial.accuracy) for trial in done)
-            picked, repeated = final_round(lab, done) if finals else (next(iter(admitted(done)), None), 0)
-            yield budget, judge(world, best, picked, trained + repeated * world.epochs)
+            yield (budget, "once"), judge(world, best, next(iter(admitted(done)), None), trained)
+            picked, repeated = final_round(lab, done)
+            yield (budget, "final"), judge(world, best, picked, trained + repeated * world.epochs)
 
 
 Figures = dict[tuple[str, str, int], dict[str, float]]
@@ -587,7 +588,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--early-images", type=int, default=1000, help="behind that after an epoch")
     parser.add_argument("--attacked", type=int, default=256, help="images attacked at the end")
     parser.add_argument("--parallel", type=int, default=4, help="trials at a time")
-    parser.add_argument("--finals", action="store_true", help="pick after three new seeds of the three best penalties")
     parser.add_argument("--seed", type=int, default=0, help="of the first world")
     return parser.parse_args()
 
@@ -599,23 +599,27 @@ def main() -> None:
     images = Images(args.images, min(args.early_images, args.images), args.attacked)
     kinds = ("table",) if args.table else tuple(args.kinds.split(","))
     for kind in kinds:
-        collected: dict[tuple[str, str, int], list[dict[str, float]]] = defaultdict(list)
+        collected: dict[str, dict[tuple[str, str, int], list[dict[str, float]]]] = {
+            way: defaultdict(list) for way in WAYS
+        }
         seconds: dict[str, float] = defaultdict(float)
         for seed in range(args.seed, args.seed + args.worlds):
             world = Measurements(args.table) if args.table else Parametric(seed, kind == "rough")
             for name in args.searches.split(","):
                 for stopping in args.stopping.split(","):
                     started = time.monotonic()
-                    for budget, figures in replay(
-                        name, stopping, world, images, seed=seed, parallel=args.parallel, finals=args.finals
-                    ):
-                        collected[name, stopping, budget].append(figures)
+                    found = replay(name, stopping, world, images, seed=seed, parallel=args.parallel)
+                    for (budget, way), figures in found:
+                        collected[way][name, stopping, budget].append(figures)
                     seconds[name] += time.monotonic() - started
-        means = {key: {m: float(np.mean([f[m] for f in found])) for m in found[0]} for key, found in collected.items()}
-        report(kind, args.worlds, means, seconds)
+        for way, title in WAYS.items():
+            cells = collected[way].items()
+            means = {key: {m: float(np.mean([f[m] for f in found])) for m in found[0]} for key, found in cells}
+            report(f"{kind}, {title}", args.worlds, means)
+        print("seconds: " + ", ".join(f"{name} {spent:.0f}" for name, spent in seconds.items()))
 
 
-def report(kind: str, worlds: int, means: Figures, seconds: dict[str, float]) -> None:
+def report(kind: str, worlds: int, means: Figures) -> None:
     """The table and the bars."""
     print(f"\n{kind}: {worlds} worlds; winner % / regret / lenient regret / inside % / epochs at that many trials")
     print(f"{'search':10} {'stops':5} " + " ".join(f"{budget:^25}" for budget in BUDGETS))
@@ -627,7 +631,6 @@ def report(kind: str, worlds: int, means: Figures, seconds: dict[str, float]) ->
                 f"{f['winner']:3.0f} {f['regret']:5.1f} {f['lenient']:5.1f} {f['inside']:4.0f} {f['epochs']:4.2f}"
             )
         print(f"{name:10} {stopping:5} " + " | ".join(cells))
-    print("seconds: " + ", ".join(f"{name} {spent:.1f}" for name, spent in seconds.items()))
     for line in bars(means):
         print(line)
 
