@@ -9,7 +9,6 @@ import math
 from dataclasses import dataclass
 
 from scipy.special import ndtri
-from scipy.stats import binomtest
 
 CONFIDENCE = 0.975
 ROOM = 0.5  # of the final change, the least that an early epoch shows; at the last epoch it shows all
@@ -29,8 +28,9 @@ class Share:
 
     def bounds(self, confidence: float) -> tuple[float, float]:
         """Wilson's bounds; the true share lies beyond each with a probability of 1 - confidence."""
-        interval = binomtest(round(self.value * self.images), self.images).proportion_ci(2 * confidence - 1, "wilson")
-        return float(interval.low), float(interval.high)
+        z, n, p = float(ndtri(confidence)), self.images, self.value
+        center, half = p + z**2 / (2 * n), z * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+        return (center - half) / (1 + z**2 / n), (center + half) / (1 + z**2 / n)
 
 
 def surely_below(share: Share, other: Share, by: float = 0.0, confidence: float = CONFIDENCE) -> bool:

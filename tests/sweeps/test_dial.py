@@ -55,7 +55,7 @@ def optimum(measure):
 
 
 @pytest.mark.parametrize(
-    ("middle", "slope"), [(2.0, 1.5), (3.0, 1.5), (1.0, 2.5), (2.0, 2.5), (3.5, 2.5), (0.5, 5), (2.4, 5), (0, 10), (3, 10)]
+    ("middle", "slope"), [(2, 1.5), (3, 1.5), (1, 2.5), (2, 2.5), (3.5, 2.5), (0.5, 5), (2.4, 5), (0, 10), (3, 10)]
 )
 def test_it_closes_in_on_the_strength_at_the_limit(middle, slope):
     measure = curves(middle, slope)
@@ -118,8 +118,7 @@ def test_one_accident_does_not_outweigh_the_other_trials():
 def test_a_trial_that_was_stopped_early_weighs_less():
     """At an early epoch a penalty may have cost more than it will in the end."""
     whole, early = (
-        Dial(BASELINE, LOW, HIGH, (trial(10.0, 0.8, 0.2, progress=progress),), images=5000)
-        for progress in (1.0, 0.25)
+        Dial(BASELINE, LOW, HIGH, (trial(10.0, 0.8, 0.2, progress=progress),), images=5000) for progress in (1.0, 0.25)
     )
     at = np.argmin(abs(whole.grid - 1))
     assert whole.admitted[at] < early.admitted[at] < 0.5

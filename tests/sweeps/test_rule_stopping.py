@@ -2,13 +2,14 @@
 
 import numpy as np
 import pytest
+from scipy.stats import binom, binomtest
 
 from sweeps.rule_stopping import Share, images_needed, outdone, refused, surely_below
 
 DROP = 0.02
 
 
-def refusals(true, baseline, images, rounds=2000, room=1.0):
+def refusals(true, baseline, images, rounds=4000, room=1.0):
     draw = np.random.default_rng(0)
     trials, bases = draw.binomial(images, true, rounds), draw.binomial(images, baseline, rounds)
     pairs = zip(trials, bases, strict=True)
@@ -18,8 +19,8 @@ def refusals(true, baseline, images, rounds=2000, room=1.0):
 @pytest.mark.parametrize("images", [32, 256, 2500])
 @pytest.mark.parametrize("baseline", [0.6, 0.86, 0.98])
 def test_a_trial_right_at_the_limit_is_rarely_stopped(baseline, images):
-    """In one of 40 cases; six standard errors of the count of 2,000, and Newcombe's interval is not quite exact."""
-    assert refusals(baseline - DROP, baseline, images) < 0.025 + 0.021
+    """In one of 40 cases; six standard errors of a share of 4,000, and Newcombe's interval is not quite exact."""
+    assert refusals(baseline - DROP, baseline, images) < 0.025 + 0.015
 
 
 def test_a_ruined_network_is_stopped_on_few_images():
@@ -59,11 +60,16 @@ def test_more_confidence_needs_more_distance():
 
 
 def test_images_needed_find_what_they_promise():
-    """The power that was asked for, by drawing; a known limit has no noise of its own."""
-    draw = np.random.default_rng(0)
+    """The power that was asked for, exactly; a known limit has no noise of its own."""
     for limit, distance in ((0.84, 0.05), (0.84, 0.1), (0.5, 0.1)):
         images = images_needed(limit, distance)
-        known = Share(limit, 10**8)
-        found = np.mean([surely_below(Share(k / images, images), known) for k in draw.binomial(images, limit - distance, 2000)])
-        assert 0.7 < found < 0.9
+        counts, known = np.arange(images + 1), Share(limit, 10**8)
+        found = [surely_below(Share(count / images, images), known) for count in counts]
+        assert binom.pmf(counts, images, limit - distance) @ found == pytest.approx(0.8, abs=0.05)
     assert images_needed(0.84, 0.02) > 5 * images_needed(0.84, 0.05)
+
+
+@pytest.mark.parametrize(("successes", "images"), [(0, 32), (5, 32), (256, 256), (215, 256)])
+def test_bounds_are_those_of_scipy(successes, images):
+    expected = binomtest(successes, images).proportion_ci(0.95, "wilson")
+    assert Share(successes / images, images).bounds(0.975) == pytest.approx((expected.low, expected.high), abs=1e-12)
