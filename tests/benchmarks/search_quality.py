@@ -439,7 +439,7 @@ def by_rule(epochs: int) -> Callable[[Trial, Sequence[Trial], Images], bool]:
     return stops
 
 
-STOPPING: dict[str, Callable | None] = {"-": None, "asha": asha, "rule": by_rule}
+STOPPING: dict[str, Callable | None] = {"none": None, "asha": asha, "rule": by_rule}
 
 
 def limit_of(trials: Sequence[Trial]) -> float | None:
@@ -552,7 +552,7 @@ def bars(figures: Figures) -> Iterator[str]:
     def says(what: str, value: float, aim: float, holds: bool) -> str:
         return f"{'holds' if holds else 'FAILS'} {what}: {value:.2f}, aim {aim:.2f}"
 
-    random = {budget: found for (name, way, budget), found in figures.items() if (name, way) == ("random", "-")}
+    random = {budget: found for (name, way, budget), found in figures.items() if (name, way) == ("random", "none")}
     for stopping in STOPPING:
         own = {budget: found for (name, way, budget), found in figures.items() if (name, way) == ("dial", stopping)}
         if not own or not random:
