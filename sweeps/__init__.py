@@ -7,8 +7,8 @@
 
 Files in reading order: settings, presets, run (prepare, embedded, start_weights, start_check, search, tuning,
 trainable, finalists, finalize), results, train_on; events, recording and tracking/ keep what happens; messages,
-terminal, summary, status and report/ show it. dial and rule_stopping are a search and an early stopping by the selection
-rule, which tests/benchmarks/search_quality.py judges; sweeps do not use them yet.
+terminal, summary, status and report/ show it. dial and rule_stopping are a search and an early stopping by the
+selection rule, which tests/benchmarks/search_quality.py judges; sweeps do not use them yet.
 """
 
 from sweeps.results import SweepResult, TrialResult

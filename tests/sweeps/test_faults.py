@@ -109,7 +109,7 @@ def test_a_trial_trained_on_is_the_longer_trial(cluster, trial, tmp_path, undist
 class KillsItsWorker:
     """In place of the actor that says whether to stop: the worker that asks it is killed."""
 
-    class asked:  # noqa: N801  # as an actor's method
+    class stop_requested:  # noqa: N801  # as an actor's method
         @staticmethod
         def remote():
             time.sleep(1)  # Ray Train keeps the CPUs of a worker that dies before its start has been confirmed
