@@ -78,8 +78,10 @@ class Baseline:
 
     @classmethod
     def of(cls, trials: Sequence[Measured], max_accuracy_drop: float) -> "Baseline":
-        """From trials without a penalty, of which at least one finished."""
+        """From trials without a penalty; what would be usual, known badly, before one of them has finished."""
         usable = [trial for trial in trials if trial.usable and trial.progress == 1]
+        if not usable:
+            return cls(0.9, 0.05, 100, max_accuracy_drop)
         accuracy, robust = fmean(trial.accuracy for trial in usable), fmean(trial.robust_accuracy for trial in usable)
         return cls(accuracy, robust, sum(trial.images for trial in usable), max_accuracy_drop)
 
@@ -130,7 +132,7 @@ class Dial:
             gain = self._admitted * np.maximum(self.robust - reached[:, None], 0)
             return np.asarray(self.accuracy_weights @ gain)
         likely = self.share_weights > 1e-4 * self.share_weights.max()  # the others cost time only
-        gain = self.accuracy * self._shares[likely] - best
+        gain = self.accuracy * self._share(self._gained[likely]) - best
         return self.admitted * (self.share_weights[likely] @ np.maximum(gain, 0))
 
     @cached_property
@@ -163,20 +165,24 @@ class Dial:
     @cached_property
     def robust(self) -> Array:
         """Expected robust accuracy at each strength of the grid."""
-        return self.accuracy * (self.share_weights @ self._shares)
+        return self.accuracy * self._share(self.share_weights @ self._gained)
 
     @cached_property
     def accuracy(self) -> Array:
         """Expected accuracy at each strength of the grid."""
         return self.accuracy_weights @ self._accuracies
 
-    @cached_property
+    @property
     def _accuracies(self) -> Array:
         return self.baseline.accuracy * _remaining(self.low, self.high)
 
-    @cached_property
-    def _shares(self) -> Array:
-        return self.baseline_share + (1 - self.baseline_share) * _gained(self.low, self.high)
+    @property
+    def _gained(self) -> Array:
+        return _gained(self.low, self.high)
+
+    def _share(self, gained: Array) -> Array:
+        """The share that withstands, from how far it has come from the baseline's to 1."""
+        return self.baseline_share + (1 - self.baseline_share) * gained
 
     @cached_property
     def accuracy_weights(self) -> Array:
@@ -194,13 +200,14 @@ class Dial:
     @cached_property
     def share_weights(self) -> Array:
         """Probability of each curve of the share that withstands the attack."""
-        logs = np.zeros(len(self._shares))
+        logs = np.zeros(len(self._gained))
         for trial in self.trials:
             if trial.usable:
                 share = min(trial.robust_accuracy / trial.accuracy, 1.0)
                 lost = (1 - trial.progress) * max(share - self.baseline_share, 0.1)
                 noise = _binomial(trial.robust_accuracy, trial.attacked) / trial.accuracy
-                logs += _log_likelihood(_at(self._shares, self.grid, trial) - share, math.hypot(NOISE, noise, lost))
+                expected = self._share(_at(self._gained, self.grid, trial))
+                logs += _log_likelihood(expected - share, math.hypot(NOISE, noise, lost))
         return _normalized(logs + np.log(_fade_prior(self.low, self.high)))
 
 

@@ -17,7 +17,7 @@ from scipy.special import stdtrit  # mlflow brings scipy; the quantile of Studen
 
 from sweeps.events import Event
 from sweeps.proposals import named
-from sweeps.ranking import R, Row, baseline, rank, with_settings
+from sweeps.ranking import R, Row, limit, rank, with_settings
 from sweeps.settings import Sweep
 from sweeps.trials import read_trials
 from trainer.metrics import TEST_ACCURACY, TEST_ROBUST_ACCURACY, VAL_ACCURACY, VAL_ROBUST_ACCURACY
@@ -57,8 +57,7 @@ def choose(rows: Sequence[R], max_accuracy_drop: float) -> list[R]:
     By the rule of the pick: robust accuracy, of trials accurate enough. A regularizer that has none of those is
     there with its most robust.
     """
-    reference = baseline(rows)
-    least = reference.accuracy - max_accuracy_drop if reference else 0.0
+    least = limit(rows, max_accuracy_drop) or 0.0
     best: dict[str, R] = {}
     for row in sorted(rank(rows), key=lambda row: row.accuracy < least):  # stable: the ranking within both halves
         if row.status == "finished":

@@ -144,6 +144,7 @@ def search(sweep: Sweep, units: dict[str, float]) -> SweepResult:
     params = sweep.trial.to_dict() | {
         "regularizers": ",".join(sweep.names),
         "trials_per_regularizer": sweep.trials_per_regularizer,
+        "sampler": sweep.sampler,
         "allocation": sweep.allocation,
         "objectives": sweep.objectives,
         "scheduler": sweep.scheduler,

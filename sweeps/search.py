@@ -14,6 +14,8 @@ from optuna.trial import TrialState
 
 from regularizers import REGULARIZERS
 from regularizers.base import Tunable
+from sweeps.dial import FAIR
+from sweeps.dial_sampler import DialSampler
 from sweeps.events import recover
 from sweeps.proposals import named
 from sweeps.searcher import StudySearcher
@@ -21,6 +23,7 @@ from sweeps.settings import Sweep
 from trainer.metrics import VAL_ACCURACY, VAL_ROBUST_ACCURACY
 
 METRIC = VAL_ROBUST_ACCURACY
+GOLDEN = 0.618
 OBJECTIVES = {"robust": [METRIC], "both": [VAL_ACCURACY, METRIC]}
 
 
@@ -83,20 +86,11 @@ def recover_journal(sweep: Sweep) -> None:
 
 def make_search(sweep: Sweep, units: dict[str, float], part: int = 0) -> StudySearcher:
     """The searcher of a new sweep, or of a new part of one; the study of all parts lives in the sweep's folder."""
-    # Where the regularizer is given, its weight and settings are left to propose. Groups would propose those of all
-    # others with them, each in a pass over all trials.
-    together = sweep.allocation == "adaptive"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)  # `group` is experimental by name only
-        # A sampler of the same seed would propose the first part's random weights again.
-        sampler = optuna.samplers.TPESampler(
-            multivariate=together, group=together, constant_liar=True, seed=sweep.trial.seed + part
-        )
     journal, metrics = _journal(sweep), OBJECTIVES[sweep.objectives]
     storage = JournalStorage(JournalFileBackend(str(journal[0])))
     study = optuna.create_study(
         storage=storage,
-        sampler=sampler,
+        sampler=_sampler(sweep, units, sweep.trial.seed + part),  # of the first part's seed would propose its weights
         pruner=optuna.pruners.NopPruner(),  # the scheduler stops trials
         study_name=sweep.name,
         directions=["maximize"] * len(metrics),
@@ -115,24 +109,63 @@ def make_search(sweep: Sweep, units: dict[str, float], part: int = 0) -> StudySe
     fixed = {name: sweep.fixed_of(name) for name in sweep.names}
     space = Space(sweep.names, units, sweep.trial.weight or None, fixed)
     return StudySearcher(
-        study, storage, space=space, seed=sweep.trial.seed, epochs=sweep.trial.epochs, metrics=metrics, journal=journal
+        study,
+        storage,
+        space=space,
+        seed=sweep.trial.seed,
+        epochs=sweep.trial.epochs,
+        metrics=metrics,
+        journal=journal,
+        max_accuracy_drop=sweep.max_accuracy_drop if sweep.objectives == "robust" else None,
     )
 
 
-def _points(sweep: Sweep, units: dict[str, float], part: int) -> list[dict[str, Any]]:
-    """What Optuna is told to try: the regularizers in turn, so that each gets the same number of trials.
+def by_dial(sweep: Sweep) -> bool:
+    """Whether the search is for the strengths that the rule would pick; two objectives are for more than that."""
+    return sweep.sampler == "dial" and sweep.objectives == "robust"
 
-    Weights are Optuna's own, unless the sweep names strengths; so are other settings. With adaptive allocation every
-    regularizer has one trial, and the rest of the trials is Optuna's own too.
+
+def _sampler(sweep: Sweep, units: dict[str, float], seed: int) -> optuna.samplers.BaseSampler:
+    """What proposes weights and settings that are not given."""
+    if by_dial(sweep):
+        ranges = {name: REGULARIZERS[name].strengths() for name in units}
+        return DialSampler(ranges, units, sweep.max_accuracy_drop, seed)
+    if sweep.sampler in ("random", "grid"):
+        return optuna.samplers.RandomSampler(seed)
+    # Where the regularizer is given, its weight and settings are left to propose. Groups would propose those of all
+    # others with them, each in a pass over all trials.
+    together = sweep.allocation == "adaptive"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)  # `group` is experimental by name only
+        return optuna.samplers.TPESampler(multivariate=together, group=together, constant_liar=True, seed=seed)
+
+
+def _points(sweep: Sweep, units: dict[str, float], part: int) -> list[dict[str, Any]]:
+    """What the study is told to try: the regularizers in turn, so that each gets the same number of trials.
+
+    Weights are the sampler's own, unless there are strengths for them; so are other settings. With adaptive allocation
+    every regularizer has what is fair, and the rest of the trials is the sampler's own too.
     """
+    count = sweep.parts[part]
     if sweep.allocation == "adaptive":
-        return [] if part else [{"regularizer": name} for name in sweep.names]
-    strengths = sweep.strengths if sweep.strengths and not part else (None,) * sweep.parts[part]
-    return [
-        {"regularizer": name} | ({f"weight_{name}": strength * units[name]} if strength and name in units else {})
-        for strength in strengths
-        for name in sweep.names
-    ]
+        count = 0 if part else min(count, FAIR if by_dial(sweep) else 1)
+    points: list[dict[str, Any]] = [{"regularizer": name} for _ in range(count) for name in sweep.names]
+    for number, point in enumerate(points):
+        name = point["regularizer"]
+        if name in units and (strength := _strength(sweep, name, part, number // len(sweep.names))):
+            point[f"weight_{name}"] = strength * units[name]
+    return points
+
+
+def _strength(sweep: Sweep, name: str, part: int, number: int) -> float | None:
+    """The strength that a regularizer is to have in one of its trials of a part, None where that is the sampler's."""
+    if sweep.strengths and not part:
+        return sweep.strengths[number]
+    if sweep.sampler != "grid":
+        return None
+    low, high = REGULARIZERS[name].strengths()
+    within = (0.5 + part * GOLDEN) % 1  # of one of as many equal stretches; another place in each part
+    return float(low * (high / low) ** ((number + within) / sweep.parts[part]))
 
 
 def tune_folder(part: int) -> str:

@@ -3,7 +3,6 @@
 import contextlib
 import math
 import pickle
-from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,10 @@ from optuna.storages import JournalStorage
 from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 
+from sweeps.dial import Baseline
+from sweeps.dial_sampler import MEASURED, measured, numbers
 from trainer.locations import is_url, whole_file
+from trainer.metrics import VAL_ACCURACY
 
 TUNE_ID = "tune_id"  # user attribute of a trial: its id in Tune
 REPEATS = "repeats"  # user attribute of a trial: number of the one that Tune forgot and that it takes the place of
@@ -44,11 +46,14 @@ class StudySearcher(Searcher):
         study: Optuna study of proposals and results; none of its trials is running.
         storage: storage of the study.
         space: proposes a regularizer and its weight for a trial.
-        seed: seed of the sweep; the n-th trial of every regularizer gets seed + n, so all see the same data orders
-            (trials that failed, or that Tune forgot, do not count).
+        seed: seed of the sweep, that of every trial with a penalty: all see the same images in the same order, and are
+            attacked on the same ones. The n-th baseline gets seed + n, for what chance does to the accuracy that the
+            rule compares with (trials that failed, or that Tune forgot, do not count).
         epochs: number of epochs of a whole trial.
         metrics: names of the metrics to maximize, one or several.
         journal: path of the study, and where a copy is kept with each snapshot.
+        max_accuracy_drop: how far below the baselines' mean accuracy a trial may lie, as a constraint that the study
+            knows of; None is as far as it likes.
     """
 
     def __init__(
@@ -61,6 +66,7 @@ class StudySearcher(Searcher):
         epochs: int,
         metrics: list[str],
         journal: tuple[Path, str],
+        max_accuracy_drop: float | None = None,
     ) -> None:
         single = len(metrics) == 1
         names: Any = metrics[0] if single else metrics  # Tune's annotation knows of one only
@@ -68,6 +74,7 @@ class StudySearcher(Searcher):
         super().__init__(names, modes)
         self.study, self.storage, self.space, self.seed = study, storage, space, seed
         self.epochs, self.metrics, self.journal = epochs, metrics, journal
+        self.max_accuracy_drop = max_accuracy_drop
         self._take_up()
 
     def _take_up(self) -> None:
@@ -75,8 +82,9 @@ class StudySearcher(Searcher):
         trials = self.study.get_trials(deepcopy=False)
         repeated = _repeated(trials)
         asked = [trial for trial in trials if trial.state != TrialState.WAITING]
-        counting = (trial for trial in asked if trial.state != TrialState.FAIL and trial.number not in repeated)
-        self.counts = Counter(trial.params.get("regularizer") for trial in counting)
+        baselines = [trial for trial in asked if trial.params.get("regularizer") == "none"]
+        self.baselines = sum(trial.state != TrialState.FAIL and trial.number not in repeated for trial in baselines)
+        self.references = [found for found in map(measured, baselines) if found and found.usable]
         # The queue is served in order, so the trials asked from here on have higher numbers.
         self.last = max((trial.number for trial in asked), default=-1)
         self.running = {
@@ -95,8 +103,10 @@ class StudySearcher(Searcher):
         params = self.space(trial)  # at once: killed before it, a process leaves a trial without its regularizer
         trial.set_user_attr(TUNE_ID, trial_id)
         self.running[trial_id], self.last = Running(trial), trial.number
-        seed = self.seed + self.counts[params["regularizer"]]
-        self.counts[params["regularizer"]] += 1
+        seed = self.seed
+        if params["regularizer"] == "none":
+            seed += self.baselines
+            self.baselines += 1
         return params | {"seed": seed, "number": trial.number}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
@@ -119,7 +129,7 @@ class StudySearcher(Searcher):
         state, values = TrialState.COMPLETE, None
         if error or (result and not self._measured(result)):
             state = TrialState.FAIL
-            self.counts[running.trial.params["regularizer"]] -= 1
+            self.baselines -= running.trial.params["regularizer"] == "none"
         elif not result:
             state = TrialState.PRUNED
         elif result.get("epoch", self.epochs) < self.epochs and not result.get("diverged"):
@@ -127,7 +137,20 @@ class StudySearcher(Searcher):
             self._report(running, result)  # where it stood
         else:
             values = [result[metric] for metric in self.metrics]
+        if result and state != TrialState.FAIL and math.isfinite(result.get(VAL_ACCURACY, math.nan)):
+            self._keep(running.trial, result)
         self.study.tell(running.trial, values, state, skip_if_finished=True)
+
+    def _keep(self, trial: optuna.Trial, result: dict[str, Any]) -> None:
+        """Keep in the study what a trial measured, and how far it lies beyond the limit."""
+        with contextlib.suppress(UpdateFinishedTrialError):
+            trial.set_user_attr(MEASURED, numbers(result, self.epochs))
+            found = measured(trial)
+            if trial.params["regularizer"] == "none" and found and found.usable:
+                self.references.append(found)
+            if self.references and self.max_accuracy_drop is not None:
+                limit = Baseline.of(self.references, self.max_accuracy_drop).limit
+                trial.set_constraint("accuracy", limit - result[VAL_ACCURACY])
 
     def _measured(self, result: dict[str, Any]) -> bool:
         values = [result.get(metric) for metric in self.metrics]

@@ -42,7 +42,8 @@ if TYPE_CHECKING:
     from sweeps.results import SweepResult
     from sweeps.status import Status
 
-Scheduler = Literal["asha", "none"]
+Scheduler = Literal["rule", "asha", "none"]
+Sampler = Literal["dial", "tpe", "random", "grid"]
 Allocation = Literal["equal", "adaptive"]
 Objectives = Literal["robust", "both"]
 SETTINGS = "sweep.yaml"  # in the folder of each sweep
@@ -76,14 +77,19 @@ class Sweep:
         regularizers: names of the regularizers to compare; the baseline `none` is always added.
         trials_per_regularizer: number of weights tried for each regularizer; the average, if allocation is `adaptive`.
         extensions: number of further trials per regularizer, one entry for each time the sweep was extended.
-        allocation: give every regularizer the same number of trials (`equal`), or let Optuna choose the regularizer
-            once each had one trial (`adaptive`).
-        objectives: objective of the search: robust accuracy (`robust`), or accuracy and robust accuracy (`both`).
+        sampler: search for the strength that `max_accuracy_drop` would pick (`dial`), by Optuna's TPE, with that limit
+            as a constraint (`tpe`), at random, or on a logarithmic grid (`grid`). Other tunable fields are searched
+            beside it: by TPE with `dial` too, and at random with `grid`.
+        allocation: give every regularizer the same number of trials (`equal`), or move trials to those that can still
+            win (`adaptive`): by `dial` once each had two, by `tpe` once each had one.
+        objectives: objective of the search: robust accuracy (`robust`), or accuracy and robust accuracy (`both`), for
+            which `dial` is TPE.
         seeds: number of new seeds with which the best weight of each regularizer is trained again after the search,
             for means with 95 % intervals; 0 does without.
         strengths: weights to try, in calibrated units (0.1 to 1000), instead of a search.
         fixed: values of other tunable fields, which are then not searched, such as `psnr_hvs.error=0.5`.
-        scheduler: stop weak trials early (`asha`), or train all to the end (`none`).
+        scheduler: stop trials early that the selection rule would surely refuse (`rule`), or those of low robust
+            accuracy (`asha`), or train all to the end (`none`).
         new_head: replace the last layer, where the checkpoint has other classes than the data, or none.
         head_steps: number of steps to train that layer alone before the sweep.
         ema: start from the moving average that the checkpoint has beside its weights.
@@ -104,12 +110,13 @@ class Sweep:
     regularizers: tuple[str, ...] = field(default_factory=lambda: tuple(regularizer_names()))
     trials_per_regularizer: int = 1
     extensions: tuple[int, ...] = ()
+    sampler: Sampler = "dial"
     allocation: Allocation = "equal"
     objectives: Objectives = "robust"
     seeds: int = 0
     strengths: tuple[float, ...] | None = None
     fixed: Mapping[str, float] = field(default_factory=dict)
-    scheduler: Scheduler = "asha"
+    scheduler: Scheduler = "rule"
     new_head: bool = False
     head_steps: int = 200
     ema: bool = False
@@ -164,6 +171,11 @@ class Sweep:
                 self.trial.weight,
                 "leaves nothing to choose; leave out `strengths`, and `allocation` adaptive",
             )
+        if self.sampler == "grid" and (self.strengths is not None or self.trial.weight):
+            other = "strengths" if self.strengths is not None else "weight"
+            raise FieldError("sampler", self.sampler, f"`{other}` says what to try already; leave out one of the two")
+        if self.sampler in ("random", "grid") and self.allocation == "adaptive":
+            raise FieldError("sampler", self.sampler, "moves no trials; give dial or tpe, or leave out `allocation`")
         for name in ("new_head", "ema"):
             if getattr(self, name) and self.trial.checkpoint is None:
                 raise FieldError(name, True, "needs `checkpoint`: of which weights?")

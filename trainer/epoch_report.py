@@ -11,6 +11,7 @@ from trainer.metrics import (
     TRAIN_IMAGES_PER_SECOND,
     VAL_ACCURACY,
     VAL_ATTACKED_EXAMPLES,
+    VAL_EXAMPLES,
     VAL_ROBUST_ACCURACY,
     WORST,
     Metrics,
@@ -18,8 +19,8 @@ from trainer.metrics import (
 
 # What the search, early stopping and the terminal need of an epoch; the rest stays in the trial's log.
 REPORTED = (
-    "epoch", "step", "images_seen", "diverged", VAL_ACCURACY, VAL_ROBUST_ACCURACY, VAL_ATTACKED_EXAMPLES,
-    TRAIN_IMAGES_PER_SECOND,
+    "epoch", "step", "images_seen", "diverged", VAL_ACCURACY, VAL_ROBUST_ACCURACY, VAL_EXAMPLES,
+    VAL_ATTACKED_EXAMPLES, TRAIN_IMAGES_PER_SECOND,
 )  # fmt: skip
 PARTIAL = "partial"  # marks a report that brings a checkpoint within an epoch and no metrics
 FAILED = "failed"  # the reason, in the report of a trial that is not to be retried

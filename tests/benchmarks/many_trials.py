@@ -36,7 +36,7 @@ from rich.console import Console
 from sweeps import tuning
 from sweeps.callback import SweepCallback
 from sweeps.cluster import ray_cluster
-from sweeps.early_stopping import FairASHA
+from sweeps.early_stopping import RuleScheduler
 from sweeps.messages import told_to
 from sweeps.proposals import proposal, weight_of
 from sweeps.recording import start_sweep
@@ -53,7 +53,7 @@ EPOCHS, STEPS, METRICS = 2, 10, 10
 UNITS = {name: 1.0 for name in ("l2", "tv", "mse", "ssim", "cor", "datagrad", "spectreg", "psnr", "grad_diff")}
 WATCHED = {
     "tell the search": (StudySearcher, ("on_trial_result", "on_trial_complete")),
-    "early stopping": (FairASHA, ("on_trial_result", "on_trial_complete")),
+    "early stopping": (RuleScheduler, ("on_trial_result", "on_trial_complete")),
     "callback": (
         SweepCallback,
         ("on_step_begin", "on_trial_start", "on_trial_result", "on_trial_complete", "on_step_end", "get_state"),

@@ -33,15 +33,19 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import optuna
+from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from scipy.special import expit
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from sweeps.dial import Baseline, Dial, Measured, allocate
-from sweeps.rule_stopping import Share, outdone, refused
+from sweeps.dial import FAIR
+from sweeps.dial_sampler import MEASURED, DialSampler, numbers
+from sweeps.early_stopping import RuleScheduler
+from trainer.metrics import VAL_ACCURACY, VAL_ATTACKED_EXAMPLES, VAL_EXAMPLES, VAL_ROBUST_ACCURACY
 
 LOW, HIGH = 0.1, 1000.0
 DROP, SLACK = 0.02, 0.005
@@ -249,20 +253,8 @@ class Lab:
         trial.robust.append(self.draw.binomial(attacked, robust) / attacked)
 
 
-def measured(trial: Trial, images: Images) -> Measured:
-    clean, attacked = (images.clean, images.attacked) if trial.finished else (images.early, images.early_attacked)
-    return Measured(
-        strength=10**trial.x,
-        accuracy=trial.accuracy[-1],
-        robust_accuracy=trial.robust[-1],
-        images=clean,
-        attacked=attacked,
-        progress=len(trial.accuracy) / trial.epochs,
-    )
-
-
 class Search:
-    """Proposes the log10 strength of a penalty; told of trials when they end.
+    """A sampler of Optuna over one study, as `sweeps.search` has it; it proposes log10 strengths.
 
     Args:
         names: of the penalties.
@@ -271,99 +263,45 @@ class Search:
         seed: of its random numbers.
     """
 
-    def __init__(self, names: tuple[str, ...], trials: int, images: Images, seed: int) -> None:
-        self.names, self.trials, self.images = names, trials, images
-        self.draw = np.random.default_rng(seed)
-
-    def next_name(self, number: int, trials: Sequence[Trial]) -> str:
-        """In turn, the baseline first."""
-        return ("none", *self.names)[number % (len(self.names) + 1)]
-
-    def propose(self, name: str, trials: Sequence[Trial]) -> float:
-        return float(self.draw.uniform(math.log10(LOW), math.log10(HIGH)))
-
-    def end(self, trial: Trial, trials: Sequence[Trial]) -> None:
-        """A trial ended."""
-
-
-class Grid(Search):
-    """As many strengths as trials, equally far apart in their logarithms, half that from the ends."""
-
-    def propose(self, name: str, trials: Sequence[Trial]) -> float:
-        done = sum(trial.name == name for trial in trials)
-        share = (done % self.trials + 0.5) / self.trials
-        return math.log10(LOW) + share * math.log10(HIGH / LOW)
-
-
-class DialSearch(Search):
-    """`sweeps.dial`."""
-
-    def __init__(self, names: tuple[str, ...], trials: int, images: Images, seed: int) -> None:
-        super().__init__(names, trials, images, seed)
-        self.known: dict[str, Dial] = {}
-
-    def dial(self, name: str, trials: Sequence[Trial]) -> Dial:
-        references = [measured(trial, self.images) for trial in trials if trial.name == "none" and trial.finished]
-        own = [trial for trial in trials if trial.name == name]
-        # Before the first baseline has ended there is no limit; what is known then is that 0.9 would be usual.
-        baseline = Baseline.of(references, DROP) if references else Baseline(0.9, 0.05, 100, DROP)
-        dial = Dial(
-            baseline,
-            LOW,
-            HIGH,
-            tuple(measured(trial, self.images) for trial in own if trial.ended),
-            tuple(10**trial.x for trial in own if not trial.ended),
-            self.images.clean,
-        )
-        if self.known.get(name) != dial:  # an old one has its probabilities at hand
-            self.known[name] = dial
-        return self.known[name]
-
-    def propose(self, name: str, trials: Sequence[Trial]) -> float:
-        return math.log10(self.dial(name, trials).propose())
-
-
-class Adaptive(DialSearch):
-    """The same with trials moved to the penalties that can still win."""
-
-    def next_name(self, number: int, trials: Sequence[Trial]) -> str:
-        if number < 2 * (len(self.names) + 1):
-            return super().next_name(number, trials)
-        return allocate({name: self.dial(name, trials) for name in self.names})
-
-
-class Tpe(Search):
-    """As the product has it: one study, the penalties enqueued in turn, TPE proposes the weight."""
-
     constrained = False
 
     def __init__(self, names: tuple[str, ...], trials: int, images: Images, seed: int) -> None:
-        super().__init__(names, trials, images, seed)
+        self.names, self.trials, self.images = names, trials, images
         self.asked: dict[int, optuna.Trial] = {}
-        self.seed = seed
         self.studies: dict[str, optuna.Study] = {}
+        self.seed = seed
+
+    def sampler(self, seed: int) -> optuna.samplers.BaseSampler:
+        return optuna.samplers.RandomSampler(seed)
 
     def study(self, name: str) -> optuna.Study:
         if "" not in self.studies:
-            sampler = optuna.samplers.TPESampler(multivariate=False, group=False, constant_liar=True, seed=self.seed)
-            self.studies[""] = optuna.create_study(direction="maximize", sampler=sampler)
+            self.studies[""] = optuna.create_study(direction="maximize", sampler=self.sampler(self.seed))
         return self.studies[""]
 
-    def propose(self, name: str, trials: Sequence[Trial]) -> float:
-        study = self.study(name)
-        study.enqueue_trial({"regularizer": name})
-        asked = study.ask()
-        asked.suggest_categorical("regularizer", ["none", *self.names])
-        self.asked[len(trials)] = asked
-        return math.log10(asked.suggest_float(f"weight_{name}", LOW, HIGH, log=True))
+    def next_name(self, number: int, trials: Sequence[Trial]) -> str | None:
+        """In turn, the baseline first; None leaves it to the sampler."""
+        return ("none", *self.names)[number % (len(self.names) + 1)]
+
+    def propose(self, number: int, trials: Sequence[Trial]) -> tuple[str, float]:
+        name = self.next_name(number, trials)
+        study = self.study(name or "")
+        if name:
+            study.enqueue_trial({"regularizer": name} | self.fixed(name, trials))
+        asked = self.asked[number] = study.ask()
+        name = asked.suggest_categorical("regularizer", ["none", *self.names])
+        return name, 0.0 if name == "none" else math.log10(asked.suggest_float(f"weight_{name}", LOW, HIGH, log=True))
+
+    def fixed(self, name: str, trials: Sequence[Trial]) -> dict[str, float]:
+        return {}
 
     def end(self, trial: Trial, trials: Sequence[Trial]) -> None:
-        if trial.number not in self.asked:
-            return
+        """A trial ended."""
         asked, study = self.asked.pop(trial.number), self.study(trial.name)
-        if self.constrained:
-            limit = limit_of(trials)
-            asked.set_constraint("accuracy", (0.85 if limit is None else limit) - trial.accuracy[-1])
+        limit = limit_of(trials)
+        if self.constrained and limit is not None:
+            asked.set_constraint("accuracy", limit - trial.accuracy[-1])
+        asked.set_user_attr(MEASURED, numbers(result(trial, self.images), trial.epochs))
         asked.report(trial.robust[-1], len(trial.robust))
         if trial.stopped:
             study.tell(asked, state=optuna.trial.TrialState.PRUNED)
@@ -371,8 +309,41 @@ class Tpe(Search):
             study.tell(asked, trial.robust[-1])
 
 
+class Grid(Search):
+    """As many strengths as trials, equally far apart in their logarithms, half that from the ends."""
+
+    def fixed(self, name: str, trials: Sequence[Trial]) -> dict[str, float]:
+        if name == "none":
+            return {}
+        share = (sum(trial.name == name for trial in trials) % self.trials + 0.5) / self.trials
+        return {f"weight_{name}": LOW * (HIGH / LOW) ** share}
+
+
+class ByDial(Search):
+    """`sweeps.dial_sampler`."""
+
+    constrained = True
+
+    def sampler(self, seed: int) -> optuna.samplers.BaseSampler:
+        return DialSampler(dict.fromkeys(self.names, (LOW, HIGH)), dict.fromkeys(self.names, 1.0), DROP, seed)
+
+
+class Adaptive(ByDial):
+    """The same with trials moved to the penalties that can still win."""
+
+    def next_name(self, number: int, trials: Sequence[Trial]) -> str | None:
+        return super().next_name(number, trials) if number < FAIR * (len(self.names) + 1) else None
+
+
+class Tpe(Search):
+    """Optuna's TPE by robust accuracy alone."""
+
+    def sampler(self, seed: int) -> optuna.samplers.BaseSampler:
+        return optuna.samplers.TPESampler(constant_liar=True, seed=seed)
+
+
 class ConstrainedTpe(Tpe):
-    """The same with the accuracy limit as a constraint."""
+    """The same with the accuracy limit as a constraint, as `--sampler tpe` has it."""
 
     constrained = True
 
@@ -380,15 +351,19 @@ class ConstrainedTpe(Tpe):
 class Gp(ConstrainedTpe):
     """Optuna's Gaussian process with the constraint; it cannot do conditional spaces, so a study for each penalty."""
 
+    def sampler(self, seed: int) -> optuna.samplers.BaseSampler:
+        return optuna.samplers.GPSampler(seed=seed, n_startup_trials=1)
+
     def study(self, name: str) -> optuna.Study:
         if name not in self.studies:
-            sampler = optuna.samplers.GPSampler(seed=self.seed + len(self.studies), n_startup_trials=1)
+            sampler = self.sampler(self.seed + len(self.studies))
             self.studies[name] = optuna.create_study(direction="maximize", sampler=sampler)
         return self.studies[name]
 
-    def propose(self, name: str, trials: Sequence[Trial]) -> float:
-        asked = self.asked[len(trials)] = self.study(name).ask()
-        return math.log10(asked.suggest_float("weight", LOW, HIGH, log=True))
+    def propose(self, number: int, trials: Sequence[Trial]) -> tuple[str, float]:
+        name = super().next_name(number, trials)
+        asked = self.asked[number] = self.study(name).ask()
+        return name, 0.0 if name == "none" else math.log10(asked.suggest_float("weight", LOW, HIGH, log=True))
 
 
 SEARCHES: dict[str, type[Search]] = {
@@ -397,49 +372,51 @@ SEARCHES: dict[str, type[Search]] = {
     "tpe": Tpe,
     "tpe+limit": ConstrainedTpe,
     "gp+limit": Gp,
-    "dial": DialSearch,
+    "dial": ByDial,
     "adaptive": Adaptive,
 }
 
 
-def asha(epochs: int) -> Callable[[Trial, Sequence[Trial], Images], bool]:
-    """As the product has it: by robust accuracy, from a quarter of the training on."""
-    from ray.tune.schedulers import ASHAScheduler
+def result(trial: Trial, images: Images) -> dict[str, float]:
+    """What Tune would have of its last epoch."""
+    clean, attacked = (images.clean, images.attacked) if trial.finished else (images.early, images.early_attacked)
+    return {
+        "epoch": len(trial.accuracy), VAL_ACCURACY: trial.accuracy[-1], VAL_ROBUST_ACCURACY: trial.robust[-1],
+        VAL_EXAMPLES: clean, VAL_ATTACKED_EXAMPLES: attacked,
+    }  # fmt: skip
 
+
+Stops = Callable[[Trial, Images], bool]
+
+
+def by(scheduler: TrialScheduler, measured: Callable[[Trial, Images], dict[str, Any]]) -> Stops:
+    """Whether a scheduler of Tune stops a trial."""
+
+    def stops(trial: Trial, images: Images) -> bool:
+        stub: Any = SimpleNamespace(trial_id=str(trial.number), config={"regularizer": trial.name})
+        if len(trial.robust) == 1:
+            scheduler.on_trial_add(None, stub)  # type: ignore[arg-type]
+        decision = scheduler.on_trial_result(None, stub, measured(trial, images))  # type: ignore[arg-type]
+        return decision == "STOP" and trial.name != "none" and not trial.finished
+
+    return stops
+
+
+def asha(epochs: int) -> Stops:
+    """By robust accuracy, from a quarter of the training on."""
     scheduler = ASHAScheduler(
         "epoch", "robust", "max", max_t=epochs + 1, grace_period=max(epochs // 4, 1), reduction_factor=2
     )
-
-    def stops(trial: Trial, trials: Sequence[Trial], images: Images) -> bool:
-        stub, epoch = SimpleNamespace(trial_id=str(trial.number)), len(trial.robust)
-        if epoch == 1:
-            scheduler.on_trial_add(None, stub)
-        return scheduler.on_trial_result(None, stub, {"epoch": epoch, "robust": trial.robust[-1]}) == "STOP"
-
-    return stops
+    stops = by(scheduler, lambda trial, images: {"epoch": len(trial.robust), "robust": trial.robust[-1]})
+    return lambda trial, images: trial.name != "none" and stops(trial, images)
 
 
-def by_rule(epochs: int) -> Callable[[Trial, Sequence[Trial], Images], bool]:
-    """What `sweeps.rule_stopping` is sure that the rule would refuse."""
-
-    def stops(trial: Trial, trials: Sequence[Trial], images: Images) -> bool:
-        epoch, limit = len(trial.accuracy), limit_of(trials)
-        bases = [other for other in trials if other.name == "none" and len(other.accuracy) >= epoch]
-        if not bases or epoch == epochs:
-            return False
-        base = Share(float(np.mean([other.accuracy[epoch - 1] for other in bases])), images.early)
-        if refused(Share(trial.accuracy[-1], images.early), base, DROP):
-            return True
-        own = [other for other in trials if other.name == trial.name and other.finished]
-        safe = [other.robust[-1] for other in own if limit is not None and other.accuracy[-1] >= limit]
-        robust = Share(float(np.mean([other.robust[-1] for other in bases])), images.attacked)
-        now = Share(trial.robust[-1], images.early_attacked)
-        return bool(safe) and outdone(now, robust, Share(max(safe), images.attacked))
-
-    return stops
+def by_rule(epochs: int) -> Stops:
+    """As the product has it."""
+    return by(RuleScheduler((), epochs, DROP), result)
 
 
-STOPPING: dict[str, Callable | None] = {"none": None, "asha": asha, "rule": by_rule}
+STOPPING: dict[str, Callable[[int], Stops] | None] = {"none": None, "asha": asha, "rule": by_rule}
 
 
 def limit_of(trials: Sequence[Trial]) -> float | None:
@@ -448,22 +425,19 @@ def limit_of(trials: Sequence[Trial]) -> float | None:
     return float(np.mean(found)) - DROP if found else None
 
 
-def run(search: Search, lab: Lab, stopping: Callable | None, total: int, parallel: int) -> list[Trial]:
+def run(search: Search, lab: Lab, stopping: Callable[[int], Stops] | None, total: int, parallel: int) -> list[Trial]:
     """All trials of a search, so many at a time, an epoch of each in turn."""
     trials: list[Trial] = []
     stops = stopping(lab.world.epochs) if stopping else None
     running: list[Trial] = []
     while running or len(trials) < total:
         while len(running) < parallel and len(trials) < total:
-            name = search.next_name(len(trials), trials)
-            x = 0.0 if name == "none" else search.propose(name, trials)
-            trial = Trial(len(trials), name, x, lab.world.epochs)
+            trial = Trial(len(trials), *search.propose(len(trials), trials), lab.world.epochs)
             trials.append(trial)
             running.append(trial)
         for trial in list(running):
             lab.epoch(trial)
-            if stops and trial.name != "none" and not trial.finished:
-                trial.stopped = stops(trial, trials, lab.images)
+            trial.stopped = stops is not None and stops(trial, lab.images)
             if trial.ended:
                 running.remove(trial)
                 search.end(trial, trials)
@@ -584,7 +558,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--searches", default=",".join(SEARCHES))
     parser.add_argument("--stopping", default=",".join(STOPPING))
     parser.add_argument("--images", type=int, default=2500, help="behind the accuracy of a whole trial")
-    parser.add_argument("--early-images", type=int, default=1000, help="behind that after an epoch")
+    parser.add_argument("--early-images", type=int, default=500, help="behind that after an epoch")
     parser.add_argument("--attacked", type=int, default=256, help="images attacked at the end")
     parser.add_argument("--parallel", type=int, default=4, help="trials at a time")
     parser.add_argument("--seed", type=int, default=0, help="of the first world")

@@ -267,7 +267,7 @@ def test_without_a_preset_nothing_of_it(asked):
     sweep = asked()
     trial = sweep.trial
     assert (trial.learning_rate, trial.schedule, trial.batch_norm, trial.clip_norm) == (3e-3, "constant", "frozen", 2.0)
-    assert (trial.weight, sweep.scheduler, trial.flip) == (0.0, "asha", True)
+    assert (trial.weight, sweep.scheduler, trial.flip) == (0.0, "rule", True)
     assert (trial.batch_size, trial.pgd_eps) == (64, 2 / 255), "nor of the digits"
 
 
@@ -323,7 +323,7 @@ def test_one_weight_is_that_of_every_penalty(asked):
     proposals = [search.suggest(str(number)) for number in range(6)]
     weights = [(p["regularizer"], p.get(f"weight_{p['regularizer']}"), p["seed"]) for p in proposals]
     assert weights == [
-        ("none", None, 0), ("l2", 0.5, 0), ("tv", 0.5, 0), ("none", None, 1), ("l2", 0.5, 1), ("tv", 0.5, 1)
+        ("none", None, 0), ("l2", 0.5, 0), ("tv", 0.5, 0), ("none", None, 1), ("l2", 0.5, 0), ("tv", 0.5, 0)
     ]  # fmt: skip
 
 

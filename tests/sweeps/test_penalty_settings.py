@@ -84,7 +84,7 @@ def psnr_hvs(configs):
 
 @pytest.mark.parametrize("allocation", ["equal", "adaptive"])
 def test_proposals_of_weights_alone_are_what_they_were(sweep, allocation):
-    """The define-by-run function that knows of weights only, by the same sampler."""
+    """The define-by-run function that knows of weights only, by the same sampler of Optuna."""
 
     def weights_alone(trial):
         name = trial.suggest_categorical("regularizer", ["none", "l2", "tv"])
@@ -93,7 +93,9 @@ def test_proposals_of_weights_alone_are_what_they_were(sweep, allocation):
         low, high = (strength * UNITS[name] for strength in REGULARIZERS[name].strengths())
         return {"regularizer": name, f"weight_{name}": trial.suggest_float(f"weight_{name}", low, high, log=True)}
 
-    sweep = dataclasses.replace(sweep, regularizers=("l2", "tv"), allocation=allocation, trials_per_regularizer=8)
+    sweep = dataclasses.replace(
+        sweep, regularizers=("l2", "tv"), sampler="tpe", allocation=allocation, trials_per_regularizer=8
+    )
     search, together = make_search(sweep, UNITS), allocation == "adaptive"
     sampler = optuna.samplers.TPESampler(multivariate=together, group=together, constant_liar=True, seed=0)
     before = optuna.create_study(sampler=sampler, direction="maximize")

@@ -8,7 +8,8 @@ import re
 import pytest
 from rich.console import Console
 
-from sweeps.ranking import Row, as_csv, as_dict, pareto, pick, rank, reason, table
+from sweeps.finalists import choose
+from sweeps.ranking import Row, as_csv, as_dict, limit, pareto, pick, rank, reason, table
 
 
 def row(name, accuracy, robust, status="finished"):
@@ -81,13 +82,22 @@ def test_the_pick_says_rule_split_and_trials():
         "Pick: l2, trial id_l2",
         "best robust accuracy on val",
         "2 percentage points",
-        "trial id_none",
-        "90.0 %",
+        "less accurate than the baseline trials are on average (89.5 %)",
     ):
         assert words in text
     assert "no pick" in reason([], 0.02)
     result = as_dict(ROWS, pick(ROWS, 0.02), 0.02)
     assert (result["pick"], result["baseline"], result["split"]) == ("id_l2", "id_none", "val")
+
+
+def test_the_limit_is_that_of_the_mean_baseline_and_not_of_the_luckiest():
+    seeds = [dataclasses.replace(row("none", a, 0.1), trial_id=f"none_{a}") for a in (0.92, 0.89, 0.89)]
+    rows = [*seeds, row("none", 0.1, 0.9, "diverged"), row("l2", 0.885, 0.3), row("tv", 0.875, 0.5)]
+    assert limit(rows, 0.02) == pytest.approx(0.88)
+    assert pick(rows, 0.02).regularizer == "l2"
+    assert [found.regularizer for found in choose(rows, 0.02)][:2] == ["l2", "none"]
+    same = [row("none", 0.1 + 0.2, 0.1)] * 3 + [row("l2", 0.3, 0.3)]
+    assert pick(same, 0.0).regularizer == "l2", "rounding of the mean"
 
 
 def test_unfinished_trials_come_last():

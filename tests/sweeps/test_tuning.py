@@ -15,7 +15,7 @@ from recorded import new_sweep, run_of
 
 from sweeps.capacity import slots, wait_for_room
 from sweeps.cluster import ray_cluster
-from sweeps.early_stopping import FairASHA, make_scheduler
+from sweeps.early_stopping import RuleScheduler, make_scheduler
 from sweeps.recording import start_sweep
 from sweeps.search import make_search
 from sweeps.settings import Sweep
@@ -44,7 +44,7 @@ def sweep(tmp_path, digits):
     return sweep
 
 
-class StopsL2(FairASHA):
+class StopsL2(RuleScheduler):
     """Stops `l2` at its first result, so that one trial is stopped for sure."""
 
     def on_trial_result(self, tune_controller, trial, result):

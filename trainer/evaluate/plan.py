@@ -6,7 +6,9 @@ from trainer.config import Trial
 from trainer.evaluate.robustness import Attack, Gradient, Square, fgsm
 
 LIGHT_SHARE = 0.2  # of the passes of a plain training epoch, at most
-FEWEST = 32  # examples to attack: fewer say nothing
+# A trial that has lost 14 points of a baseline's 86 % is found by early stopping on 500 examples in 97 of 100 cases, on
+# 100 in 43; on 32, one no more robust than a baseline of 5 %, where another has finished with 40 %, in 80.
+FEWEST, FEWEST_ATTACKED = 500, 32
 HEATMAP_PASSES = 3  # the heatmap forward and backward, and a prediction
 
 
@@ -39,7 +41,7 @@ def light(trial: Trial, total: int) -> Plan:
 
     Counted in passes over an image: three for a plain step (forward, and backward for input and weights), so that all
     trials of a sweep, with regularizer or without, are measured on the same examples. In an epoch too short for that,
-    `FEWEST` examples are attacked all the same.
+    `FEWEST` examples are classified and `FEWEST_ATTACKED` attacked all the same.
 
     Args:
         trial: configuration; it gives the epoch's images and the attack.
@@ -49,7 +51,7 @@ def light(trial: Trial, total: int) -> Plan:
     attack = own_attack(trial)
     each = attack.passes + HEATMAP_PASSES
     examples = min(total, max(int(budget / 2), FEWEST))
-    attacked = max(int((budget - examples) / each), FEWEST)
+    attacked = max(int((budget - examples) / each), FEWEST_ATTACKED)
     return Plan(examples=examples, attacked=min(attacked, trial.robust_images), attacks=(attack,))
 
 

@@ -8,7 +8,7 @@ from trainer.evaluate import plan as plans
 
 
 @pytest.mark.parametrize(("images", "examples", "attacked"), [
-    (100, 32, 32),  # too short an epoch: the floor
+    (100, 500, 32),  # too short an epoch: the floors
     (10_000, 1500, 214), (2560, 768, 36), (1_000_000, 1500, 256),
 ])  # fmt: skip
 def test_a_light_evaluation_costs_a_fifth_of_a_plain_epoch(trial, images, examples, attacked):
