@@ -15,10 +15,11 @@ from sweeps.recording import Recording
 from sweeps.report.page import PAGE, description, write_report
 from sweeps.results import SweepResult, ranked
 from sweeps.search import open_study
-from sweeps.settings import Sweep, write_files
+from sweeps.settings import Sweep
 from sweeps.start_check import kept
 from sweeps.tracking.model import save_model
 from sweeps.tracking.server import reason as in_one_line
+from trainer.locations import write_files
 
 T = TypeVar("T")
 

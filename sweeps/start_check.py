@@ -8,13 +8,12 @@ from dataclasses import dataclass
 import torch
 from scipy.special import betaincinv, ndtri
 
-from sweeps.settings import write_json
 from trainer.cache import ShardCache
 from trainer.config import Trial
 from trainer.evaluate.measure import evaluate
 from trainer.evaluate.plan import Plan
 from trainer.fit import count_classes, prepare_model
-from trainer.locations import read_json
+from trainer.locations import read_json, write_json
 from trainer.metrics import VAL_ACCURACY, VAL_EXAMPLES, VAL_MAJORITY
 from trainer.shards import evaluation_splits, read_shards
 from trainer.shards.find import few

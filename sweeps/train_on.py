@@ -8,11 +8,11 @@ from sweeps.capacity import slots, wait_for_machines, wait_for_room
 from sweeps.checkpoints import only_weights
 from sweeps.cluster import ray_cluster, where
 from sweeps.events import SweepEnded, TrialStarted
+from sweeps.folder import driving
 from sweeps.messages import Progress, note, stage, told_to
 from sweeps.preflight import check_shared
 from sweeps.recording import start_sweep
 from sweeps.results import TrialResult
-from sweeps.settings import driving
 from sweeps.trials import read_trials
 from trainer.errors import FieldError
 from trainer.ray_driver import run_trial

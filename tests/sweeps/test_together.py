@@ -7,7 +7,8 @@ from mlflow import MlflowClient
 from mlflow_server import run_of
 from test_tracking import empty_database, server  # noqa: F401  # fixtures
 
-from sweeps.settings import Sweep, driving
+from sweeps.folder import driving
+from sweeps.settings import Sweep
 from sweeps.tracking.runs import PARENT_TAG, SWEEP_TAG, TRIAL_TAG
 from trainer.config import Trial, UsageError
 

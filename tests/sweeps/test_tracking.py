@@ -20,11 +20,11 @@ from recorded import begin, end, new_sweep, run_of, start, train
 
 from sweeps.events import FilesWritten, SweepEnded, SweepStarted, TrialEnded
 from sweeps.recording import Background, Recording
-from sweeps.settings import write_files
 from sweeps.tracking.__main__ import send
 from sweeps.tracking.cursor import SWEEP, Cursor, Cursors
 from sweeps.tracking.runs import PARENT_TAG, SWEEP_TAG, TRIAL_TAG
 from sweeps.tracking.upload import Uploader
+from trainer.locations import write_files
 from trainer.trial_log import read_points, read_report
 
 ROOT = Path(__file__).parents[2]
