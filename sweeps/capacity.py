@@ -31,8 +31,6 @@ class Node:
     """A machine of the cluster.
 
     Args:
-        cpus: number of CPUs that Ray may use.
-        gpus: number of GPUs that Ray may use.
         alive: or else the autoscaler may bring it.
     """
 
@@ -81,11 +79,7 @@ def _launched() -> dict[str, Any] | None:
 
 
 def wait_for_machines(say: Callable[[str], None]) -> None:
-    """Let machines of one's own, which `ray up` prepares after the head, join the cluster before they are counted.
-
-    Args:
-        say: takes a line for the user, now and then.
-    """
+    """Let machines of one's own, which `ray up` prepares after the head, join the cluster before they are counted."""
     launched = _launched()
     if launched is None or launched["provider"]["type"] != "local":
         return
@@ -153,8 +147,6 @@ def wait_for_room(placement: Placement, say: Callable[[str], None], limit: float
     """Let the autoscaler bring what one trial needs.
 
     Args:
-        placement: placement of the trial's workers.
-        say: takes a line for the user, now and then.
         limit: seconds after which to give up.
 
     Raises:
@@ -181,11 +173,9 @@ def where_workers_compute(
     """Call `function(*what, device, cache, progress)`: in this process, or on a worker if GPUs are only there.
 
     Args:
-        placement: placement of a trial's workers.
         function: function to call; on a worker without `progress`.
         what: first arguments of the function.
         progress: the argument after device and cache.
-        named: further keyword arguments.
     """
     device = torch.device("cuda" if placement.gpus else "cpu")
     if device.type == "cuda" and not torch.cuda.is_available():  # a head without a GPU

@@ -47,9 +47,6 @@ def where() -> str:
 def check_copy(script: str) -> None:
     """Refuse to run the script that `ray submit` has just brought with an older project.
 
-    Args:
-        script: the file that runs.
-
     Raises:
         UsageError: if it is a copy and differs from the project's own.
     """

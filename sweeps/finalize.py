@@ -25,14 +25,7 @@ T = TypeVar("T")
 
 
 def finalize(sweep: Sweep, units: dict[str, float], rows: list[Row], recording: Recording) -> None:
-    """Keep the result, and record it.
-
-    Args:
-        sweep: settings of the sweep, whose trials have ended.
-        units: calibrated unit of each regularizer's weight.
-        rows: trials of the sweep.
-        recording: record of the sweep.
-    """
+    """Keep the result, and record it."""
     repeated = finalists.gather(sweep, recording.log, rows)
     picked = pick(rows, sweep.max_accuracy_drop)
     result = as_dict(rows, picked, sweep.max_accuracy_drop)

@@ -18,7 +18,6 @@ def check_shared(storage: str, trial: Trial | None) -> None:
     """Let each node look for what this process sees, and write beside it.
 
     Args:
-        storage: folder or URL of the sweep.
         trial: trial with the data and the checkpoint to read; None if they are not made yet.
 
     Raises:

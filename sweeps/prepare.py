@@ -107,7 +107,6 @@ def wait_for_cluster(sweep: Sweep, new: bool) -> None:
     """See that the cluster has room for a trial, or will have, and that its nodes see what a trial needs.
 
     Args:
-        sweep: settings of the sweep.
         new: whether it has no data and no checkpoint yet where it makes them itself.
     """
     if sweep.placement.ray_train == "lean" and not sweep.placement.lean:

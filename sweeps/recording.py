@@ -20,11 +20,7 @@ SHORTEST, LONGEST = 1.0, 10.0  # seconds between two looks at the log; the longe
 
 
 class Recording:
-    """Writes the event log; within a `with` block, a thread sends what is new to MLflow.
-
-    Args:
-        sweep: sweep that is driven by this process.
-    """
+    """Writes the event log; within a `with` block, a thread sends what is new to MLflow."""
 
     def __init__(self, sweep: Sweep) -> None:
         self.sweep, self.log = sweep, open_log(sweep)
@@ -139,7 +135,6 @@ def start_sweep(sweep: Sweep, params: dict[str, Any], **origin: Any) -> Recordin
     """Record that the sweep begins, or goes on.
 
     Args:
-        sweep: sweep that this process drives.
         params: what all its trials share.
         origin: `tags`, `dataset` and `files` of `SweepStarted`.
     """

@@ -35,12 +35,9 @@ class StartCheck:
         measured: images that this accuracy is of, spread over the val split.
         chance: share of the most frequent class among them: what a net has right that knows nothing of an image. It is
             1 / classes where all are equally frequent, and more elsewhere.
-        classes: number of classes of the data.
         checkpoint: whether there is one; trials without train from scratch.
         val_images: number of images of the split, on which a trial's accuracy is measured at its end.
         attacked: number of those on which its robust accuracy is measured.
-        steps_per_epoch: number of steps of each trial.
-        epochs: number of epochs of each trial.
         empty: classes without a train image, where the shards were counted here.
     """
 
@@ -230,9 +227,6 @@ def measure(
 
     Args:
         trial: model, checkpoint, data and how long trials train; its regularizer does not matter.
-        workers: number of workers of each trial.
-        device: device of the computation.
-        cache: local copies of remote shards.
         progress: callback as in `evaluate`.
 
     Raises:

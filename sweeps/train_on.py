@@ -7,9 +7,10 @@ from sweeps.callback import trial_ended
 from sweeps.capacity import slots, wait_for_machines, wait_for_room
 from sweeps.checkpoints import only_weights
 from sweeps.cluster import ray_cluster, where
-from sweeps.events import SweepEnded, TrialStarted
+from sweeps.events import SweepEnded
 from sweeps.folder import driving
 from sweeps.messages import Progress, note, stage, told_to
+from sweeps.outcomes import started
 from sweeps.preflight import check_shared
 from sweeps.recording import start_sweep
 from sweeps.results import TrialResult
@@ -65,26 +66,20 @@ def _train(result: TrialResult, epochs: int) -> TrialResult:
         seed=result.seed,
         epochs=epochs,
     )
-    started = TrialStarted(
-        trial_id=name,
-        name="",
-        part="",
-        regularizer=result.regularizer,
-        weight=result.weight,
-        strength=result.strength,
-        penalty_settings=result.penalty_settings,
-        seed=result.seed,
-        epochs=epochs,
-        digest=trial.digest(),
-        workers=sweep.placement.workers,
-        number=result.number,
-        resumed_from=result.trial_id,
-        start=result.checkpoint,
-    )
-    started = dataclasses.replace(started, name=f"{trial.label} {started.tag}")
     recording = start_sweep(sweep, {})
     stage(f"continuing {result.regularizer} {result.tag} to epoch {epochs}")
-    recording.append(started)
+    recording.append(
+        started(
+            sweep,
+            trial,
+            trial_id=name,
+            part="",
+            strength=result.strength,
+            number=result.number,
+            resumed_from=result.trial_id,
+            start=result.checkpoint,
+        )
+    )
     recording.open()
     try:
         ray_result = run_trial(

@@ -35,7 +35,6 @@ def imagenet_val(archive: Path, synsets: Sequence[str], classes: Sequence[str]) 
     """`ILSVRC2012_img_val.tar`: all images in one tar file, in any order.
 
     Args:
-        archive: the tar file.
         synsets: WordNet id of each image in the order of the file names.
         classes: sorted WordNet ids of all classes.
 

@@ -109,10 +109,7 @@ def make_shards(
     """Make the shards of a split, or what is missing of them.
 
     Args:
-        source: source of the images.
         folder: path or URL (s3://, gs://) of the shards; may hold other splits of the same classes.
-        split: train, val or test.
-        settings: settings of the shards.
         workers: processes; each writes whole shards.
         skip_broken: leave out images that cannot be decoded, instead of refusing.
         progress: callback for each shard, in order.
