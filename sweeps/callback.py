@@ -126,7 +126,7 @@ def failure_in_words(error: Any) -> str:
     text = str(error or "").strip()
     if any(sign in text for sign in KILLED):
         return (
-            "a process of it was killed each time it was tried; if the node ran out of memory, lower batch_size, "
+            "a process of it was killed on every attempt; if the node ran out of memory, lower batch_size, "
             "loader_workers or max_concurrent"
         )
     return (text.splitlines() or ["it failed without a message"])[-1][:300]

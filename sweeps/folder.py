@@ -31,7 +31,7 @@ def read_yaml(location: str) -> dict[str, Any]:
     except OSError as error:
         raise UsageError(f"{location}: cannot be read ({error.strerror or error})") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{location}: is no YAML ({' '.join(str(error).split())[:200]})") from None
+        raise UsageError(f"{location}: is not valid YAML ({' '.join(str(error).split())[:200]})") from None
     if not isinstance(content, dict):
         raise UsageError(f"{location}: holds no settings; give a file such as the sweep.yaml in a sweep's folder")
     return content

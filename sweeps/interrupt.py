@@ -38,7 +38,7 @@ class Interruption:
         if waiting and time.monotonic() - self.asked_at <= LIMIT:
             return
         what = (
-            f"{len(waiting)} of {len(running)} trials did not save theirs in time and resume from their last epoch"
+            f"{len(waiting)} of {len(running)} trials did not save their state in time and resume from their last epoch"
             if waiting
             else "every trial saved its state"
         )

@@ -116,14 +116,14 @@ class Background(threading.Thread):
                 self.uploader.send(look=False)
             except Exception as error:  # of any kind: nothing that is wrong with MLflow may end a sweep
                 if not away:
-                    self.say(f"MLflow does not answer; training goes on, metrics are kept: {reason(error)}")
+                    self.say(f"MLflow does not answer; training continues, metrics are queued: {reason(error)}")
                 pause, away = min(2 * pause, LONGEST), True
             else:
                 if away:
                     self.say("MLflow answers again")
                 pause, away = SHORTEST, False
             for name in set(self.uploader.refused) - known:
-                self.say(f"MLflow refuses something of {name}: {self.uploader.refused[name]}")
+                self.say(f"MLflow rejects part of {name}: {self.uploader.refused[name]}")
 
     def stop(self) -> None:
         """End after what is being sent now."""

@@ -95,7 +95,7 @@ def _joined(sweep: Sweep, verbose: bool) -> Iterator[None]:
     parts = " + ".join(str(len(sweep.names) * part) for part in sweep.parts)
     stage(f"{parts} trials to search, {len(sweep.names)} regularizers with the baseline")
     if sweep.seeds:
-        stage(f"then up to {len(sweep.names) * sweep.seeds} more for --seeds {sweep.seeds}")
+        stage(f"then up to {len(sweep.names) * sweep.seeds} more with `seeds` {sweep.seeds}")
     stage(where())
     with ray_cluster(verbose=verbose, stock=not sweep.placement.lean):
         wait_for_machines(stage)

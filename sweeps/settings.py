@@ -261,7 +261,7 @@ class Sweep:
 
     @property
     def new_seeds(self) -> range:
-        """Of the repetitions of finalists."""
+        """Seeds of the repetitions of finalists."""
         return range(first := self.trial.seed + FIRST_NEW_SEED, first + self.seeds)
 
     @property

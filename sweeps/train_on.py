@@ -34,7 +34,7 @@ def train_on(result: TrialResult, epochs: int, progress: Progress | None, verbos
 
 
 def check(result: TrialResult, epochs: int) -> None:
-    """Refuse a trial that cannot be trained on.
+    """Refuse a trial that cannot be trained further.
 
     Raises:
         UsageError: saying why, and what to do instead.
@@ -49,8 +49,8 @@ def check(result: TrialResult, epochs: int) -> None:
         raise FieldError(
             "trial",
             result.tag,
-            f"of it only the weights were kept, as `keep` {sweep.keep} says, and training on needs the optimizer's "
-            f"state; start a sweep from them with {shlex.join(start)}, or keep more of the next with `keep` all",
+            f"only its weights were kept, as `keep` {sweep.keep} says, and training further needs the optimizer's "
+            f"state; start a sweep from them with {shlex.join(start)}, or give the next sweep `keep` all",
         )
 
 

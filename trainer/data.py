@@ -61,7 +61,7 @@ class LoaderOptions:
 
     @classmethod
     def of_worker(cls, trial: Trial, device: torch.device, cache: ShardCache | None) -> "LoaderOptions":
-        """Those of this worker of a trial."""
+        """Options of this worker of a trial."""
         return cls(
             normalization=trial.normalization,
             batch_size=trial.batch_size,
@@ -73,7 +73,7 @@ class LoaderOptions:
         )
 
     def for_reader(self) -> dict[str, Any]:
-        """Those of a `BatchReader`."""
+        """Arguments of a `BatchReader`."""
         return {
             "cache": self.cache,
             "batch_size": self.batch_size,

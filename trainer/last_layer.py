@@ -80,9 +80,9 @@ def other_classes(checkpoint: str, names: Sequence[str], classes: Sequence[str],
     if not new:
         differ = "in another order" if not gone else f"and others ({few(gone, SHOWN)}) in an order of its own"
         return FieldError("checkpoint", checkpoint, f"it has the data's classes {differ}; {remedy}")
-    of_its_own = f", where it has {few(gone, SHOWN)}" if gone else ""
+    of_its_own = f" and has {few(gone, SHOWN)} instead" if gone else ""
     return FieldError(
-        "checkpoint", checkpoint, f"its classes are not the data's: {few(new, SHOWN)} it has not{of_its_own}; {remedy}"
+        "checkpoint", checkpoint, f"its classes are not the data's: it lacks {few(new, SHOWN)}{of_its_own}; {remedy}"
     )
 
 

@@ -102,4 +102,4 @@ def _members(archive: Path, start: int = 0, size: int | None = None) -> Iterator
                     if member.isfile():
                         yield member.name, member.offset_data, member.size
     except (OSError, tarfile.TarError) as error:
-        raise UsageError(f"{archive}: is no whole, uncompressed tar file ({error})") from None
+        raise UsageError(f"{archive}: is not a complete, uncompressed tar file ({error})") from None

@@ -200,8 +200,8 @@ def _samples(job: _Job, broken: list[str]) -> Iterator[Sample]:
     if broken and not job.skip_broken:
         more = f" and {len(broken) - NAMED} more" if len(broken) > NAMED else ""
         raise UsageError(
-            f"broken images: {'; '.join(broken[:NAMED])}{more}; mend them and begin anew, or go on with `skip_broken`, "
-            "which leaves them out"
+            f"broken images: {'; '.join(broken[:NAMED])}{more}; fix them and run the command again, or leave "
+            "them out with `skip_broken`"
         )
 
 
