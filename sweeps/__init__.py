@@ -16,16 +16,15 @@ Files in reading order:
     embedded, start_weights, start_check    digits, start.pt, what the start checkpoint can tell apart
     provenance, recording, events    where numbers come from; the event log and who writes it
     search, proposals, searcher    what Optuna proposes, what a trial is given, the study behind Tune
-    early_stopping, tuning, callback, interrupt    how Tune runs the trials, reports them and is interrupted
+    dial, dial_sampler    which strength comes next, and the same as a sampler of Optuna
+    rule_stopping, early_stopping    what the selection rule would surely refuse, and Tune's schedulers
+    tuning, callback, interrupt    how Tune runs the trials, reports them and is interrupted
     outcomes, trainable    what a trial is asked to do, and the process that does it
     trials, ranking, finalists, importance    how trials ended, their order, the best trained again, what mattered
     finalize, results, train_on    what a sweep leaves, and more epochs of it
     tracking/       MLflow, a reader of log and storage
     messages, terminal, progress, summary, status    what people see meanwhile and at the end
     plots, report/  figures and the page
-
-dial and rule_stopping are a search and an early stopping by the selection rule, which
-tests/benchmarks/search_quality.py judges; sweeps do not use them yet.
 """
 
 from sweeps.results import SweepResult, TrialResult

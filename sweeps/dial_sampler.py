@@ -11,6 +11,7 @@ from sweeps.dial import Baseline, Dial, Measured, allocate
 from trainer.metrics import VAL_ACCURACY, VAL_ATTACKED_EXAMPLES, VAL_EXAMPLES, VAL_ROBUST_ACCURACY
 
 MEASURED = "measured"  # user attribute of a trial that ended: what it measured
+MAX_DROP = "max_accuracy_drop"  # of the study: how far below the baselines' mean accuracy the pick may lie
 
 
 def numbers(result: Mapping[str, Any], epochs: int) -> dict[str, float]:
@@ -44,15 +45,12 @@ class DialSampler(optuna.samplers.TPESampler):
     Args:
         ranges: strengths to search, lowest and highest, of each regularizer that has a penalty.
         units: calibrated unit of its weight.
-        max_accuracy_drop: how far below the baselines' mean accuracy the pick may lie, as a fraction.
         seed: seed of TPE.
     """
 
-    def __init__(
-        self, ranges: Mapping[str, tuple[float, float]], units: Mapping[str, float], max_accuracy_drop: float, seed: int
-    ) -> None:
+    def __init__(self, ranges: Mapping[str, tuple[float, float]], units: Mapping[str, float], seed: int) -> None:
         super().__init__(constant_liar=True, seed=seed)
-        self.ranges, self.units, self.max_accuracy_drop = ranges, units, max_accuracy_drop
+        self.ranges, self.units = ranges, units
         self._dials: dict[str, Dial] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -85,7 +83,7 @@ class DialSampler(optuna.samplers.TPESampler):
                 pending[name].append(strength)
             elif found := measured(trial, strength):
                 ended[name].append(found)
-        baseline = Baseline.of(ended["none"], self.max_accuracy_drop)
+        baseline = Baseline.of(ended["none"], study.user_attrs[MAX_DROP])
         images = max((trial.images for trials in ended.values() for trial in trials if trial.progress == 1), default=0)
         for name, (low, high) in self.ranges.items():
             dial = Dial(baseline, low, high, tuple(ended[name]), tuple(pending[name]), images or 1000)

@@ -8,7 +8,8 @@ from typing import Any
 
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
-from sweeps.events import EpochReported, Event, EventLog, open_log
+from sweeps.dial_sampler import MAX_DROP
+from sweeps.events import EpochReported, Event, EventLog, SweepStarted, open_log
 from sweeps.rule_stopping import Share, outdone, refused
 from sweeps.search import METRIC
 from sweeps.settings import Sweep
@@ -48,7 +49,7 @@ class RuleScheduler(FIFOScheduler):
     Args:
         log: events of the sweep.
         epochs: number of epochs of a whole trial.
-        max_accuracy_drop: how far below the baselines' mean accuracy the pick may lie.
+        max_accuracy_drop: how far below the baselines' mean accuracy the pick may lie, where the log does not say.
     """
 
     def __init__(self, log: Iterable[Event], epochs: int, max_accuracy_drop: float) -> None:
@@ -62,6 +63,9 @@ class RuleScheduler(FIFOScheduler):
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict) -> str:
         if not self._read:
             self._read = True
+            for event in self.log:  # the last says how the sweep goes on
+                if isinstance(event, SweepStarted) and MAX_DROP in event.params:
+                    self.max_accuracy_drop = float(event.params[MAX_DROP])
             for trial_id, name, metrics in reports(self.log):
                 self._take(trial_id, name, metrics)
         name = trial.config["regularizer"]

@@ -13,6 +13,7 @@ from sweeps import finalists, start_check
 from sweeps.capacity import slots, wait_for_machines, where_workers_compute
 from sweeps.checkpoints import check_space
 from sweeps.cluster import ray_cluster, where
+from sweeps.dial_sampler import MAX_DROP
 from sweeps.embedded import embed
 from sweeps.finalize import finalize
 from sweeps.folder import create_folder, driving
@@ -150,6 +151,7 @@ def search(sweep: Sweep, units: dict[str, float]) -> SweepResult:
         "objectives": sweep.objectives,
         "scheduler": sweep.scheduler,
         "workers_per_trial": sweep.placement.workers,
+        MAX_DROP: sweep.max_accuracy_drop,
         "selection_rule": rule(sweep.max_accuracy_drop),
         "source": sweep.source,
         "new_head": sweep.new_head,

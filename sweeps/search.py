@@ -15,7 +15,7 @@ from optuna.trial import TrialState
 from regularizers import REGULARIZERS
 from regularizers.base import Tunable
 from sweeps.dial import FAIR
-from sweeps.dial_sampler import DialSampler
+from sweeps.dial_sampler import MAX_DROP, DialSampler
 from sweeps.events import recover
 from sweeps.proposals import named
 from sweeps.searcher import StudySearcher
@@ -99,6 +99,7 @@ def make_search(sweep: Sweep, units: dict[str, float], part: int = 0) -> StudySe
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         study.set_metric_names(metrics)
+    study.set_user_attr(MAX_DROP, sweep.max_accuracy_drop)
     # What a process left that was killed before Tune had kept anything: nobody would end it.
     while study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
         study.ask()
@@ -116,7 +117,6 @@ def make_search(sweep: Sweep, units: dict[str, float], part: int = 0) -> StudySe
         epochs=sweep.trial.epochs,
         metrics=metrics,
         journal=journal,
-        max_accuracy_drop=sweep.max_accuracy_drop if sweep.objectives == "robust" else None,
     )
 
 
@@ -129,7 +129,7 @@ def _sampler(sweep: Sweep, units: dict[str, float], seed: int) -> optuna.sampler
     """What proposes weights and settings that are not given."""
     if by_dial(sweep):
         ranges = {name: REGULARIZERS[name].strengths() for name in units}
-        return DialSampler(ranges, units, sweep.max_accuracy_drop, seed)
+        return DialSampler(ranges, units, seed)
     if sweep.sampler in ("random", "grid"):
         return optuna.samplers.RandomSampler(seed)
     # Where the regularizer is given, its weight and settings are left to propose. Groups would propose those of all

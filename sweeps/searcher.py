@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 from ray.tune.search import Searcher
 
 from sweeps.dial import Baseline
-from sweeps.dial_sampler import MEASURED, measured, numbers
+from sweeps.dial_sampler import MAX_DROP, MEASURED, measured, numbers
 from trainer.locations import is_url, whole_file
 from trainer.metrics import VAL_ACCURACY
 
@@ -52,8 +52,6 @@ class StudySearcher(Searcher):
         epochs: number of epochs of a whole trial.
         metrics: names of the metrics to maximize, one or several.
         journal: path of the study, and where a copy is kept with each snapshot.
-        max_accuracy_drop: how far below the baselines' mean accuracy a trial may lie, as a constraint that the study
-            knows of; None is as far as it likes.
     """
 
     def __init__(
@@ -66,7 +64,6 @@ class StudySearcher(Searcher):
         epochs: int,
         metrics: list[str],
         journal: tuple[Path, str],
-        max_accuracy_drop: float | None = None,
     ) -> None:
         single = len(metrics) == 1
         names: Any = metrics[0] if single else metrics  # Tune's annotation knows of one only
@@ -74,7 +71,6 @@ class StudySearcher(Searcher):
         super().__init__(names, modes)
         self.study, self.storage, self.space, self.seed = study, storage, space, seed
         self.epochs, self.metrics, self.journal = epochs, metrics, journal
-        self.max_accuracy_drop = max_accuracy_drop
         self._take_up()
 
     def _take_up(self) -> None:
@@ -148,8 +144,8 @@ class StudySearcher(Searcher):
             found = measured(trial)
             if trial.params["regularizer"] == "none" and found and found.usable:
                 self.references.append(found)
-            if self.references and self.max_accuracy_drop is not None:
-                limit = Baseline.of(self.references, self.max_accuracy_drop).limit
+            if self.references and len(self.metrics) == 1:  # several are for more than the pick
+                limit = Baseline.of(self.references, self.study.user_attrs[MAX_DROP]).limit
                 trial.set_constraint("accuracy", limit - result[VAL_ACCURACY])
 
     def _measured(self, result: dict[str, Any]) -> bool:

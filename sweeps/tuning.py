@@ -17,6 +17,7 @@ from ray.tune.search import Searcher
 from sweeps import finalists, interrupt
 from sweeps.callback import SweepCallback, failure_in_words, trial_ended
 from sweeps.capacity import slots
+from sweeps.dial_sampler import MAX_DROP
 from sweeps.early_stopping import make_scheduler
 from sweeps.events import PartEnded, cut_half_line
 from sweeps.interrupt import open_switch
@@ -24,7 +25,7 @@ from sweeps.outcomes import trial_started
 from sweeps.proposals import FIXED, proposal
 from sweeps.ranking import Row
 from sweeps.recording import Recording
-from sweeps.search import make_search, recover_journal, tune_folder
+from sweeps.search import make_search, open_study, recover_journal, tune_folder
 from sweeps.settings import Sweep
 from sweeps.trainable import Shared, train_trial
 from sweeps.trials import read_trials, results
@@ -96,6 +97,7 @@ def _run_trials(
     )
     take_up_study(sweep)  # before anything that holds it is unpickled
     if tune.Tuner.can_restore(path):
+        open_study(sweep).set_user_attr(MAX_DROP, sweep.max_accuracy_drop)  # which may have changed
         tuner = tune.Tuner.restore(path, trainable, resume_unfinished=True, resume_errored=True)
     else:
         tuner = tune.Tuner(

@@ -43,7 +43,7 @@ from scipy.special import expit
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from sweeps.dial import FAIR
-from sweeps.dial_sampler import MEASURED, DialSampler, numbers
+from sweeps.dial_sampler import MAX_DROP, MEASURED, DialSampler, numbers
 from sweeps.early_stopping import RuleScheduler
 from trainer.metrics import VAL_ACCURACY, VAL_ATTACKED_EXAMPLES, VAL_EXAMPLES, VAL_ROBUST_ACCURACY
 
@@ -277,6 +277,7 @@ class Search:
     def study(self, name: str) -> optuna.Study:
         if "" not in self.studies:
             self.studies[""] = optuna.create_study(direction="maximize", sampler=self.sampler(self.seed))
+            self.studies[""].set_user_attr(MAX_DROP, DROP)
         return self.studies[""]
 
     def next_name(self, number: int, trials: Sequence[Trial]) -> str | None:
@@ -325,7 +326,7 @@ class ByDial(Search):
     constrained = True
 
     def sampler(self, seed: int) -> optuna.samplers.BaseSampler:
-        return DialSampler(dict.fromkeys(self.names, (LOW, HIGH)), dict.fromkeys(self.names, 1.0), DROP, seed)
+        return DialSampler(dict.fromkeys(self.names, (LOW, HIGH)), dict.fromkeys(self.names, 1.0), seed)
 
 
 class Adaptive(ByDial):

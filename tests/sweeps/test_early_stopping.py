@@ -10,7 +10,7 @@ from ray.tune.schedulers import ASHAScheduler
 from recorded import begin, new_sweep, report
 
 from sweeps.early_stopping import make_scheduler
-from sweeps.events import EpochReported
+from sweeps.events import EpochReported, SweepStarted
 from sweeps.recording import Recording
 from sweeps.search import METRIC
 
@@ -162,3 +162,12 @@ def test_after_a_restart_the_rule_decides_by_what_the_log_has(recording):
         assert decide_("tv", (1, 0.3, 0.1), trial_id="t1") == "STOP"
         assert decide_("tv", (1, 0.84, 0.1), trial_id="t2") == "STOP", "outdone by half of l2's gain"
         assert decide_("tv", (1, 0.84, 0.25), trial_id="t3") == "CONTINUE", "not by a repetition's"
+
+
+def test_a_sweep_that_is_resumed_with_another_rule_stops_by_that(recording):
+    kept = cloudpickle.dumps(make_scheduler(recording.sweep))
+    begin(recording, "a", regularizer="none")
+    recording.append(EpochReported(trial_id="a", metrics=measured(1, 0.86, 0.04)))
+    for drop, decision in (("0.02", "STOP"), ("0.4", "CONTINUE")):
+        recording.append(SweepStarted(name="s", params={"max_accuracy_drop": drop}))
+        assert Decisions(cloudpickle.loads(kept))("l2", (1, 0.6, 0.1)) == decision

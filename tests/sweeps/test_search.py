@@ -11,9 +11,10 @@ from optuna.trial import TrialState
 from ray import cloudpickle
 
 from regularizers import REGULARIZERS
+from sweeps.dial_sampler import MAX_DROP
 from sweeps.proposals import weight_of
 from sweeps.resuming import extended
-from sweeps.search import METRIC, Space, make_search
+from sweeps.search import METRIC, Space, make_search, open_study
 from sweeps.settings import Sweep
 from trainer.config import Trial, UsageError
 from trainer.locations import write_json
@@ -305,6 +306,17 @@ def test_the_dial_goes_on_in_another_process_as_it_would_have(sweep, tmp_path):
     again = cloudpickle.loads(pickled)
     again.restore(str(tmp_path / "snapshot"))
     assert first + train(again, 5, start=7) == whole
+
+
+def test_the_dial_aims_at_the_drop_that_the_study_has_now(sweep):
+    """A sweep that is resumed may allow another."""
+    sweep = dataclasses.replace(sweep, trials_per_regularizer=8)
+    search = make_search(sweep, UNITS)
+    train(search, 12)
+    open_study(sweep).set_user_attr(MAX_DROP, 0.3)
+    last = [measure(config)["val/accuracy"] for config in train(search, 12, 12) if config["regularizer"] != "none"]
+    assert min(last) < 0.75
+    assert search.study.get_trials()[-1].constraints["accuracy"] == pytest.approx(0.6 - last[-1])
 
 
 def test_the_dial_knows_of_trials_that_run_and_of_stopped_ones(sweep):
