@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from sweeps.settings import HEEDED, Sweep
+from sweeps.settings import CHANGEABLE, Sweep
 from trainer.errors import FieldError
 from trainer.locations import absolute
 from trainer.published import without_network
@@ -26,7 +26,7 @@ def as_kept(asked: Sweep, how: str) -> Sweep:
     changed = [
         name
         for name, value in mine.items()
-        if value is not None and value != its[name] and name not in (*GROWN, *HEEDED[how])
+        if value is not None and value != its[name] and name not in (*GROWN, *CHANGEABLE[how])
     ]
     if kept.source is not None and "checkpoint" in changed and mine["checkpoint"] == absolute(kept.source):
         changed.remove("checkpoint")  # that of the trials was made from it
@@ -34,11 +34,11 @@ def as_kept(asked: Sweep, how: str) -> Sweep:
         raise FieldError(
             changed[0],
             mine[changed[0]],
-            "a sweep that goes on keeps the settings it began with, and of these only "
-            f"{', '.join(f'`{name}`' for name in HEEDED[how])} can be changed; leave the others as they were, or begin "
-            "another sweep",
+            "a sweep keeps its settings; only "
+            f"{', '.join(f'`{name}`' for name in CHANGEABLE[how])} can be changed; leave the others as they were, or "
+            "start another sweep",
         )
-    return dataclasses.replace(kept, **{name: getattr(asked, name) for name in HEEDED[how]})
+    return dataclasses.replace(kept, **{name: getattr(asked, name) for name in CHANGEABLE[how]})
 
 
 def _flat(sweep: Sweep) -> dict[str, Any]:

@@ -4,8 +4,10 @@
 """
 
 import logging
+import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 
 import optuna
 
@@ -23,7 +25,7 @@ from sweeps.recording import start_sweep
 from sweeps.report.page import in_markdown
 from sweeps.results import SweepResult
 from sweeps.resuming import as_kept
-from sweeps.settings import Sweep, create_folder, driving, extended, write_files, write_json
+from sweeps.settings import DRIVER, Sweep, create_folder, driving, extended, write_files, write_json
 from sweeps.start_check import StartCheck
 from sweeps.start_weights import make_start
 from sweeps.tuning import run_finalists, run_sweep
@@ -40,6 +42,7 @@ def run_new(sweep: Sweep, progress: Progress | None, verbose: bool) -> SweepResu
         check(sweep)
         create_folder(sweep)
         held.enter_context(driving(sweep, new=True))
+        held.callback(_remove_if_empty, sweep.local_folder)
         held.enter_context(_joined(sweep, verbose))
         sweep = on_cluster(sweep)
         wait_for_cluster(sweep, new=True)
@@ -49,6 +52,14 @@ def run_new(sweep: Sweep, progress: Progress | None, verbose: bool) -> SweepResu
         stage(check_space(sweep))
         sweep.save()  # last: from here on the sweep exists and can be resumed
         return search(sweep, units)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    """Remove the folder of a sweep that failed before it wrote anything but its lock."""
+    with suppress(OSError):
+        if os.listdir(folder) == [DRIVER]:
+            (folder / DRIVER).unlink()
+            folder.rmdir()
 
 
 def run_again(sweep: Sweep, progress: Progress | None, verbose: bool) -> SweepResult:

@@ -439,7 +439,7 @@ def test_a_file_whose_name_cannot_be_a_name_is_refused(name, message, tmp_path):
 
 @pytest.mark.parametrize(
     ("asked", "message"),
-    [("sim", "did you mean 'ssim'"), ("entropy", "there are "), ("nowhere/mine.py", "no such file")],
+    [("sim", "did you mean ssim?"), ("entropy", "choose from cor, "), ("nowhere/mine.py", "no such file")],
 )
 def test_what_cannot_be_checked_is_said_in_one_line(asked, message, capsys):
     assert command.main(["check", asked]) == 2
