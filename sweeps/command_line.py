@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sweeps import presets
-from sweeps.settings import CHANGEABLE, Sweep, extended, read_yaml
+from sweeps.folder import read_yaml
+from sweeps.resuming import extended
+from sweeps.settings import CHANGEABLE, Sweep
 from trainer.command import flag, given
 from trainer.errors import FieldError, UsageError
 from trainer.locations import absolute

@@ -5,8 +5,7 @@ from typing import Any
 
 from sweeps.settings import CHANGEABLE, Sweep
 from trainer.errors import FieldError
-from trainer.locations import absolute
-from trainer.published import without_network
+from trainer.locations import absolute, read_json
 
 GROWN = ("extensions", "source")  # what a sweep itself adds to its settings
 
@@ -41,8 +40,22 @@ def as_kept(asked: Sweep, how: str) -> Sweep:
     return dataclasses.replace(kept, **{name: getattr(asked, name) for name in CHANGEABLE[how]})
 
 
+def extended(sweep: Sweep, trials: int) -> Sweep:
+    """The sweep with more trials per regularizer.
+
+    Raises:
+        UsageError: if it has not ended.
+    """
+    result = read_json(f"{sweep.folder}/result.json")
+    if result is None or tuple(result["trials_per_regularizer"]) != sweep.parts:
+        raise FieldError("extensions", trials, f"sweep {sweep.name} has not ended; `resume` continues it")
+    return dataclasses.replace(sweep, extensions=(*sweep.extensions, trials))
+
+
 def _flat(sweep: Sweep) -> dict[str, Any]:
     """All settings by name, as a sweep that has begun has them; None where it filled them in."""
+    from trainer.published import without_network  # with PyTorch, which a command line does without
+
     values = dataclasses.asdict(sweep)
     values |= values.pop("trial") | values.pop("placement")
     values["cache"]["folder"] = absolute(values["cache"]["folder"])

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sweeps.events import log_in
-from sweeps.settings import Sweep, no_sweep, sweeps_in, usual_storage
+from sweeps.folder import no_sweep, sweeps_in
+from sweeps.settings import Sweep, usual_storage
 from trainer.command import command, parse
 from trainer.errors import UsageError
 from trainer.locations import absolute

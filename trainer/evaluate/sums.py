@@ -40,7 +40,7 @@ class Sums:
             self.calibration.append(sums[len(columns) :])
 
     def over_workers(self, device: torch.device) -> "Sums":
-        """Those of all workers together."""
+        """Sums of all workers together."""
         total = Sums()
         for values, counts, calibration, labels in gather_over_workers(
             (self.values, self.counts, self.calibration, self.labels), device
