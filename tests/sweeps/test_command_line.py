@@ -199,7 +199,7 @@ def test_help_and_wrong_flags_are_told_without_pytorch_ray_and_mlflow(name):
     (("--weight", 1, "--strengths", "1"), "--weight 1: .*leave out --strengths"),
     (("--weight", -1), "--weight -1: give a finite number, 0 or above"), (("--weight", "inf"), "finite"),
     (("--strengths", "1,10", "--trials-per-regularizer", 3), "--strengths 1,10: these are 2, and --trials-per-regul"),
-    (("--ema",), "--ema: needs --checkpoint"), (("--head-steps", 3), "--head-steps 3: is for `new_head`"),
+    (("--ema",), "--ema: needs --checkpoint"), (("--head-steps", 3), "--head-steps 3: is for --new-head"),
     (("--checkpoint", "w.pt"), "--checkpoint w.pt: needs --data"), (("--data", "x"), "--data x: needs --model"),
     (("--data", "x", "--model", "resnet8", "--new-head", "--checkpoint", "w.pt", "--head-steps", -1), "0 to leave"),
     (("--mean", "127,127,127"), "--mean 127,127,127: give three pixel fractions"),
