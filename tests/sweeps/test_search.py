@@ -29,7 +29,6 @@ def sweep(tmp_path):
     sweep = Sweep(
         name="s",
         storage=str(tmp_path),
-        tracking_uri="",
         trial=trial,
         regularizers=("l2", "ssim"),
         trials_per_regularizer=2,
