@@ -28,7 +28,7 @@ def sweep(request, tmp_path, digits):
         request.getfixturevalue("object_store").create_bucket(Bucket=name)
         storage = f"s3://{name}/{tmp_path.name}"
     trial = Trial(data=str(digits), model="resnet8")
-    return Sweep(name="s", storage=storage, tracking_uri="", trial=trial, regularizers=("l2", "tv"),
+    return Sweep(name="s", storage=storage, trial=trial, regularizers=("l2", "tv"),
                  local_dir=str(tmp_path))  # fmt: skip
 
 
@@ -106,7 +106,7 @@ def test_what_was_interrupted_while_reducing_is_taken_up_again(sweep, rows, monk
 
 def test_the_size_is_that_of_a_checkpoint_and_too_little_room_is_refused(tmp_path, digits, monkeypatch):
     trial = Trial(data=str(digits), model="resnet8")
-    sweep = Sweep(name="s", storage=str(tmp_path), tracking_uri="", trial=trial, regularizers=("l2", "tv"),
+    sweep = Sweep(name="s", storage=str(tmp_path), trial=trial, regularizers=("l2", "tv"),
                   trials_per_regularizer=4, seeds=2, max_concurrent=3)  # fmt: skip
     model = build_model("resnet8", 10)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)

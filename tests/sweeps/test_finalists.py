@@ -38,7 +38,7 @@ ROWS = [
 @pytest.fixture
 def sweep(tmp_path):
     sweep = Sweep(
-        name="s", storage=str(tmp_path), tracking_uri="", trial=Trial(data=str(tmp_path), model="resnet8", seed=5),
+        name="s", storage=str(tmp_path), trial=Trial(data=str(tmp_path), model="resnet8", seed=5),
         regularizers=("l2", "tv", "cor"), trials_per_regularizer=2, seeds=3,
     )  # fmt: skip
     Path(sweep.folder).mkdir()

@@ -20,7 +20,7 @@ UNITS = {"l2": 2.0, "tv": 10.0}
 @pytest.fixture
 def sweep(tmp_path):
     trial = Trial(data=str(tmp_path), model="resnet8")
-    return Sweep(name="s", storage=str(tmp_path), tracking_uri="", trial=trial, regularizers=("l2", "tv"))
+    return Sweep(name="s", storage=str(tmp_path), trial=trial, regularizers=("l2", "tv"))
 
 
 def test_the_space_is_in_absolute_weights(sweep):

@@ -69,7 +69,7 @@ def test_named_strengths_are_tried_by_every_regularizer(sweep):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"strengths": (1.0,)}, "^strengths=1: these are 1, and trials_per_regularizer is 2"),
+        ({"strengths": (1.0,)}, "^strengths=1: one trial runs for each of the 1, but trials_per_regularizer is 2"),
         ({"strengths": (0.0, 1.0)}, "^strengths=0,1: give finite numbers above 0"),
         ({"scheduler": "hyperband"}, "^scheduler=hyperband: choose from rule, asha, none"),
         ({"sampler": "sobol"}, "^sampler=sobol: choose from dial, tpe, random, grid"),
@@ -80,9 +80,9 @@ def test_named_strengths_are_tried_by_every_regularizer(sweep):
         ({"strengths": (1.0, 2.0), "allocation": "adaptive"}, "leave out allocation"),
         ({"seeds": 1}, "^seeds=1: give at least 2"),
         ({"max_accuracy_drop": -0.01}, "^max_accuracy_drop=-0.01: give a fraction from 0 to below 1"),
-        ({"name": "a:b"}, "^name='a:b': give a plain name without / "),
-        ({"name": "it's"}, "give a plain name"),
-        ({"name": "a\n"}, "give a plain name"),
+        ({"name": "a:b"}, "^name='a:b': give a name without / "),
+        ({"name": "it's"}, "give a name"),
+        ({"name": "a\n"}, "give a name"),
         ({"extensions": (0,)}, "^extensions=0: give a whole number of at least 1"),
     ],
 )

@@ -54,7 +54,7 @@ def birds(tmp_path):
 
 def sweep_of(tmp_path, data, checkpoint, **more):
     return Sweep(
-        name="s", storage=str(tmp_path / "runs"), tracking_uri="", regularizers=("l2",),
+        name="s", storage=str(tmp_path / "runs"), regularizers=("l2",),
         trial=Trial(data=str(data), model="resnet8", checkpoint=checkpoint, batch_size=8, images_per_epoch=16),
         placement=Placement(gpus_per_worker=0.0, cpus_per_worker=1.0), **more,
     )  # fmt: skip

@@ -45,7 +45,7 @@ def test_two_sweeps_at_once_keep_apart(start, server, digits, tmp_path):
 
 def test_a_sweep_has_one_driver_at_a_time(tmp_path, digits):
     trial = Trial(data=str(digits), model="resnet8")
-    sweep = Sweep(name="s", storage=str(tmp_path), tracking_uri="", trial=trial, regularizers=("l2",))
+    sweep = Sweep(name="s", storage=str(tmp_path), trial=trial, regularizers=("l2",))
     with driving(sweep, new=True):
         with pytest.raises(UsageError, match="another process drives this sweep"), driving(sweep):
             pass
