@@ -10,7 +10,7 @@ from whole import whole_split
 
 from trainer.config import UsageError
 from trainer.evaluate.autoattack import AutoAttack
-from trainer.evaluate.robustness import Gradient, Square, fgsm
+from trainer.evaluate.robustness import Gradient, Square, _soft_margins, fgsm
 from trainer.normalization import IMAGENET
 
 
@@ -197,7 +197,7 @@ def test_larger_logits_make_no_model_more_robust(solved, digits, attack):
     assert max(shares) - min(shares) < 0.03, "an image or two, as rounding tips them"
 
 
-def test_the_margin_finds_no_less_than_the_cross_entropy(solved, digits):
+def test_the_loss_finds_no_less_than_the_cross_entropy(solved, digits):
     """Of logits that are not large, to which the cross-entropy's gradient is as good a guide."""
     batch = whole_split(digits, "test")
     images, labels = batch.images[:80], batch.labels[:80]
@@ -210,8 +210,17 @@ def test_the_margin_finds_no_less_than_the_cross_entropy(solved, digits):
         moved = (clean + (moved - clean).clamp(-0.2 / 255, 0.2 / 255)).clamp(0, 1)
         adversarial = IMAGENET.from_pixels(moved).detach()
     cross_entropy = float((solved(adversarial).argmax(1) == labels).double().mean())
-    margin = share(Gradient(eps=0.2, steps=8, random_start=False), solved, images, labels)
-    assert margin <= cross_entropy + 0.03
+    own = share(Gradient(eps=0.2, steps=8, random_start=False), solved, images, labels)
+    assert own <= cross_entropy + 0.03
+
+
+@pytest.mark.parametrize("logits", [torch.zeros(1, 4), torch.full((1, 4), 1e30), torch.tensor([[1e9, 1e9, 1e9, -1e9]]),
+                                    torch.tensor([[3.0]]), torch.tensor([[1.0, 2.0]])])  # fmt: skip
+def test_the_loss_has_a_finite_gradient_wherever_logits_are_equal_or_few(logits):
+    """A gradient that is not finite would move the image there, and the model would seem to be wrong."""
+    logits = logits.requires_grad_()
+    _soft_margins(logits, torch.tensor([0])).sum().backward()
+    assert logits.grad.isfinite().all()
 
 
 def test_more_queries_find_more(grays):
