@@ -44,7 +44,7 @@ def photograph() -> Float[Tensor, "1 3 h w"]:
 def draw(out: Path, names: Iterable[str] = REGULARIZERS, steps: int = STEPS) -> None:
     """Write the picture as PNG: photograph and noise, then what each penalty of these names makes of the noise.
 
-    Colours end at the 99th percentile of the noise, or of the heatmap where it has become larger.
+    Colors end at the 99th percentile of the noise, or of the heatmap where it has become larger.
     """
     picture = photograph()
     start = torch.randn(picture.shape, generator=torch.Generator().manual_seed(0))

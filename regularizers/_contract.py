@@ -28,8 +28,6 @@ def held(
 
     Args:
         regularizer: named in errors.
-        method: name of the method.
-        arguments: arguments of the method.
         like: has as many examples, on the same device, with a graph where the values need one.
         looked_at: what values may be NaN or infinite for, if not ordinary.
     """

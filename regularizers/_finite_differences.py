@@ -15,7 +15,6 @@ def error_of_gradient(function: Callable[[Tensor], Tensor], point: Tensor) -> fl
 
     Args:
         function: scalar function, in float64.
-        point: point of the gradient.
     """
     point = point.clone().requires_grad_()
     value, gradient = function(point), torch.zeros_like(point)

@@ -94,7 +94,7 @@ def _imported(file: str, name: str, path: Path | None = None) -> ModuleType:
         line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
         reason = error.msg if isinstance(error, SyntaxError) else str(error).strip().partition("\n")[0]
         raise RegularizerImportError(
-            f"{file} cannot be imported: {type(error).__name__}: {reason}{f' (line {line})' if line else ''}; mend it, "
+            f"{file} cannot be imported: {type(error).__name__}: {reason}{f' (line {line})' if line else ''}; fix it, "
             "or move it out of the folder"
         ) from error
 

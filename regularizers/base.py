@@ -22,9 +22,6 @@ class Tunable:
     """Default and search range of a field.
 
     Args:
-        default: value used when none is given.
-        low: lower end of the search range.
-        high: upper end.
         log: whether the range is searched on a logarithmic scale.
         whole: whether only whole numbers are meant.
     """
@@ -53,8 +50,6 @@ def tunable(default: Number, low: Number, high: Number, *, log: bool = False) ->
 
     Args:
         default: value used when none is given; of `weight` the absolute one.
-        low: lower end of the search range.
-        high: upper end.
         log: whether the range is searched on a logarithmic scale.
     """
     return dataclasses.field(default=default, metadata={"low": low, "high": high, "log": log})
@@ -90,17 +85,17 @@ class Forward:
     @property
     def losses(self) -> Float[Tensor, " b"]:
         """Cross-entropy of each example in nats, without label smoothing."""
-        return F.cross_entropy(_at_least_float32(self.logits), self.labels, reduction="none")
+        return F.cross_entropy(at_least_float32(self.logits), self.labels, reduction="none")
 
     @property
     def class_logits(self) -> Float[Tensor, " b"]:
         """The logit of each example's true class."""
-        return _at_least_float32(self.logits).gather(1, self.labels[:, None])[:, 0]
+        return at_least_float32(self.logits).gather(1, self.labels[:, None])[:, 0]
 
     @property
     def random_logits(self) -> Float[Tensor, " b"]:
         """Each example's logits times standard normal numbers of its own, summed."""
-        logits, generator = _at_least_float32(self.logits), self.generator
+        logits, generator = at_least_float32(self.logits), self.generator
         # A CPU generator gives the same draws on every device; a device's own generator needs its device.
         device = logits.device if generator is None else generator.device
         projection = torch.randn(logits.shape, generator=generator, dtype=logits.dtype, device=device)
@@ -121,7 +116,7 @@ class Forward:
                 (gradient,) = torch.autograd.grad(score.sum(), self.images, create_graph=True, allow_unused=True)
         if gradient is None:
             raise NoHeatmap("the score does not depend on the images; compute it from forward.logits, without detach()")
-        return _at_least_float32(gradient)
+        return at_least_float32(gradient)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +170,7 @@ class Regularizer:
                 the heatmap's graph; if the images are smaller than the penalty's window (the message names the
                 smallest size).
         """
-        heatmap, images = _at_least_float32(heatmap), _at_least_float32(images)
+        heatmap, images = at_least_float32(heatmap), at_least_float32(images)
         finite = finite_examples(heatmap) & finite_examples(images)
         kept = finite[:, None, None, None]
         pair = torch.where(kept, heatmap, 0.0), torch.where(kept, images, 0.0)
@@ -223,6 +218,6 @@ def finite_examples(values: Float[Tensor, "b ..."]) -> Bool[Tensor, " b"]:
     return low.isfinite() & high.isfinite()
 
 
-def _at_least_float32(values: Tensor) -> Tensor:
+def at_least_float32(values: Tensor) -> Tensor:
     """Half-precision numbers as float32: penalties square and subtract, which bf16 cannot carry."""
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values

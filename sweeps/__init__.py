@@ -5,7 +5,7 @@
     result = Sweep().run()
     result.table(), result.pick, result.front, result.trial(7).load_model()
 
-Files in reading order: settings, presets, run (prepare, embedded, start_weights, start_check, search, tuning,
+Files in reading order: settings, folder, presets, run (prepare, embedded, start_weights, start_check, search, tuning,
 trainable, finalists, finalize), results, train_on; events, recording and tracking/ keep what happens; messages,
 terminal, summary, status and report/ show it. dial and rule_stopping are a search and an early stopping by the
 selection rule, which tests/benchmarks/search_quality.py judges; sweeps do not use them yet.
@@ -14,5 +14,6 @@ selection rule, which tests/benchmarks/search_quality.py judges; sweeps do not u
 from sweeps.results import SweepResult, TrialResult
 from sweeps.settings import Sweep
 from trainer.config import Trial
+from trainer.placement import Placement
 
-__all__ = ["Sweep", "SweepResult", "Trial", "TrialResult"]
+__all__ = ["Placement", "Sweep", "SweepResult", "Trial", "TrialResult"]

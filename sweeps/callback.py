@@ -26,8 +26,6 @@ class SweepCallback(tune.Callback):
     """The one writer of the event log while Tune runs.
 
     Args:
-        sweep: settings of the sweep.
-        recording: record of the sweep.
         trials: number of trials of this run of Tune.
         units: calibrated unit of each regularizer's weight.
         part: folder of this run of Tune.
@@ -98,8 +96,6 @@ def trial_ended(sweep: Sweep, trial_id: str, result: dict[str, Any], error: str 
     """The event of a trial that is over, with all that its last epoch measured.
 
     Args:
-        sweep: sweep of the trial.
-        trial_id: id of the trial.
         result: the last that Tune has of it.
         error: why Tune gave it up, empty if it did not.
     """
@@ -130,7 +126,7 @@ def failure_in_words(error: Any) -> str:
     text = str(error or "").strip()
     if any(sign in text for sign in KILLED):
         return (
-            "a process of it was killed each time it was tried; if the node ran out of memory, lower batch_size, "
+            "a process of it was killed on every attempt; if the node ran out of memory, lower batch_size, "
             "loader_workers or max_concurrent"
         )
     return (text.splitlines() or ["it failed without a message"])[-1][:300]

@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 LAUNCHED = Path("~/ray_bootstrap_config.yaml")  # where `ray up` leaves its configuration on the head
 LIMIT = 1800.0  # seconds that the autoscaler is given for the first nodes
-PATIENCE = 600.0  # seconds after the head's start that machines of one's own are given to join
+PATIENCE = 600.0  # seconds after the head's start that on-premises machines are given to join
 LOADERS = 6  # processes that decode for one GPU, where there are CPUs for them
 
 
@@ -31,8 +31,6 @@ class Node:
     """A machine of the cluster.
 
     Args:
-        cpus: number of CPUs that Ray may use.
-        gpus: number of GPUs that Ray may use.
         alive: or else the autoscaler may bring it.
     """
 
@@ -49,7 +47,7 @@ class Node:
 
 
 def nodes() -> list[Node]:
-    """Those of the cluster that is joined, with those its autoscaler may bring; before one is joined, this machine."""
+    """Nodes of the cluster that is joined, and those its autoscaler may add; before one is joined, this machine."""
     if not ray.is_initialized():
         return [Node(os.cpu_count() or 1, torch.cuda.device_count())]
     resources = [member["Resources"] for member in ray.nodes() if member["Alive"]]
@@ -65,7 +63,7 @@ def _coming(alive: list[Node]) -> list[Node]:
     coming: list[Node] = []
     for name, kind in launched["available_node_types"].items():
         resources = kind.get("resources") or {}
-        if name == launched["head_node_type"] or not resources:  # machines of one's own: known once they are there
+        if name == launched["head_node_type"] or not resources:  # on-premises machines: known once they are there
             continue
         node = Node(resources.get("CPU", 0), resources.get("GPU", 0))
         count = kind.get("max_workers", launched["max_workers"]) - alive.count(node)
@@ -81,11 +79,7 @@ def _launched() -> dict[str, Any] | None:
 
 
 def wait_for_machines(say: Callable[[str], None]) -> None:
-    """Let machines of one's own, which `ray up` prepares after the head, join the cluster before they are counted.
-
-    Args:
-        say: takes a line for the user, now and then.
-    """
+    """Let on-premises machines, which `ray up` prepares after the head, join the cluster before they are counted."""
     launched = _launched()
     if launched is None or launched["provider"]["type"] != "local":
         return
@@ -95,7 +89,7 @@ def wait_for_machines(say: Callable[[str], None]) -> None:
         if joined >= wanted:  # one that was lost since is not waited for
             return
         if now - began > PATIENCE:
-            say(f"going on without {wanted - joined} of {wanted} machines")
+            say(f"continuing without {wanted - joined} of {wanted} machines")
             return
         if now - said_at > 30:
             say(f"waiting for machines, {joined} of {wanted} have joined")
@@ -153,8 +147,6 @@ def wait_for_room(placement: Placement, say: Callable[[str], None], limit: float
     """Let the autoscaler bring what one trial needs.
 
     Args:
-        placement: placement of the trial's workers.
-        say: takes a line for the user, now and then.
         limit: seconds after which to give up.
 
     Raises:
@@ -181,11 +173,9 @@ def where_workers_compute(
     """Call `function(*what, device, cache, progress)`: in this process, or on a worker if GPUs are only there.
 
     Args:
-        placement: placement of a trial's workers.
         function: function to call; on a worker without `progress`.
         what: first arguments of the function.
         progress: the argument after device and cache.
-        named: further keyword arguments.
     """
     device = torch.device("cuda" if placement.gpus else "cpu")
     if device.type == "cuda" and not torch.cuda.is_available():  # a head without a GPU

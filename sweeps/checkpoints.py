@@ -5,12 +5,12 @@ import os
 import shutil
 
 from sweeps.ranking import Row, rank
-from sweeps.settings import Sweep, write_json
+from sweeps.settings import Sweep
 from trainer.checkpoint_io import EPOCH, load_state, save_state
 from trainer.config import Trial
 from trainer.errors import FieldError, UsageError
 from trainer.fit import count_classes
-from trainer.locations import file_size, folders_in, is_url, read_json
+from trainer.locations import file_size, folders_in, is_url, read_json, write_json
 from trainer.models import build_model
 
 log = logging.getLogger(__name__)

@@ -47,9 +47,6 @@ def where() -> str:
 def check_copy(script: str) -> None:
     """Refuse to run the script that `ray submit` has just brought with an older project.
 
-    Args:
-        script: the file that runs.
-
     Raises:
         UsageError: if it is a copy and differs from the project's own.
     """
@@ -94,7 +91,7 @@ def check_answers(there: str) -> None:
     """Refuse a cluster that is gone: Ray itself would wait for a minute and then end the process.
 
     Raises:
-        UsageError: if nobody listens there.
+        UsageError: if it does not answer.
     """
     host, _, port = there.rpartition(":")
     try:
@@ -102,7 +99,7 @@ def check_answers(there: str) -> None:
     except (OSError, ValueError):
         source = "RAY_ADDRESS names" if os.environ.get("RAY_ADDRESS") else "an earlier `ray start` noted"
         raise UsageError(
-            f"{source} a Ray cluster at {there}, and none answers there; RAY_ADDRESS=local does without"
+            f"{source} a Ray cluster at {there}; it does not answer; RAY_ADDRESS=local runs without it"
         ) from None
 
 

@@ -15,7 +15,8 @@ from typing import Annotated, Any, Literal
 from tyro.conf import FlagCreatePairsOff, arg
 
 from sweeps import presets
-from sweeps.settings import HEEDED, Sweep, read_yaml
+from sweeps.folder import read_yaml
+from sweeps.settings import CHANGEABLE, Sweep
 from trainer.command import flag, flags_of
 from trainer.command import parse as parse_flags
 from trainer.errors import FieldError, UsageError
@@ -119,11 +120,11 @@ def _going_on(asked: Asked, flags: dict[str, Any]) -> Sweep:
     changes = dict(_flat(flags))
     sweep = Sweep.load(changes.pop("name"), changes.pop("storage", None))
     now = dict(_flat({field.name: getattr(sweep, field.name) for field in dataclasses.fields(sweep)}))
-    heeded = {name: value for name, value in changes.items() if name in HEEDED[goes_on]}
+    heeded = {name: value for name, value in changes.items() if name in CHANGEABLE[goes_on]}
     others = [name for name in changes if name not in heeded and now[name] not in (changes[name], _path(changes[name]))]
     others += [name for name in ("config", "preset") if getattr(asked, name)]
     if others:
-        takes = ", ".join(map(flag, ("name", "storage", "verbose", *HEEDED[goes_on])))
+        takes = ", ".join(map(flag, ("name", "storage", "verbose", *CHANGEABLE[goes_on])))
         raise UsageError(
             f"{', '.join(map(flag, others))}: with {flag(goes_on)} a sweep keeps the settings it began with; beside it "
             f"only {takes} are heeded; leave out the others, or begin another sweep"

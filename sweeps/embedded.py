@@ -1,4 +1,4 @@
-"""The embedded default: handwritten digits as shards, and a small net that is pretrained on them for a moment."""
+"""The embedded default: handwritten digits as shards, and a small net that is briefly pretrained on them."""
 
 import dataclasses
 from typing import Any

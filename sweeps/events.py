@@ -41,7 +41,6 @@ class SweepStarted(Event):
     """The sweep began, or went on after an interruption.
 
     Args:
-        name: name of the sweep.
         params: what all trials share.
         tags: who ran what.
         dataset: the shards: name, digest, source_type, source, profile; empty where they are not read.
@@ -78,14 +77,10 @@ class TrialStarted(Event):
         trial_id: Tune's id.
         name: name for people, such as `ssim w=0.13 #07`: regularizer, weight and `tag`.
         part: folder of the run of Tune that it belongs to; empty of the pick trained further.
-        regularizer: name of the regularizer.
         weight: the absolute one.
         strength: the same in calibrated units.
         penalty_settings: settings of the regularizer, those that are not the defaults.
-        seed: seed of the trial.
-        epochs: number of epochs of the whole trial.
         digest: digest of the configuration that was asked for.
-        workers: number of workers of the trial.
         number: number of the trial in the study, or of the trial that it repeats or trains further.
         repeats: which repetition of the best weight of a regularizer it is, from 1; 0 of a trial of the search.
         resumed_from: id of the trial that it trains further; empty of others.
@@ -120,7 +115,6 @@ class EpochReported(Event):
     """A trial reported an epoch.
 
     Args:
-        trial_id: id of the trial.
         metrics: the small part that went through Tune (`trainer.epoch_report.REPORTED`).
     """
 
@@ -133,7 +127,6 @@ class TrialEnded(Event):
     """A trial is over; the state that it ended in is derived from this (`sweeps.trials.state_of`).
 
     Args:
-        trial_id: id of the trial.
         error: why it failed, empty where it did not.
         epoch: the last that it reported, 0 if none.
         diverged: whether its loss was no longer finite.
@@ -156,7 +149,6 @@ class PartEnded(Event):
     """All trials of one run of Tune have ended.
 
     Args:
-        part: folder of the run of Tune.
         trials: ids of those that count. Tune may have forgotten others when it was killed, and tried them again.
     """
 
@@ -197,7 +189,6 @@ class ModelSaved(Event):
     """The pick was saved as a model of MLflow.
 
     Args:
-        trial_id: id of the trial.
         folder: folder of the model, on the machine that drove the sweep.
     """
 

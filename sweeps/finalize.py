@@ -15,23 +15,17 @@ from sweeps.recording import Recording
 from sweeps.report.page import PAGE, description, write_report
 from sweeps.results import SweepResult, ranked
 from sweeps.search import open_study
-from sweeps.settings import Sweep, write_files
+from sweeps.settings import Sweep
 from sweeps.start_check import kept
 from sweeps.tracking.model import save_model
 from sweeps.tracking.server import reason as in_one_line
+from trainer.locations import write_files
 
 T = TypeVar("T")
 
 
 def finalize(sweep: Sweep, units: dict[str, float], rows: list[Row], recording: Recording) -> None:
-    """Keep the result, and record it.
-
-    Args:
-        sweep: settings of the sweep, whose trials have ended.
-        units: calibrated unit of each regularizer's weight.
-        rows: trials of the sweep.
-        recording: record of the sweep.
-    """
+    """Keep the result, and record it."""
     repeated = finalists.gather(sweep, recording.log, rows)
     picked = pick(rows, sweep.max_accuracy_drop)
     result = as_dict(rows, picked, sweep.max_accuracy_drop)

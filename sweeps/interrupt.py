@@ -17,11 +17,7 @@ LIMIT = 60.0  # seconds that trials are given to save their state
 
 
 class Interruption:
-    """Whether the user has asked a run of Tune to end, and whether it has.
-
-    Args:
-        switch: the `StopSwitch` that running trials look at.
-    """
+    """Whether the user has asked a run of Tune to end, and whether it has."""
 
     def __init__(self, switch: Any) -> None:
         self.switch = switch
@@ -42,7 +38,7 @@ class Interruption:
         if waiting and time.monotonic() - self.asked_at <= LIMIT:
             return
         what = (
-            f"{len(waiting)} of {len(running)} trials did not save theirs in time and resume from their last epoch"
+            f"{len(waiting)} of {len(running)} trials did not save their state in time and resume from their last epoch"
             if waiting
             else "every trial saved its state"
         )
@@ -67,9 +63,6 @@ def open_switch() -> Any:
 def saving(switch: Any) -> Iterator[None]:
     """Within the block, Ctrl-C asks for an end that loses nothing.
 
-    Args:
-        switch: the `StopSwitch` that running trials look at.
-
     Raises:
         KeyboardInterrupt: at the end of the block, if it was asked for and not everything had ended by then.
     """
@@ -91,12 +84,7 @@ def asked() -> bool:
 
 
 def end_if_asked(running: set[str], say: Callable[[str], None]) -> None:
-    """Called again and again while trials run: ends Tune once all have saved their state.
-
-    Args:
-        running: ids of the trials that train.
-        say: takes a line for the user.
-    """
+    """Called again and again while trials run: ends Tune once all have saved their state."""
     interruption = _OF_THIS_RUN.get()
     if interruption is not None:
         interruption.end_if_saved(running, say)

@@ -16,11 +16,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Stage:
-    """Something begins.
-
-    Args:
-        text: what it is.
-    """
+    """Something begins."""
 
     text: str
 
@@ -30,7 +26,6 @@ class Note:
     """A line for the user.
 
     Args:
-        text: the line.
         warning: whether it tells of what may keep the sweep from an answer.
     """
 
@@ -43,7 +38,6 @@ class Advanced:
     """The stage that began last went on.
 
     Args:
-        name: what is done now.
         done: fraction of the stage, in [0, 1].
     """
 
@@ -56,8 +50,6 @@ class TrialsBegan:
     """A run of Tune begins or goes on; the events of its trials follow, as the log has them.
 
     Args:
-        total: trials there will be.
-        epochs: epochs of each.
         slots: trials at a time.
         earlier: events of its trials that an earlier process logged.
     """

@@ -24,29 +24,35 @@ def trial_of(sweep: Sweep, config: dict[str, Any]) -> Trial:
 def trial_started(
     sweep: Sweep, units: dict[str, float], part: str, trial_id: str, config: dict[str, Any]
 ) -> TrialStarted:
-    """The event of a trial that Tune starts.
+    """The event of a trial that Tune starts with this configuration.
 
     Args:
-        sweep: sweep of the trial.
         units: calibrated unit of each regularizer's weight.
         part: folder of the run of Tune.
-        trial_id: Tune's id.
-        config: configuration that Tune gives it.
     """
     trial = trial_of(sweep, config)
-    started = TrialStarted(
+    return started(
+        sweep,
+        trial,
         trial_id=trial_id,
-        name="",
         part=part,
+        strength=trial.weight / units[trial.regularizer] if trial.weight else 0.0,
+        number=proposal(config).get("number"),
+        repeats=trial.seed - sweep.new_seeds.start + 1 if FIXED in config else 0,
+    )
+
+
+def started(sweep: Sweep, trial: Trial, **others: Any) -> TrialStarted:
+    """The event of a trial that starts, with its name; `others` are the fields that the trial does not give."""
+    event = TrialStarted(
+        name="",
         regularizer=trial.regularizer,
         weight=trial.weight,
-        strength=trial.weight / units[trial.regularizer] if trial.weight else 0.0,
         penalty_settings=dict(trial.penalty_settings),
         seed=trial.seed,
         epochs=trial.epochs,
         digest=trial.digest(),
         workers=sweep.placement.workers,
-        number=proposal(config).get("number"),
-        repeats=trial.seed - sweep.new_seeds.start + 1 if FIXED in config else 0,
+        **others,
     )
-    return dataclasses.replace(started, name=f"{trial.label} {started.tag}")
+    return dataclasses.replace(event, name=f"{trial.label} {event.tag}")

@@ -18,7 +18,6 @@ def check_shared(storage: str, trial: Trial | None) -> None:
     """Let each node look for what this process sees, and write beside it.
 
     Args:
-        storage: folder or URL of the sweep.
         trial: trial with the data and the checkpoint to read; None if they are not made yet.
 
     Raises:
@@ -43,7 +42,7 @@ def check_shared(storage: str, trial: Trial | None) -> None:
                 raise UsageError(f"{wrong} (node {node['NodeManagerHostname']}, {node['NodeManagerAddress']}); {FIX}")
     except ray.exceptions.RayError as error:
         why = str(error).strip().rpartition("\n")[2]
-        raise FieldError("storage", storage, f"not every node could look for it ({why})") from None
+        raise FieldError("storage", storage, f"not every node could be asked ({why})") from None
     finally:
         remove_file(token)
 
@@ -54,7 +53,7 @@ def _look(token: str, trial: Trial | None) -> str:
     mine = f"{token}-{ray.get_runtime_context().get_node_id()}"
     try:
         if file_size(token) is None:
-            return f"`storage` {storage}: one node does not see there what another wrote"
+            return f"`storage` {storage}: what one node writes there, another does not see"
         with whole_file(mine) as stream:
             stream.write(b"here too")
         remove_file(mine)

@@ -107,11 +107,10 @@ def wait_for_cluster(sweep: Sweep, new: bool) -> None:
     """See that the cluster has room for a trial, or will have, and that its nodes see what a trial needs.
 
     Args:
-        sweep: settings of the sweep.
         new: whether it has no data and no checkpoint yet where it makes them itself.
     """
     if sweep.placement.ray_train == "lean" and not sweep.placement.lean:
-        stage(f"this is not Ray {TESTED_RAY}: its own Ray Train runs, with more processes for each trial")
+        stage(f"this is not Ray {TESTED_RAY}, so stock Ray Train runs, with more processes per trial")
     at_once = slots(sweep)
     stage(f"{in_words(nodes())}: {at_once} trial{'s' if at_once > 1 else ''} of {per_trial(sweep.placement)} at a time")
     wait_for_room(sweep.placement, stage)

@@ -20,13 +20,7 @@ EVERY = 0.5  # seconds between two looks of the live table
 
 
 class Progress:
-    """Trials done and running, the best so far and the time left: a reader of the event log.
-
-    Args:
-        total: trials there will be.
-        epochs: epochs of each.
-        console: the terminal.
-    """
+    """Trials done and running, the best so far and the time left: a reader of the event log."""
 
     def __init__(self, total: int, epochs: int, console: Console) -> None:
         self.total, self.epochs, self.console = total, epochs, console

@@ -20,11 +20,7 @@ SHORTEST, LONGEST = 1.0, 10.0  # seconds between two looks at the log; the longe
 
 
 class Recording:
-    """Writes the event log; within a `with` block, a thread sends what is new to MLflow.
-
-    Args:
-        sweep: sweep that is driven by this process.
-    """
+    """Writes the event log; within a `with` block, a thread sends what is new to MLflow."""
 
     def __init__(self, sweep: Sweep) -> None:
         self.sweep, self.log = sweep, open_log(sweep)
@@ -120,14 +116,14 @@ class Background(threading.Thread):
                 self.uploader.send(look=False)
             except Exception as error:  # of any kind: nothing that is wrong with MLflow may end a sweep
                 if not away:
-                    self.say(f"MLflow does not answer; training goes on, metrics are kept: {reason(error)}")
+                    self.say(f"MLflow does not answer; training continues, metrics are queued: {reason(error)}")
                 pause, away = min(2 * pause, LONGEST), True
             else:
                 if away:
                     self.say("MLflow answers again")
                 pause, away = SHORTEST, False
             for name in set(self.uploader.refused) - known:
-                self.say(f"MLflow refuses something of {name}: {self.uploader.refused[name]}")
+                self.say(f"MLflow rejects part of {name}: {self.uploader.refused[name]}")
 
     def stop(self) -> None:
         """End after what is being sent now."""
@@ -139,7 +135,6 @@ def start_sweep(sweep: Sweep, params: dict[str, Any], **origin: Any) -> Recordin
     """Record that the sweep begins, or goes on.
 
     Args:
-        sweep: sweep that this process drives.
         params: what all its trials share.
         origin: `tags`, `dataset` and `files` of `SweepStarted`.
     """

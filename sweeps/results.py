@@ -21,11 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class TrialResult(Row):
-    """One trial of a sweep: its figures, its model, and more epochs of it.
-
-    Args:
-        sweep: settings of its sweep.
-    """
+    """One trial of a sweep: its figures, its model, and more epochs of it."""
 
     sweep: Sweep = field(repr=False)
 
@@ -67,7 +63,6 @@ class SweepResult:
     """A sweep and how its trials ended.
 
     Args:
-        sweep: settings of the sweep.
         trials: those of the search, best first.
         finalists: the best weights trained again, as `sweeps.finalists.as_dicts` has them; empty without seeds.
         units: calibrated unit of each regularizer's weight.

@@ -3,9 +3,9 @@
 import dataclasses
 from typing import Any
 
-from sweeps.settings import HEEDED, Sweep
+from sweeps.settings import CHANGEABLE, Sweep
 from trainer.errors import FieldError
-from trainer.locations import absolute
+from trainer.locations import absolute, read_json
 from trainer.published import without_network
 
 GROWN = ("extensions", "source")  # what a sweep itself adds to its settings
@@ -26,7 +26,7 @@ def as_kept(asked: Sweep, how: str) -> Sweep:
     changed = [
         name
         for name, value in mine.items()
-        if value is not None and value != its[name] and name not in (*GROWN, *HEEDED[how])
+        if value is not None and value != its[name] and name not in (*GROWN, *CHANGEABLE[how])
     ]
     if kept.source is not None and "checkpoint" in changed and mine["checkpoint"] == absolute(kept.source):
         changed.remove("checkpoint")  # that of the trials was made from it
@@ -35,10 +35,22 @@ def as_kept(asked: Sweep, how: str) -> Sweep:
             changed[0],
             mine[changed[0]],
             "a sweep that goes on keeps the settings it began with, and of these only "
-            f"{', '.join(f'`{name}`' for name in HEEDED[how])} can be changed; leave the others as they were, or begin "
-            "another sweep",
+            f"{', '.join(f'`{name}`' for name in CHANGEABLE[how])} can be changed; leave the others as they "
+            "were, or begin another sweep",
         )
-    return dataclasses.replace(kept, **{name: getattr(asked, name) for name in HEEDED[how]})
+    return dataclasses.replace(kept, **{name: getattr(asked, name) for name in CHANGEABLE[how]})
+
+
+def extended(sweep: Sweep, trials: int) -> Sweep:
+    """The sweep with more trials per regularizer.
+
+    Raises:
+        UsageError: if it has not ended.
+    """
+    result = read_json(f"{sweep.folder}/result.json")
+    if result is None or tuple(result["trials_per_regularizer"]) != sweep.parts:
+        raise FieldError("extensions", trials, f"sweep {sweep.name} has not ended; `resume` continues it")
+    return dataclasses.replace(sweep, extensions=(*sweep.extensions, trials))
 
 
 def _flat(sweep: Sweep) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from sweeps.checkpoints import check_space
 from sweeps.cluster import ray_cluster, where
 from sweeps.embedded import embed
 from sweeps.finalize import finalize
+from sweeps.folder import create_folder, driving
 from sweeps.messages import Advanced, Note, Progress, stage, tell, told_to
 from sweeps.prepare import check, filled_in, on_cluster, reach_tracking, wait_for_cluster
 from sweeps.provenance import dataset, provenance, source
@@ -22,13 +23,13 @@ from sweeps.ranking import rule
 from sweeps.recording import start_sweep
 from sweeps.report.page import in_markdown
 from sweeps.results import SweepResult
-from sweeps.resuming import as_kept
-from sweeps.settings import Sweep, create_folder, driving, extended, write_files, write_json
+from sweeps.resuming import as_kept, extended
+from sweeps.settings import Sweep
 from sweeps.start_check import StartCheck
 from sweeps.start_weights import make_start
 from sweeps.tuning import run_finalists, run_sweep
 from trainer.calibrate import calibrate
-from trainer.locations import read_json
+from trainer.locations import read_json, write_files, write_json
 
 CALIBRATION = "calibration.json"
 
@@ -94,7 +95,7 @@ def _joined(sweep: Sweep, verbose: bool) -> Iterator[None]:
     parts = " + ".join(str(len(sweep.names) * part) for part in sweep.parts)
     stage(f"{parts} trials to search, {len(sweep.names)} regularizers with the baseline")
     if sweep.seeds:
-        stage(f"then up to {len(sweep.names) * sweep.seeds} more for --seeds {sweep.seeds}")
+        stage(f"then up to {len(sweep.names) * sweep.seeds} more with `seeds` {sweep.seeds}")
     stage(where())
     with ray_cluster(verbose=verbose, stock=not sweep.placement.lean):
         wait_for_machines(stage)

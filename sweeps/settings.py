@@ -2,37 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
-import fcntl
-import json
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import yaml
 
 from sweeps.environment import set_environment
+from sweeps.folder import SETTINGS, read_yaml, sweeps_in, was_prepared
 from sweeps.proposals import named, settings_of
 from trainer.command import how_to_run
 from trainer.config import Trial, check_choices, check_regularizers, regularizer_names
 from trainer.errors import FieldError, UsageError
-from trainer.locations import (
-    absolute,
-    file_size,
-    folders_in,
-    is_url,
-    list_folder,
-    open_file,
-    read_json,
-    remove_file,
-    whole_file,
-)
+from trainer.locations import absolute, file_size, is_url, write_files
 from trainer.model_input import check_model
 from trainer.placement import Placement
 from trainer.plain import from_plain, set_types, to_plain
@@ -45,10 +32,8 @@ if TYPE_CHECKING:
 Scheduler = Literal["asha", "none"]
 Allocation = Literal["equal", "adaptive"]
 Objectives = Literal["robust", "both"]
-SETTINGS = "sweep.yaml"  # in the folder of each sweep
-DRIVER = ".driver"  # locked by the process that drives the sweep
-# What may be changed of a sweep that goes on.
-HEEDED = {"resume": ("max_accuracy_drop",), "extend": ("seeds", "max_accuracy_drop", "max_concurrent")}
+# Settings that may be changed when a sweep goes on.
+CHANGEABLE = {"resume": ("max_accuracy_drop",), "extend": ("seeds", "max_accuracy_drop", "max_concurrent")}
 FIRST_NEW_SEED = 1_000_000  # behind every seed a search will ever reach
 
 
@@ -276,7 +261,7 @@ class Sweep:
 
     @property
     def new_seeds(self) -> range:
-        """Of the repetitions of finalists."""
+        """Seeds of the repetitions of finalists."""
         return range(first := self.trial.seed + FIRST_NEW_SEED, first + self.seeds)
 
     @property
@@ -359,7 +344,7 @@ class Sweep:
             return cls.read(f"{folder}/{SETTINGS}")
         if file_size(f"{folder}/settings.json") is not None:
             raise UsageError(f"sweep {name!r} is of an earlier version, which kept settings.json; begin another sweep")
-        if _was_prepared(folder):
+        if was_prepared(folder):
             raise UsageError(
                 f"sweep {name!r} ended before its search began, or is still being prepared; if it ended, give its "
                 "command again"
@@ -374,24 +359,6 @@ class Sweep:
             UsageError: if there is no such file, or it holds something else.
         """
         return from_plain(cls, read_yaml(location), location)
-
-
-def read_yaml(location: str) -> dict[str, Any]:
-    """The settings in a file of YAML.
-
-    Raises:
-        UsageError: if there is no such file, or it holds something else.
-    """
-    try:
-        with open_file(location) as stream:
-            content = yaml.safe_load(stream.read())
-    except OSError as error:
-        raise UsageError(f"{location}: cannot be read ({error.strerror or error})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{location}: is no YAML ({' '.join(str(error).split())[:200]})") from None
-    if not isinstance(content, dict):
-        raise UsageError(f"{location}: holds no settings; give a file such as the sweep.yaml in a sweep's folder")
-    return content
 
 
 def check_fixed(name: str, value: float, regularizers: Iterable[str]) -> None:
@@ -411,91 +378,3 @@ def check_fixed(name: str, value: float, regularizers: Iterable[str]) -> None:
         raise FieldError("fixed", name, f"no regularizer of this sweep has that setting; {known}")
     if not ranges[name].holds(value):
         raise FieldError("fixed", {name: value}, f"give {ranges[name]}")
-
-
-def sweeps_in(storage: str) -> list[str]:
-    """Names of the sweeps in a storage folder or URL."""
-    return [name for name in sorted(folders_in(storage)) if file_size(f"{storage}/{name}/{SETTINGS}") is not None]
-
-
-def _was_prepared(folder: str) -> bool:
-    """Whether a sweep began to be prepared in a folder, which then has its lock or what it starts from."""
-    try:
-        return bool({DRIVER, "start.json", "start.pt"} & (list_folder(folder) or set()))
-    except OSError:
-        return False
-
-
-def write_json(location: str, content: Any) -> None:
-    """Write a JSON file, by path or URL, that is whole under its name even if the machine stops while writing."""
-    with whole_file(location) as stream:
-        stream.write(json.dumps(content, indent=1).encode())
-
-
-def write_files(folder: str, files: Mapping[str, str | bytes]) -> None:
-    """Write files by their names in a folder, each whole or not at all."""
-    for name, content in files.items():
-        with whole_file(f"{folder}/{name}") as stream:
-            stream.write(content.encode() if isinstance(content, str) else content)
-
-
-def extended(sweep: Sweep, trials: int) -> Sweep:
-    """The sweep with more trials per regularizer.
-
-    Raises:
-        UsageError: if it has not ended.
-    """
-    result = read_json(f"{sweep.folder}/result.json")
-    if result is None or tuple(result["trials_per_regularizer"]) != sweep.parts:
-        raise FieldError("extensions", trials, f"sweep {sweep.name} has not ended; `resume` continues it")
-    return dataclasses.replace(sweep, extensions=(*sweep.extensions, trials))
-
-
-def create_folder(sweep: Sweep) -> None:
-    """Make the sweep's folder.
-
-    Raises:
-        UsageError: if the storage cannot be written.
-    """
-    probe = f"{sweep.folder}/.writable"
-    try:
-        with whole_file(probe) as stream:
-            stream.write(b"")
-        remove_file(probe)
-        sweep.local_folder.mkdir(parents=True, exist_ok=True)
-    except (UsageError, OSError) as error:
-        raise FieldError("storage", sweep.storage, f"cannot be written ({error})") from None
-
-
-def is_driven(sweep: Sweep) -> bool | None:
-    """Whether a process drives the sweep now; None where this machine cannot tell."""
-    try:
-        with (sweep.local_folder / DRIVER).open() as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return None
-    return False
-
-
-@contextmanager
-def driving(sweep: Sweep, new: bool = False) -> Iterator[None]:
-    """Within the block, no other process of this machine drives the sweep.
-
-    Raises:
-        UsageError: if one does, or if the sweep should be new and its name is taken.
-    """
-    sweep.local_folder.mkdir(parents=True, exist_ok=True)
-    with (sweep.local_folder / DRIVER).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # freed by the system even if this process is killed
-        except BlockingIOError:
-            raise FieldError("name", sweep.name, "another process drives this sweep; wait until it ends") from None
-        if new and file_size(f"{sweep.folder}/{SETTINGS}") is not None:
-            raise FieldError(
-                "name",
-                sweep.name,
-                f"a sweep of that name is already under {sweep.storage}; `resume` continues it, or choose another name",
-            )
-        yield

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 import torch
 from scipy.special import betaincinv, ndtri
 
-from sweeps.settings import write_json
 from trainer.cache import ShardCache
 from trainer.config import Trial
 from trainer.evaluate.measure import evaluate
 from trainer.evaluate.plan import Plan
 from trainer.fit import count_classes, prepare_model
-from trainer.locations import read_json
+from trainer.locations import read_json, write_json
 from trainer.metrics import VAL_ACCURACY, VAL_EXAMPLES, VAL_MAJORITY
 from trainer.shards import evaluation_splits, read_shards
 from trainer.shards.find import few
@@ -36,12 +35,9 @@ class StartCheck:
         measured: images that this accuracy is of, spread over the val split.
         chance: share of the most frequent class among them: what a net has right that knows nothing of an image. It is
             1 / classes where all are equally frequent, and more elsewhere.
-        classes: number of classes of the data.
         checkpoint: whether there is one; trials without train from scratch.
         val_images: number of images of the split, on which a trial's accuracy is measured at its end.
         attacked: number of those on which its robust accuracy is measured.
-        steps_per_epoch: number of steps of each trial.
-        epochs: number of epochs of each trial.
         empty: classes without a train image, where the shards were counted here.
     """
 
@@ -58,7 +54,7 @@ class StartCheck:
 
     @property
     def total_steps(self) -> int:
-        """Of each trial."""
+        """Number of steps of each trial."""
         return self.steps_per_epoch * self.epochs
 
     @property
@@ -82,7 +78,7 @@ class StartCheck:
 
     @property
     def robust_tie(self) -> float:
-        """The same of robust accuracies, of which nothing is known before the search."""
+        """The same for robust accuracies, of which nothing is known before the search."""
         return smallest_difference(self.attacked, 0.5)
 
     @property
@@ -99,7 +95,7 @@ class StartCheck:
         """The facts for a page."""
         start = "The start checkpoint" if self.checkpoint else "Before training, the model"
         return (
-            f"{start} classifies {_percent(self.accuracy)} % of {_count(self.measured, 'val image')} rightly "
+            f"{start} classifies {_percent(self.accuracy)} % of {_count(self.measured, 'val image')} correctly "
             f"({self._interval}); chance, always answering the most frequent of {_count(self.classes, 'class')}, is "
             f"{_percent(self.chance)} %. A trial takes {_count(self.steps_per_epoch, 'step')} an epoch, "
             f"{self.total_steps} in all, and is measured on {_count(self.val_images, 'val image')}, {self.attacked} of "
@@ -113,26 +109,26 @@ class StartCheck:
         if self.at_chance and not self.checkpoint:
             found.append(
                 "There is no checkpoint, so trials train from scratch and weights are calibrated on an untrained net; "
-                "give one with --checkpoint."
+                "give one with `checkpoint`."
             )
         elif self.at_chance:
             found.append(
                 f"The start checkpoint is at chance, as far as {_count(self.measured, 'val image')} can tell: it has "
-                f"{_percent(self.accuracy)} % right ({self._interval}), always answering the most frequent class "
-                f"{_percent(self.chance)} %; see that it was trained on these classes in this order, or give it a new "
-                "head with --new-head."
+                f"{_percent(self.accuracy)} % right ({self._interval}), always answering the most frequent class has "
+                f"{_percent(self.chance)} %; check that it was trained on these classes in this order, or give it a "
+                "new head with `new_head`."
             )
         if self.empty:
             found.append(
-                f"{len(self.empty)} of {_count(self.classes, 'class')} have no train image ({few(self.empty)}); see "
+                f"{len(self.empty)} of {_count(self.classes, 'class')} have no train image ({few(self.empty)}); check "
                 "that the list of class names is in the order of the labels, which count from 0, and names no more "
                 "than there are."
             )
         if self.steps_per_epoch < FEWEST_STEPS:
             found.append(
                 f"An epoch has {_count(self.steps_per_epoch, 'step')}, fewer than the {FEWEST_STEPS} that momentum "
-                "takes to build up, so what is measured after it says little about a weight; lower batch_size or "
-                "raise images_per_epoch."
+                "takes to build up, so what is measured after it says little about a weight; lower "
+                "`batch_size` or raise `images_per_epoch`."
             )
         if self.accuracy_tie > LARGEST_TIE:
             found.append(
@@ -140,7 +136,7 @@ class StartCheck:
                 f"{_percent(self.accuracy_tie)} points in accuracy are a tie; put more images into it."
             )
         if self.robust_tie > LARGEST_TIE:
-            more = "raise --robust-images" if self.attacked < self.val_images else "put more into the val split"
+            more = "raise `robust_images`" if self.attacked < self.val_images else "put more into the val split"
             found.append(
                 f"Only {_count(self.attacked, 'image')} will be attacked, so two trials closer than "
                 f"{_percent(self.robust_tie)} points in robust accuracy are a tie; {more}."
@@ -195,7 +191,7 @@ def interval(hits: int, images: int) -> tuple[float, float]:
 def smallest_difference(images: int, accuracy: float) -> float:
     """Smallest difference of the accuracies of two trials on the same images that is more than chance at 95 %.
 
-    McNemar's test counts the images that only one of the two classifies rightly, b and c: the trials differ where
+    McNemar's test counts the images that only one of the two classifies correctly, b and c: the trials differ where
     |b − c| > z √(b + c), z = 1.96. Of n images b + c is at most about 2 n p (1 − p) at accuracy p, as many as of trials
     that err independently; trials of one sweep share their start and err on the same images more often. So the
     difference |b − c| / n that returns, z √(2 p (1 − p) / n), is on the safe side, as large as for two trials on
@@ -231,9 +227,6 @@ def measure(
 
     Args:
         trial: model, checkpoint, data and how long trials train; its regularizer does not matter.
-        workers: number of workers of each trial.
-        device: device of the computation.
-        cache: local copies of remote shards.
         progress: callback as in `evaluate`.
 
     Raises:

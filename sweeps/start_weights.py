@@ -30,10 +30,6 @@ def is_made(sweep: Sweep) -> bool:
 def load_start(sweep: Sweep, say: Callable[[str], None] = lambda line: None) -> tuple[nn.Module, Loaded | None]:
     """The model with the sweep's checkpoint, but for a last layer that is to be trained yet, and what was done with it.
 
-    Args:
-        sweep: gives model, data and checkpoint.
-        say: takes lines for the user.
-
     Raises:
         UsageError: if the checkpoint cannot be read or does not fit.
     """
@@ -58,9 +54,6 @@ def load_start(sweep: Sweep, say: Callable[[str], None] = lambda line: None) -> 
 
 def make_start(sweep: Sweep) -> Sweep:
     """Write start.pt into the sweep's folder, where `is_made` says so; the sweep whose trials start from it.
-
-    Args:
-        sweep: sweep as it was asked for.
 
     Raises:
         UsageError: if the weights do not fit, or a new last layer does not learn.

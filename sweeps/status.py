@@ -17,8 +17,9 @@ from rich.console import Console
 from rich.table import Table
 
 from sweeps.events import SweepEnded, SweepStarted, log_in
+from sweeps.folder import SETTINGS, is_driven
 from sweeps.ranking import with_settings
-from sweeps.settings import SETTINGS, Sweep, is_driven, usual_storage
+from sweeps.settings import Sweep, usual_storage
 from sweeps.trials import TrialRecord, read_trials
 from trainer.command import parse, run
 from trainer.errors import UsageError

@@ -6,11 +6,12 @@ import shlex
 from rich.console import Console
 
 from sweeps import finalists
+from sweeps.folder import SETTINGS
 from sweeps.ranking import reason, table
 from sweeps.recording import Recording
 from sweeps.report.page import PAGE
 from sweeps.results import SweepResult, TrialResult
-from sweeps.settings import SETTINGS, Sweep
+from sweeps.settings import Sweep
 from sweeps.tracking.model import ALIAS
 from trainer.command import python
 from trainer.locations import file_size

@@ -10,6 +10,8 @@ from rich.progress import Progress as Bars
 from sweeps.events import Event
 from sweeps.messages import Advanced, Message, Note, Stage, TrialsBegan, TrialsEnded, TrialsGoOn
 from sweeps.progress import Progress
+from trainer.command import flag
+from trainer.errors import UsageError
 
 
 class Terminal(logging.Handler):
@@ -31,8 +33,10 @@ class Terminal(logging.Handler):
             self._end_bar()
         match message:
             case Stage(text):
+                text = UsageError(text).said(flag)  # settings as flags, as errors show them
                 self.console.print(f"[bold]>[/bold] {text}", highlight=False)
             case Note(text, warning):
+                text = UsageError(text).said(flag)
                 self.line(f"warning: {text}" if warning else text)
             case Advanced() if self.console.is_terminal:
                 self._bar(message)

@@ -7,12 +7,13 @@ from sweeps.callback import trial_ended
 from sweeps.capacity import slots, wait_for_machines, wait_for_room
 from sweeps.checkpoints import only_weights
 from sweeps.cluster import ray_cluster, where
-from sweeps.events import SweepEnded, TrialStarted
+from sweeps.events import SweepEnded
+from sweeps.folder import driving
 from sweeps.messages import Progress, note, stage, told_to
+from sweeps.outcomes import started
 from sweeps.preflight import check_shared
 from sweeps.recording import start_sweep
 from sweeps.results import TrialResult
-from sweeps.settings import driving
 from sweeps.trials import read_trials
 from trainer.errors import FieldError
 from trainer.ray_driver import run_trial
@@ -33,7 +34,7 @@ def train_on(result: TrialResult, epochs: int, progress: Progress | None, verbos
 
 
 def check(result: TrialResult, epochs: int) -> None:
-    """Refuse a trial that cannot be trained on.
+    """Refuse a trial that cannot be trained further.
 
     Raises:
         UsageError: saying why, and what to do instead.
@@ -48,8 +49,8 @@ def check(result: TrialResult, epochs: int) -> None:
         raise FieldError(
             "trial",
             result.tag,
-            f"of it only the weights were kept, as `keep` {sweep.keep} says, and training on needs the optimizer's "
-            f"state; start a sweep from them with {shlex.join(start)}, or keep more of the next with `keep` all",
+            f"only its weights were kept, as `keep` {sweep.keep} says, and training further needs the optimizer's "
+            f"state; start a sweep from them with {shlex.join(start)}, or give the next sweep `keep` all",
         )
 
 
@@ -65,26 +66,20 @@ def _train(result: TrialResult, epochs: int) -> TrialResult:
         seed=result.seed,
         epochs=epochs,
     )
-    started = TrialStarted(
-        trial_id=name,
-        name="",
-        part="",
-        regularizer=result.regularizer,
-        weight=result.weight,
-        strength=result.strength,
-        penalty_settings=result.penalty_settings,
-        seed=result.seed,
-        epochs=epochs,
-        digest=trial.digest(),
-        workers=sweep.placement.workers,
-        number=result.number,
-        resumed_from=result.trial_id,
-        start=result.checkpoint,
-    )
-    started = dataclasses.replace(started, name=f"{trial.label} {started.tag}")
     recording = start_sweep(sweep, {})
     stage(f"continuing {result.regularizer} {result.tag} to epoch {epochs}")
-    recording.append(started)
+    recording.append(
+        started(
+            sweep,
+            trial,
+            trial_id=name,
+            part="",
+            strength=result.strength,
+            number=result.number,
+            resumed_from=result.trial_id,
+            start=result.checkpoint,
+        )
+    )
     recording.open()
     try:
         ray_result = run_trial(

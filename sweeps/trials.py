@@ -57,7 +57,7 @@ class TrialRecord:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Those that its last epoch reported."""
+        """Metrics that its last epoch reported."""
         return self.reports[max(self.reports)].metrics if self.reports else {}
 
     def result(self) -> Row | None:

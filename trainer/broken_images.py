@@ -9,17 +9,11 @@ VERIFY = "`python -m trainer.shards --verify` lists them"
 
 
 def too_many(broken: int, read: int, shards: Shards) -> str:
-    """Why a reader is to give up, empty while it is not.
-
-    Args:
-        broken: number of broken images it has met.
-        read: number of images it has read.
-        shards: split they belong to.
-    """
+    """Why a reader is to give up, empty while it is not."""
     if broken > MAX_BROKEN * shards.total:
-        return f"more than {MAX_BROKEN:.1%} of the {shards.total} {shards.split} images are so"
+        return f"more than {MAX_BROKEN:.1%} of the {shards.total} {shards.split} images are broken"
     if broken > FEW_BROKEN and 2 * broken > read:  # a large split that is no good
-        return f"so are {broken} of the first {read} {shards.split} images that were read"
+        return f"{broken} of the first {read} {shards.split} images are broken"
     return ""
 
 
@@ -27,9 +21,7 @@ def refuse_broken(broken: float | int, asked: int, shards: Shards, passes: int =
     """Refuse an evaluation or an epoch for images that could not be decoded, counted over all workers.
 
     Args:
-        broken: number of broken images.
         asked: number of examples that were to be evaluated or trained on, over all passes.
-        shards: split they belong to.
         passes: how often the same image may have been counted.
 
     Raises:
@@ -38,5 +30,5 @@ def refuse_broken(broken: float | int, asked: int, shards: Shards, passes: int =
     if broken > MAX_BROKEN * shards.total * passes or 2 * broken > asked:
         raise UsageError(
             f"{broken:.0f} of {asked} {shards.split} images cannot be decoded, and at most {MAX_BROKEN:.1%} of the "
-            f"split may be so; {VERIFY}"
+            f"split may be broken; {VERIFY}"
         )

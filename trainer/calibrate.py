@@ -36,9 +36,6 @@ def calibrate(
 
     Args:
         trial: model, checkpoint and data; its regularizer does not matter.
-        names: names of the regularizers.
-        device: device of the computation.
-        cache: local copies of remote shards.
         begun: callback with the name of each regularizer as its turn comes.
         settings: settings of each regularizer, by field; the rest have their defaults.
 

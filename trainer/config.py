@@ -201,7 +201,7 @@ class Trial:
 
     @property
     def normalization(self) -> "Normalization":
-        """Of the images."""
+        """Normalization of the images."""
         from trainer.normalization import Normalization
 
         return Normalization(cast(Channels, self.mean), cast(Channels, self.std))  # since __post_init__

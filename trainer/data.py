@@ -34,8 +34,6 @@ class Batch:
     An image that cannot be decoded is all NaN, which losses leave out and count.
 
     Args:
-        images: normalized pixels.
-        labels: class indices.
         indices: number of each example in its split, in evaluation; None in training.
     """
 
@@ -49,13 +47,8 @@ class LoaderOptions:
     """What loaders for training and evaluation have in common.
 
     Args:
-        normalization: mean and deviation of the pixels.
         batch_size: number of images in each batch of this worker.
-        rank: rank of this worker.
-        world_size: number of workers.
         loader_workers: number of loader processes, 0 to read in this one.
-        device: device of the batches.
-        cache: local copies of remote shards.
     """
 
     normalization: Normalization
@@ -68,7 +61,7 @@ class LoaderOptions:
 
     @classmethod
     def of_worker(cls, trial: Trial, device: torch.device, cache: ShardCache | None) -> "LoaderOptions":
-        """Those of this worker of a trial."""
+        """Options of this worker of a trial."""
         return cls(
             normalization=trial.normalization,
             batch_size=trial.batch_size,
@@ -80,7 +73,7 @@ class LoaderOptions:
         )
 
     def for_reader(self) -> dict[str, Any]:
-        """Those of a `BatchReader`."""
+        """Arguments of a `BatchReader`."""
         return {
             "cache": self.cache,
             "batch_size": self.batch_size,
@@ -95,7 +88,6 @@ class Loader:
 
     Args:
         reader: reads the batches, in the loader processes.
-        options: normalization, device and number of loader processes.
     """
 
     def __init__(self, reader: BatchReader, options: LoaderOptions) -> None:

@@ -28,9 +28,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from regularizers.base import at_least_float32
 from trainer.config import UsageError
 from trainer.convolution import Convolution, FoldedConvolution, Geometry, transformed
-from trainer.precision import at_least_float32
 
 # Functions that only look at a tensor: batch norm layers call them before they call `batch_norm`.
 _QUERIES = {torch._assert, Tensor.dim, Tensor.size, Tensor.numel, Tensor.is_contiguous} | {

@@ -72,7 +72,6 @@ class EpochReport:
         """What goes through Ray Train and Tune, whose search takes finite numbers only.
 
         Args:
-            digest: digest of the configuration that was trained.
             checkpoint_folder: newest checkpoint, if there is one.
         """
         everything = self.to_dict()

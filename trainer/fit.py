@@ -94,11 +94,7 @@ class TrainState:
     """What changes while a trial trains; a checkpoint holds all of it.
 
     Args:
-        trial: configuration.
         classes: names of the model's outputs, in order.
-        model: model in training, on the device.
-        optimizer: optimizer of its parameters.
-        device: device of the training.
         epoch: number of epochs done.
         step: number of steps done, over all epochs.
         losses: the three losses and the number of images left out, of each step of the epoch, on the device.
@@ -170,14 +166,12 @@ def fit(
     """Train until `trial.epochs` are done.
 
     Args:
-        trial: configuration.
         report: callback of every worker after each epoch; it takes the report, over all workers, and a state to resume
             from, tensors and plain types only.
         record: callback of rank 0 for the losses of every step, in order; a continued epoch repeats those of its
             earlier steps.
         state: what an earlier `report` was given, or `fit` returned; training continues there as if uninterrupted.
         device: device of the training; the CPU by default.
-        cache: local copies of remote shards.
         interrupted: callback after every step, with the same answer on all workers; True ends the training at once.
 
     Returns:
@@ -230,9 +224,6 @@ def train_epoch(
         training: state before and, changed in place, after.
         loss: loss around the model, DDP around both where there are several workers.
         loader: batches of this worker.
-        train: training split.
-        record: callback as in `fit`.
-        interrupted: callback as in `fit`.
 
     Returns:
         Means over all workers and steps of the epoch; None if it was interrupted before its end.

@@ -52,9 +52,6 @@ def train_head(
     Args:
         trial: model and data; its regularizer does not matter.
         state: weights of the whole model, those of the last layer fresh.
-        steps: batches to train on.
-        device: device to compute on.
-        cache: local copies of remote shards.
         done: callback after each step.
 
     Raises:

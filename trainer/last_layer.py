@@ -11,6 +11,7 @@ from torch import Tensor
 
 from trainer.config import Trial
 from trainer.errors import FieldError, UsageError
+from trainer.shards.find import few
 from trainer.shards.meta import class_names
 
 SHOWN = 3  # names in a message
@@ -77,11 +78,11 @@ def other_classes(checkpoint: str, names: Sequence[str], classes: Sequence[str],
         [name for name in some if name not in set(others)] for some, others in ((classes, names), (names, classes))
     )
     if not new:
-        differ = "in another order" if not gone else f"and others ({_few(gone)}) in an order of its own"
+        differ = "in another order" if not gone else f"and others ({few(gone, SHOWN)}) in an order of its own"
         return FieldError("checkpoint", checkpoint, f"it has the data's classes {differ}; {remedy}")
-    of_its_own = f", where it has {_few(gone)}" if gone else ""
+    of_its_own = f" and has {few(gone, SHOWN)} instead" if gone else ""
     return FieldError(
-        "checkpoint", checkpoint, f"its classes are not the data's: {_few(new)} it has not{of_its_own}; {remedy}"
+        "checkpoint", checkpoint, f"its classes are not the data's: it lacks {few(new, SHOWN)}{of_its_own}; {remedy}"
     )
 
 
@@ -105,10 +106,6 @@ def head_misfit(
     return FieldError(
         "checkpoint", checkpoint, f"does not fit the model: {what} ({'; '.join(problems[:SHOWN])}); {remedy}"
     )
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
 def trial_settings(content: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -112,6 +112,19 @@ def _uploaded(system: Any, target: str) -> Iterator[BinaryIO]:
         if system.get_file_info(target).size != size:
             system.delete_file(target)
             raise OSError("the upload is incomplete")
+
+
+def write_json(location: str, content: Any) -> None:
+    """Write a JSON file, by path or URL, that is whole under its name even if the machine stops while writing."""
+    with whole_file(location) as stream:
+        stream.write(json.dumps(content, indent=1).encode())
+
+
+def write_files(folder: str, files: Mapping[str, str | bytes]) -> None:
+    """Write files by their names in a folder, each whole or not at all."""
+    for name, content in files.items():
+        with whole_file(f"{folder}/{name}") as stream:
+            stream.write(content.encode() if isinstance(content, str) else content)
 
 
 def file_size(location: str) -> int | None:

@@ -8,7 +8,6 @@ def metric(split: str, name: str) -> str:
 
     Args:
         split: train, val or test; `step` for the losses of single steps, `system` for the load of the machine.
-        name: metric within the split.
     """
     return f"{split}/{name}"
 

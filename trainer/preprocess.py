@@ -153,9 +153,6 @@ def resize(
     """Bicubic resize (Keys, a = −0.5, pixel centers at halves, no antialiasing), rounded and clipped to [0, 255].
 
     Args:
-        pixels: image of any size.
-        height: height of the output in pixels.
-        width: width of the output in pixels.
         flip: whether left and right change places.
     """
     rows, columns, _ = pixels.shape

@@ -16,7 +16,6 @@ def build_timm(name: str, classes: int | None, *, weights: bool = False) -> nn.M
     Args:
         name: `timm:NAME`, `timm:NAME.TAG` or `timm:hf-hub:OWNER/NAME`, whose configuration is downloaded.
         classes: number of outputs; None is that of its published weights.
-        weights: whether to download those.
 
     Raises:
         UsageError: if timm is not installed, does not know the name, or cannot download what it needs.

@@ -20,9 +20,6 @@ class WorkerConfig:
 
     Args:
         trial: configuration to train, `Trial.to_dict()`.
-        folder: folder of the trial's checkpoints and log.
-        name: name of the trial in the storage.
-        cache: shard cache of the node.
         start: checkpoint folder whose state a new run begins with.
         switch: handle of the `StopSwitch` to look at.
     """
@@ -56,11 +53,8 @@ def run_trial(
 
     Args:
         trial: configuration to train, `Trial.to_dict()`.
-        placement: placement of its workers.
         storage: folder for checkpoints, seen by every node.
-        name: name of the run inside it.
         start: checkpoint folder whose state a new run begins with.
-        callbacks: callbacks of Ray Train.
         switch: handle of a `StopSwitch` to look at.
         in_tune: whether this is the process of a Tune trial; where Ray Train is lean, with a bundle for each worker in
             its placement group.

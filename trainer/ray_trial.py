@@ -55,12 +55,7 @@ def train_worker(config: WorkerConfig) -> None:
 
 
 class _Worker:
-    """The training of one worker, and what it reports and saves.
-
-    Args:
-        config: configuration of the worker.
-        device: device to train on.
-    """
+    """The training of one worker, and what it reports and saves."""
 
     def __init__(self, config: WorkerConfig, device: torch.device) -> None:
         self.config, self.device = config, device

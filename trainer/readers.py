@@ -52,8 +52,6 @@ class Chosen:
     """A sample to decode.
 
     Args:
-        encoded: sample as it is read.
-        random: randomness of its transform.
         index: number of the example in its split, in evaluation.
     """
 
@@ -81,12 +79,6 @@ class BatchReader(Dataset):
     """Batches of one rank by request.
 
     Args:
-        shards: split to read.
-        transform: decodes an image.
-        cache: local copies of remote shards.
-        batch_size: number of samples in each batch.
-        rank: rank of this worker.
-        world_size: number of workers.
         num_readers: number of readers of each worker.
     """
 
@@ -190,7 +182,6 @@ class TrainReader(BatchReader):
     """Endless passes over the shards, cut into epochs of a fixed number of steps.
 
     Args:
-        seed: seed of the order.
         steps: number of batches of this rank in an epoch.
     """
 

@@ -112,7 +112,7 @@ class ImageNetResNet(nn.Module):
             self.add_module(f"layer{index + 1}", _stage(block, inputs, width, depth, stride, shortcut, activation))
             inputs = outputs
         self.fc = nn.Linear(inputs, classes)
-        _initialise(self)
+        _initialize(self)
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b k"]:
         x = self.maxpool(self.activation(self.bn1(self.conv1(images))))
@@ -136,7 +136,7 @@ class CifarResNet(nn.Module):
             blocks = _stage(BasicBlock, inputs, width, (depth - 2) // 6, stride, shortcut, activation)
             self.add_module(f"layer{index + 1}", blocks)
         self.linear = nn.Linear(64, classes)
-        _initialise(self)
+        _initialize(self)
 
     def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b k"]:
         x = self.activation(self.bn1(self.conv1(images)))
@@ -145,7 +145,7 @@ class CifarResNet(nn.Module):
         return self.linear(x.mean(dim=(2, 3)))
 
 
-def _initialise(model: nn.Module) -> None:
+def _initialize(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -15,4 +15,4 @@ class LostWorkerError(RetryableError, RuntimeError):
 
 
 class UnreachableError(RetryableError, UsageError):
-    """Storage or a server did not answer; the user may have to mend that."""
+    """Storage or a server did not answer; the user may have to fix that."""

@@ -24,7 +24,6 @@ def factor(epoch: float, epochs: float) -> float:
 
     Args:
         epoch: number of passes done, with fractions.
-        epochs: number of epochs of the whole run.
     """
     starts = [start * epochs // 90 for start, _ in MILESTONES]
     if epoch < starts[0]:

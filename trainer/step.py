@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from regularizers import Forward, Regularizer, RegularizerError
-from regularizers.base import checked, finite_examples
+from regularizers.base import at_least_float32, checked, finite_examples
 from trainer.config import UsageError
 from trainer.data import Batch
 from trainer.double_backprop import DoubleBackprop, refuse_once_differentiable, refuse_unseen_batch_norm
-from trainer.precision import at_least_float32, autocast
+from trainer.precision import autocast
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,6 @@ class RegularizedLoss(nn.Module):
 
     Args:
         model: the classifier, its modes set by `set_mode`.
-        regularizer: the penalty and its weight.
         label_smoothing: label smoothing of the cross-entropy (the penalty's score has none).
         batch_norm: `frozen`, `stop` or `flow`.
         precision: `bfloat16` applies the model under autocast; loss, heatmap and penalty stay in float32.
@@ -110,9 +109,6 @@ class CompiledLoss(RegularizedLoss):
 
     Args:
         model: the classifier; its statistics must not change.
-        regularizer: the penalty and its weight.
-        backend: backend of torch.compile.
-        **options: options of `RegularizedLoss`.
 
     Raises:
         UsageError: if the regularizer overrides `penalty`; by its first call, if the model cannot be compiled or the
@@ -208,8 +204,6 @@ def train_step(
 
     Args:
         loss: module that takes images, labels and generator.
-        batch: batch of this worker.
-        optimizer: optimizer of the weights.
         clip_norm: largest norm of the gradient of all weights; None leaves it as it is.
         generator: generator of the penalty's random draws.
     """

@@ -42,7 +42,6 @@ def record_system_metrics(record: Callable[[Metrics, int], None], device: torch.
     Args:
         record: callback; it takes the values and the time in seconds since 1970, so that the values of a trial that
             moves to another machine stay in order.
-        device: device of the trial.
     """
     ended = threading.Event()
 

@@ -37,7 +37,6 @@ class TrialLog:
 
     Args:
         folder: folder of the trial, a path or URL.
-        digest: digest of its configuration.
         epoch: number of the epoch in training, counted from 1.
     """
 
@@ -97,7 +96,9 @@ class TrialLog:
         with self._writing:
             with self._lock:
                 if self._changed:
-                    self._waiting[_points(self.epoch)] = b"".join(json.dumps(p).encode() + b"\n" for p in self._points)
+                    self._waiting[points_file(self.epoch)] = b"".join(
+                        json.dumps(p).encode() + b"\n" for p in self._points
+                    )
                     self._changed = False
                 waiting = list(self._waiting.items())
             for name, content in waiting:
@@ -133,15 +134,10 @@ class TrialLog:
 def read_points(folder: str, epoch: int) -> list[Point]:
     """Points of an epoch that have been written so far, oldest first."""
     try:
-        with open_file(f"{folder}/{_points(epoch)}") as stream:
+        with open_file(f"{folder}/{points_file(epoch)}") as stream:
             return [json.loads(line) for line in stream.read().splitlines()]
     except (FileNotFoundError, *SPOILED):
         return []
-
-
-def points_file(folder: str, epoch: int) -> str:
-    """Where the points of an epoch are."""
-    return f"{folder}/{_points(epoch)}"
 
 
 def read_report(folder: str, epoch: int) -> dict[str, Any] | None:
@@ -166,7 +162,8 @@ def failure_of(folder: str) -> str | None:
     return failure["reason"] if failure else None
 
 
-def _points(epoch: int) -> str:
+def points_file(epoch: int) -> str:
+    """Name of the file with the points of an epoch, in the folder of the trial."""
     return f"points/epoch_{epoch:04d}.jsonl"
 
 

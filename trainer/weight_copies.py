@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from trainer.errors import FieldError
+from trainer.shards.find import few
 
 WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")  # of PyTorch, at any depth
 BESIDE = ("total_ops", "total_params")  # that a profiler leaves in every layer
@@ -64,8 +65,6 @@ def find_copies(model: nn.Module, content: Any, layers: Sequence[str]) -> list[W
     """The model's parameters in every dictionary that has some, under every prefix that leads to the most.
 
     Args:
-        model: model whose names are looked for.
-        content: content of the file.
         layers: names of the model's last layers, which may differ.
     """
     own = model.state_dict()
@@ -133,9 +132,7 @@ def belongs_to(layers: Sequence[str], name: str) -> bool:
 
 def layer_names(names: Sequence[str]) -> str:
     """The layers of these names, the first of them."""
-    groups = list(dict.fromkeys(name.rpartition(".")[0] or name for name in names))
-    more = f" and {len(groups) - SHOWN} more" if len(groups) > SHOWN else ""
-    return f"{', '.join(groups[:SHOWN])}{more}"
+    return few(list(dict.fromkeys(name.rpartition(".")[0] or name for name in names)), SHOWN)
 
 
 def dictionaries(content: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], dict[str, Tensor]]]:

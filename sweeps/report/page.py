@@ -42,7 +42,7 @@ def page(result: SweepResult, drawn: dict[str, Figure], no_gallery: str | None) 
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     templates.filters |= {"percent": _percent, "figure": _figure, "in_words": in_words}
-    pictures = {name: picture(figure, _form(name)) for name, figure in drawn.items()}
+    pictures = {name: picture(name, figure) for name, figure in drawn.items()}
     return templates.get_template("page.html").render(
         result=result,
         sweep=result.sweep,
@@ -108,14 +108,9 @@ def in_markdown(start: StartCheck) -> str:
     return "\n\n".join([*(f"**Warning:** {warning}" for warning in start.warnings), start.sentences])
 
 
-def _form(name: str) -> str:
-    """Heatmaps are made of pixels."""
-    return "png" if name.startswith(GALLERY) else "svg"
-
-
-def picture(figure: Figure, form: str) -> Markup:
-    """A figure as the address of an image that is in the page itself."""
-    kind = {"svg": "svg+xml", "png": "png"}[form]
+def picture(name: str, figure: Figure) -> Markup:
+    """A figure as the address of an image that is in the page itself; heatmaps are made of pixels."""
+    form, kind = ("png", "png") if name.startswith(GALLERY) else ("svg", "svg+xml")
     return Markup(f"data:image/{kind};base64,{base64.b64encode(plots.image(figure, form)).decode()}")
 
 

@@ -18,7 +18,8 @@ from typing import Literal
 from tyro.conf import Positional
 
 from sweeps.events import log_in
-from sweeps.settings import Sweep, sweeps_in, usual_storage
+from sweeps.folder import sweeps_in
+from sweeps.settings import Sweep, usual_storage
 from trainer.command import parse, run
 from trainer.errors import UsageError
 from trainer.locations import absolute

@@ -36,10 +36,8 @@ def save_model(checkpoint: str, data: str | None, folder: Path, cache: ShardCach
     `image_size`, and what its outputs stand for: `classes` (docs/mlflow.md).
 
     Args:
-        checkpoint: checkpoint of the trial.
         data: shards it was trained on.
         folder: folder of the model, there only when it is whole; one that is there already stays.
-        cache: local copies of remote shards.
 
     Returns:
         The folder.
@@ -81,7 +79,6 @@ def _metadata(trial: Trial, shape: tuple[int, ...], classes: Sequence[str]) -> d
     """What whoever feeds the model must know, in plain types.
 
     Args:
-        trial: trial that made it.
         shape: shape of its input, (b, 3, h, w).
         classes: names, by index of the output.
     """
@@ -99,9 +96,6 @@ def register(client: MlflowClient, run: RunInfo, folder: Path, name: str, tags: 
     """Register a saved model of a run as a version of `name`, once for each run; done again, it goes on where it was.
 
     Args:
-        client: client of MLflow.
-        run: run that made the model.
-        folder: folder with the model.
         name: name of the registered model.
         tags: tags of that, by which it is known as ours.
         pick: whether the alias goes to this version.

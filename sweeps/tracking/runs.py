@@ -48,8 +48,6 @@ def start_run(
     """Create a run, or set the one with this identity running again, which is restored where it was deleted.
 
     Args:
-        client: client of MLflow.
-        experiment: id of the experiment.
         name: name of a new run.
         time: begin of a new run, in ms since 1970.
         identity: tags by which the run is found.
@@ -78,8 +76,6 @@ def log(
     """Log in as few requests as the server takes.
 
     Args:
-        client: client of MLflow.
-        run: id of the run.
         metrics: any number of points; one that the run has, of the same time, changes nothing.
         params: logged if the run does not have them: MLflow lets nobody change one.
         tags: tags to set.

@@ -40,7 +40,7 @@ def reason(error: Exception) -> str:
 
 
 def check_tracking(uri: str) -> None:
-    """Ask the server, or the database, for a sign of life; that a server is away for now is said and no error.
+    """Check that the server or database answers; a server that is away for now is logged, not refused.
 
     Raises:
         UsageError: if the address cannot be right: no such scheme or host, or something that is not MLflow answers.
@@ -55,7 +55,8 @@ def check_tracking(uri: str) -> None:
                 f"no MLflow answers there; give http://HOST:PORT of a server or sqlite:///PATH ({reason(error)[:120]})",
             ) from None
         log.warning(
-            "No MLflow answers at %s yet. The sweep goes on; metrics are kept in its storage until one does.", uri
+            "MLflow at %s does not answer yet. The sweep continues, and its metrics are queued in its storage.",
+            uri,
         )
 
 

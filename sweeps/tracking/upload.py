@@ -44,7 +44,6 @@ class Uploader:
     Args:
         folder: folder of the sweep in the storage.
         local: folder of the sweep on the machine that drives it.
-        log: event log of the sweep.
         uri: address of MLflow.
         sent: callback with a run's name and a number of points, whenever MLflow has taken something.
     """
@@ -274,7 +273,7 @@ def _unsent(folder: str, cursor: Cursor) -> Iterator[tuple[list[Metric], Cursor]
     """Epoch by epoch what a trial has written since the cursor, and the cursor once that is sent."""
     for epoch in _epochs(folder, cursor.epoch):
         report = read_report(folder, epoch)  # first: once it is there, so are all points of the epoch
-        size = file_size(points_file(folder, epoch)) or 0
+        size = file_size(f"{folder}/{points_file(epoch)}") or 0
         told = read_points(folder, epoch) if size != cursor.size else []
         told += [report] if report is not None else []
         known, metrics = dict(cursor.known), []

@@ -37,12 +37,13 @@ from sweeps import tuning
 from sweeps.callback import SweepCallback
 from sweeps.cluster import ray_cluster
 from sweeps.early_stopping import FairASHA
+from sweeps.folder import create_folder
 from sweeps.messages import told_to
 from sweeps.proposals import proposal, weight_of
 from sweeps.recording import start_sweep
 from sweeps.search import METRIC
 from sweeps.searcher import StudySearcher
-from sweeps.settings import Sweep, create_folder
+from sweeps.settings import Sweep
 from sweeps.terminal import Terminal
 from sweeps.tracking.upload import Uploader
 from trainer.config import Trial

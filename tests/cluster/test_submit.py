@@ -83,7 +83,7 @@ def test_a_sweep_is_submitted_loses_a_host_and_its_pick_is_resumed(hosts):
     job = "ray job submit --working-dir . -- python sweeps/all_regularizers.py --storage /home/host/mine"
     status, out = hosts.run("laptop", f"RAY_AUTH_MODE=token RAY_API_SERVER_ADDRESS=http://127.0.0.1:8265 {job}")
     assert status != 0
-    assert "error: --storage /home/host/mine: one node does not see there what another wrote" in out
+    assert "error: --storage /home/host/mine: what one node writes there, another does not see" in out
     said += out
 
     sweep = hosts.start(

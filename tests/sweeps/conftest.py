@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 import timm_on_cpu  # noqa: F401
+from mlflow_server import database, empty_database, server  # noqa: F401
 from object_store import object_store  # noqa: F401
 
 ROOT = Path(__file__).parents[2]

@@ -2,12 +2,14 @@
 
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
 
+import pytest
 from mlflow import MlflowClient
 
 from sweeps.tracking.runs import EXPERIMENT, TRIAL_TAG
@@ -64,3 +66,26 @@ class Server:
                 os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
             self.process = None
+
+
+@pytest.fixture(scope="module")
+def empty_database(tmp_path_factory):
+    """Made once: it takes many seconds."""
+    path = tmp_path_factory.mktemp("mlflow") / "empty.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments(max_results=1)
+    return path
+
+
+@pytest.fixture
+def database(empty_database, tmp_path):
+    """URI of a database of its own."""
+    return f"sqlite:///{shutil.copy(empty_database, tmp_path / 'mlflow.db')}"
+
+
+@pytest.fixture
+def server(tmp_path, empty_database):
+    (tmp_path / "server").mkdir()
+    shutil.copy(empty_database, tmp_path / "server/server.db")
+    server = Server(tmp_path / "server")
+    yield server
+    server.kill()

@@ -98,7 +98,7 @@ def test_machines_of_ones_own_are_waited_for_but_not_for_ever(launched, monkeypa
     started -= capacity.PATIENCE
     members[:] = [node(8, 1)]
     wait_for_machines(said.append)
-    assert said[1:] == ["going on without 2 of 3 machines"]
+    assert said[1:] == ["continuing without 2 of 3 machines"]
     launched("gpu.yaml", [])
     wait_for_machines(pytest.fail)
 

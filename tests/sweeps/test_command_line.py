@@ -199,7 +199,7 @@ def test_help_and_wrong_flags_are_told_without_pytorch_ray_and_mlflow(name):
     (("--weight", 1, "--strengths", "1"), "--weight 1: .*leave out --strengths"),
     (("--weight", -1), "--weight -1: give a finite number, 0 or above"), (("--weight", "inf"), "finite"),
     (("--strengths", "1,10", "--trials-per-regularizer", 3), "--strengths 1,10: these are 2, and --trials-per-regul"),
-    (("--ema",), "--ema: needs --checkpoint"), (("--head-steps", 3), "--head-steps 3: is for --new-head"),
+    (("--ema",), "--ema: needs --checkpoint"), (("--head-steps", 3), "--head-steps 3: is for `new_head`"),
     (("--checkpoint", "w.pt"), "--checkpoint w.pt: needs --data"), (("--data", "x"), "--data x: needs --model"),
     (("--data", "x", "--model", "resnet8", "--new-head", "--checkpoint", "w.pt", "--head-steps", -1), "0 to leave"),
     (("--mean", "127,127,127"), "--mean 127,127,127: give three pixel fractions"),
@@ -376,7 +376,7 @@ def test_what_an_earlier_sweep_wrote_begins_another_and_flags_override_it(asked,
     ("seedz: 3", "seedz is unknown; did you mean seeds"),
     ("seeds: many", "seeds: give a whole number, not 'many'"), ("seeds: 2.5", "seeds: 2.5 is of another kind"),
     ("seeds: true", "seeds: True is of another kind"), ("trial: 3", "trial holds 3"), ("[1]", "holds no settings"),
-    ("a: [", "is no YAML"), ("scheduler: ashes", "scheduler=ashes: did you mean asha"),
+    ("a: [", "is not valid YAML"), ("scheduler: ashes", "scheduler=ashes: did you mean asha"),
 ])  # fmt: skip
 def test_what_a_file_of_settings_says_wrong_is_named(text, words, tmp_path):
     (tmp_path / "sweep.yaml").write_text(text)

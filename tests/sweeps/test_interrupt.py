@@ -69,7 +69,7 @@ def test_trials_that_do_not_save_are_not_waited_for_for_ever(ends, monkeypatch):
     monkeypatch.setattr(interrupt, "LIMIT", -1.0)
     with pytest.raises(KeyboardInterrupt):
         run()
-    assert said == ["interrupted: 2 of 2 trials did not save theirs in time and resume from their last epoch"]
+    assert said == ["interrupted: 2 of 2 trials did not save their state in time and resume from their last epoch"]
 
 
 def test_the_second_time_it_ends_at_once_and_a_later_run_knows_of_neither(ends):

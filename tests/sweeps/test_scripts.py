@@ -188,7 +188,7 @@ def test_finalists_are_repeated_and_a_sweep_extended(start, script, tmp_path, di
     )  # fmt: skip
     assert status == 0, (out, err)
     assert re.search(r"\(RayTrainWorker pid=\d+\)", err)
-    assert out.index("then up to 4 more for --seeds 2") < out.index("starting Ray")
+    assert out.index("then up to 4 more with --seeds 2") < out.index("starting Ray")
     path, extend = tmp_path / "s/result.json", ("--extend", 1, "--storage", tmp_path, "--name", "s")
     first = json.loads(path.read_text())
     path.rename(tmp_path / "kept.json")  # as if the sweep had not ended

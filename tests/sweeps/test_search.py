@@ -11,9 +11,11 @@ from ray import cloudpickle
 
 from regularizers import REGULARIZERS
 from sweeps.proposals import weight_of
+from sweeps.resuming import extended
 from sweeps.search import METRIC, Space, make_search
-from sweeps.settings import Sweep, extended, write_json
+from sweeps.settings import Sweep
 from trainer.config import Trial, UsageError
+from trainer.locations import write_json
 from trainer.placement import Placement
 
 UNITS = {"l2": 2.0, "ssim": 0.5}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from sweeps import Sweep
-from sweeps.settings import DRIVER, driving, is_driven
+from sweeps.folder import DRIVER, driving, is_driven
 from trainer.errors import FieldError
 
 
@@ -38,8 +38,9 @@ def test_a_value_of_another_type_is_refused_by_the_name_of_its_field(change, mes
 TRAINER = """
 import sys
 from pathlib import Path
-from sweeps import Sweep, Trial, presets
-from trainer.placement import Placement
+from sweeps import Placement, Sweep, SweepResult, Trial
+print({"torch", "ray", "optuna", "mlflow"} & set(sys.modules))
+from sweeps import presets
 
 for make in (
     lambda: presets.digits(epochs=1.5), lambda: presets.digits(learning_rate="0.1"), lambda: Placement(workers=2.0),
@@ -63,6 +64,7 @@ def test_trials_refuse_other_types_and_lists_paths_and_whole_numbers_are_taken_f
         [sys.executable, "-c", TRAINER, tmp_path], cwd=Path(__file__).parents[2], capture_output=True, text=True
     )
     assert done.stdout.splitlines() == [
+        "set()",  # the interface is there in a moment
         "FieldError epochs=1.5: give a whole number",
         "FieldError learning_rate='0.1': give a number",
         "FieldError workers=2.0: give a whole number",

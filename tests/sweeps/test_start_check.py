@@ -16,7 +16,9 @@ from sweeps.run import tell_start
 from sweeps.start_check import StartCheck, interval, keep, kept, measure, smallest_difference
 from sweeps.terminal import Terminal
 from trainer.cache import ShardCache
+from trainer.command import flag
 from trainer.config import Trial
+from trainer.errors import UsageError
 from trainer.models import build_model
 
 GOOD = StartCheck(
@@ -75,15 +77,15 @@ def test_a_good_start_is_one_line_without_a_warning(capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "said", "remedy"),
     [
-        ({"accuracy": 0.1}, "at chance", "--new-head"),
-        ({"accuracy": 0.01}, "at chance", "--new-head"),
-        ({"accuracy": 0.6, "chance": 0.59}, "at chance", "--new-head"),  # of classes of which one is frequent
-        ({"accuracy": 0.1, "checkpoint": False}, "from scratch", "--checkpoint"),
-        ({"steps_per_epoch": 1}, "An epoch has 1 step, ", "batch_size"),
-        ({"steps_per_epoch": 9}, "An epoch has 9 steps, ", "images_per_epoch"),
+        ({"accuracy": 0.1}, "at chance", "`new_head`"),
+        ({"accuracy": 0.01}, "at chance", "`new_head`"),
+        ({"accuracy": 0.6, "chance": 0.59}, "at chance", "`new_head`"),  # of classes of which one is frequent
+        ({"accuracy": 0.1, "checkpoint": False}, "from scratch", "`checkpoint`"),
+        ({"steps_per_epoch": 1}, "An epoch has 1 step, ", "`batch_size`"),
+        ({"steps_per_epoch": 9}, "An epoch has 9 steps, ", "`images_per_epoch`"),
         ({"val_images": 19, "measured": 19, "accuracy": 17 / 19}, "only 19 images", "put more images"),
         ({"empty": ("f", "g")}, "2 of 10 classes have no train image (f, g)", "names no more than there are"),
-        ({"attacked": 19}, "Only 19 images will be attacked", "--robust-images"),
+        ({"attacked": 19}, "Only 19 images will be attacked", "`robust_images`"),
     ],
 )
 def test_each_warning_comes_alone_with_what_to_do(changes, said, remedy, capsys):
@@ -94,7 +96,8 @@ def test_each_warning_comes_alone_with_what_to_do(changes, said, remedy, capsys)
     with told_to(Terminal()):
         tell_start(start)
     _, line = capsys.readouterr().out.splitlines()
-    assert line == f"warning: {warning}"
+    assert line == f"warning: {UsageError(warning).said(flag)}"
+    assert "`" not in line
 
 
 @pytest.mark.parametrize(
@@ -113,7 +116,7 @@ def test_what_is_just_enough_is_not_warned_of(changes):
 
 def test_where_all_images_are_attacked_more_are_needed():
     few = dataclasses.replace(GOOD, val_images=19, measured=19, attacked=19, accuracy=17 / 19)
-    assert ["--robust-images" in warning for warning in few.warnings] == [False, False]
+    assert ["robust_images" in warning for warning in few.warnings] == [False, False]
 
 
 def test_at_chance_trials_may_end_at_any_accuracy():

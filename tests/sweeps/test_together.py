@@ -5,15 +5,15 @@ import json
 import pytest
 from mlflow import MlflowClient
 from mlflow_server import run_of
-from test_tracking import empty_database, server  # noqa: F401  # fixtures
 
-from sweeps.settings import Sweep, driving
+from sweeps.folder import driving
+from sweeps.settings import Sweep
 from sweeps.tracking.runs import PARENT_TAG, SWEEP_TAG, TRIAL_TAG
 from trainer.config import Trial, UsageError
 
 
 @pytest.mark.slow
-def test_two_sweeps_at_once_keep_apart(start, server, digits, tmp_path):  # noqa: F811
+def test_two_sweeps_at_once_keep_apart(start, server, digits, tmp_path):
     server.start()
     arguments = ["--data", digits, "--model", "resnet8", "--regularizers", "l2", "--epochs", 1, "--robust-images", 8,
                  "--images-per-epoch", 128, "--max-concurrent", 1, "--storage", tmp_path / "runs",

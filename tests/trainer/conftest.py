@@ -1,4 +1,6 @@
-"""The shard maker's command line and a small network that knows its digits."""
+"""The shard maker's command line, small trials, a small network that knows its digits."""
+
+from dataclasses import dataclass
 
 import pytest
 import timm_on_cpu  # noqa: F401
@@ -67,3 +69,44 @@ def source():
     from trainer.models import build_model
 
     return noisy(build_model("resnet8", 10), 1)
+
+
+@pytest.fixture
+def trial(digits):
+    from trainer.config import Trial
+
+    return Trial(
+        data=str(digits), model="resnet8", regularizer="l2", weight=0.1, epochs=2, images_per_epoch=64, batch_size=16,
+        robust_images=16, pgd_steps=1, activation="softplus", augment=False,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def one_broken(monkeypatch):
+    """The image that is read first: one of 1,258, and of the few of an epoch."""
+    from trainer.preprocess import DecodeError, Transform
+
+    decode, bad = Transform.__call__, []
+
+    def broken(self, encoded, randomness):
+        bad.append(encoded)
+        if encoded == bad[0]:
+            raise DecodeError("cut off")
+        return decode(self, encoded, randomness)
+
+    monkeypatch.setattr(Transform, "__call__", broken)
+
+
+@pytest.fixture
+def scalar(monkeypatch):
+    """A regularizer `scalar` that is wrong: it reduces over the batch."""
+    from regularizers import REGULARIZERS, Regularizer
+
+    @dataclass(frozen=True, kw_only=True)
+    class Scalar(Regularizer):
+        name = "scalar"
+
+        def formula(self, heatmap, images):
+            return heatmap.square().mean()
+
+    monkeypatch.setitem(REGULARIZERS, "scalar", Scalar)

@@ -2,12 +2,12 @@
 
 import multiprocessing
 import os
-import threading
 import time
 from hashlib import sha256
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import pytest
+from web import served
 
 import trainer.cache
 import trainer.locations
@@ -46,20 +46,14 @@ class Faulty(BaseHTTPRequestHandler):
         else:
             self.wfile.write(body)
 
-    def log_message(self, *arguments):
-        pass
-
 
 @pytest.fixture
 def server(monkeypatch):
     Faulty.faults, Faulty.served = [], []
     monkeypatch.setattr(trainer.cache, "_back_off", lambda attempt: None)
     monkeypatch.setattr(trainer.locations, "TIMEOUT", 1)
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Faulty)
-    threading.Thread(target=http.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{http.server_port}"
-    http.shutdown()
-    http.server_close()
+    with served(Faulty) as address:
+        yield address
 
 
 def read(cache, location, checksum=None):

@@ -1,6 +1,5 @@
 """Shards and streams on the embedded digits."""
 
-import contextlib
 import dataclasses
 import io
 import os
@@ -11,18 +10,14 @@ from itertools import islice
 import psutil
 import pytest
 import torch
-from PIL import Image
+from streams import AS_IS, options
 
-from trainer.broken_images import refuse_broken
 from trainer.cache import ShardCache
 from trainer.config import UsageError
-from trainer.data import LoaderOptions, eval_loader, spread, train_loader
-from trainer.normalization import IMAGENET
+from trainer.data import eval_loader, spread, train_loader
 from trainer.preprocess import Transform
 from trainer.readers import TrainReader
-from trainer.shards import Sample, encode_jpeg, evaluation_splits, read_shards, write_shards
-
-AS_IS = Transform(None, train=False)
+from trainer.shards import evaluation_splits, read_shards
 
 
 def pairs(batches):
@@ -39,10 +34,7 @@ def evaluated(shards, ranks, workers, examples=None):
     found = []
     for rank in range(ranks):
         with eval_loader(
-            shards,
-            AS_IS,
-            LoaderOptions(normalization=IMAGENET, rank=rank, world_size=ranks, batch_size=50, loader_workers=workers),
-            examples=examples,
+            shards, AS_IS, options(50, rank=rank, world_size=ranks, loader_workers=workers), examples=examples
         ) as loader:
             for batch in loader.epoch():
                 indices = batch.indices.tolist()
@@ -71,27 +63,17 @@ def test_evaluation_reads_only_the_shards_it_needs(digits, monkeypatch):
         return original(self, location, checksum)
 
     monkeypatch.setattr(ShardCache, "open", remember)
-    list(
-        eval_loader(
-            read_shards(digits, "val"),
-            AS_IS,
-            LoaderOptions(normalization=IMAGENET, rank=1, world_size=2, batch_size=50),
-        ).epoch()
-    )
+    list(eval_loader(read_shards(digits, "val"), AS_IS, options(50, rank=1, world_size=2)).epoch())
     assert opened == ["000002.tar", "000003.tar"]
 
 
 @pytest.mark.parametrize(("ranks", "workers"), [(1, 0), (2, 0), (5, 0), pytest.param(2, 2, marks=pytest.mark.slow)])
 def test_training_takes_the_same_number_of_full_batches_on_every_rank(digits, ranks, workers):
-    shards = read_shards(digits, "val")  # 4 shards: fewer than lanes in the last cases
+    shards = read_shards(digits, "val")  # 4 shards: fewer than readers in the last cases
     seen = []
     for rank in range(ranks):
         with train_loader(
-            shards,
-            AS_IS,
-            LoaderOptions(normalization=IMAGENET, rank=rank, world_size=ranks, batch_size=32, loader_workers=workers),
-            seed=1,
-            steps=3,
+            shards, AS_IS, options(32, rank=rank, world_size=ranks, loader_workers=workers), seed=1, steps=3
         ) as loader:
             batches = list(loader.epoch(0))
         assert [len(batch.labels) for batch in batches] == [32] * 3
@@ -101,13 +83,7 @@ def test_training_takes_the_same_number_of_full_batches_on_every_rank(digits, ra
 
 def test_order_is_a_function_of_seed_and_epoch(digits):
     def order(seed, epoch):
-        loader = train_loader(
-            read_shards(digits, "train"),
-            AS_IS,
-            LoaderOptions(normalization=IMAGENET, batch_size=64),
-            seed=seed,
-            steps=2,
-        )
+        loader = train_loader(read_shards(digits, "train"), AS_IS, options(64), seed=seed, steps=2)
         return labels_and_sums(loader.epoch(epoch))
 
     assert order(1, 0) == order(1, 0)
@@ -119,8 +95,8 @@ def test_order_is_a_function_of_seed_and_epoch(digits):
 def test_an_epoch_entered_at_a_step_gives_what_is_left_of_it(digits, workers):
     """With random crops; worker processes live through several epochs."""
     shards = read_shards(digits, "train")
-    options = LoaderOptions(normalization=IMAGENET, rank=1, world_size=2, batch_size=16, loader_workers=workers)
-    with train_loader(shards, Transform(None, train=True), options, seed=3, steps=5) as loader:
+    how = options(16, rank=1, world_size=2, loader_workers=workers)
+    with train_loader(shards, Transform(None, train=True), how, seed=3, steps=5) as loader:
         whole = list(loader.epoch(1))
         for first in (2, 4, 5):
             rest = list(loader.epoch(1, first))
@@ -135,22 +111,14 @@ def test_skipped_steps_are_not_decoded(digits, monkeypatch):
     monkeypatch.setattr(
         Transform, "__call__", lambda self, encoded, rng: decoded.append(1) or torch.zeros(3, 4, 4).byte()
     )
-    loader = train_loader(
-        read_shards(digits, "train"), AS_IS, LoaderOptions(normalization=IMAGENET, batch_size=8), seed=0, steps=4
-    )
+    loader = train_loader(read_shards(digits, "train"), AS_IS, options(8), seed=0, steps=4)
     list(loader.epoch(0, 3))
     assert len(decoded) == 8
 
 
 def test_loader_processes_end_with_the_loader(digits):
     before, shared = set(psutil.Process().children(recursive=True)), set(os.listdir("/dev/shm"))
-    with train_loader(
-        read_shards(digits, "train"),
-        AS_IS,
-        LoaderOptions(normalization=IMAGENET, batch_size=8, loader_workers=2),
-        seed=0,
-        steps=2,
-    ) as loader:
+    with train_loader(read_shards(digits, "train"), AS_IS, options(8, loader_workers=2), seed=0, steps=2) as loader:
         list(loader.epoch(0))
         list(loader.epoch(1))
         assert sum("forkserver" in " ".join(p.cmdline()) for p in psutil.Process().children(recursive=True)) >= 2
@@ -162,7 +130,7 @@ def test_loader_processes_end_with_the_loader(digits):
 
 def test_an_epoch_over_the_whole_split_sees_every_example_once(digits):
     shards = read_shards(digits, "val")
-    loader = train_loader(shards, AS_IS, LoaderOptions(normalization=IMAGENET, batch_size=1), seed=0, steps=359)
+    loader = train_loader(shards, AS_IS, options(1), seed=0, steps=359)
     assert sorted(labels_and_sums(loader.epoch(0))) == sorted(pair for _, pair, _ in evaluated(shards, 1, 0))
 
 
@@ -173,7 +141,7 @@ def one_shard(digits):
 
 def test_epochs_shorter_than_a_shard_have_other_samples_of_it_each_time(digits):
     shards = one_shard(digits)
-    with train_loader(shards, AS_IS, LoaderOptions(normalization=IMAGENET, batch_size=10), seed=0, steps=2) as loader:
+    with train_loader(shards, AS_IS, options(10), seed=0, steps=2) as loader:
         epochs = [labels_and_sums(loader.epoch(number)) for number in range(60)]
     everything = {pair for _, pair, _ in evaluated(shards, 1, 0)}
     assert all(len(set(epoch)) == 20 for epoch in epochs)
@@ -186,168 +154,18 @@ def test_workers_that_share_shards_have_each_sample_once(digits, ranks):
     for shards in (one_shard(digits), read_shards(digits, "val")):
         share, seen = shards.total // ranks, []
         for rank in range(ranks):
-            loader = train_loader(
-                shards,
-                AS_IS,
-                LoaderOptions(normalization=IMAGENET, rank=rank, world_size=ranks, batch_size=1),
-                seed=2,
-                steps=share,
-            )
+            loader = train_loader(shards, AS_IS, options(1, rank=rank, world_size=ranks), seed=2, steps=share)
             seen += labels_and_sums(loader.epoch(3))
         if len(shards.paths) < ranks or ranks == 1:
             assert len(set(seen)) == share * ranks
 
 
 def test_more_workers_than_samples_have_samples_all_the_same(digits):
-    options = LoaderOptions(normalization=IMAGENET, batch_size=1)
-    stream = TrainReader(shards=one_shard(digits), transform=AS_IS, seed=0, steps=1, **options.for_reader())
+    how = options(1)
+    stream = TrainReader(shards=one_shard(digits), transform=AS_IS, seed=0, steps=1, **how.for_reader())
     first, *_ = islice(stream._endless(0, 130, 200), 3)
     again, *_ = islice(stream._endless(0, 30, 200), 1)
     assert first.key != again.key
-
-
-def spoil(source, target, broken=(), keep=None):
-    """A copy of a shard with some images made unreadable, or cut after a number of samples."""
-    with tarfile.open(source) as old, tarfile.open(target, "w") as new:
-        members = old.getmembers()
-        for number, member in enumerate(members[: None if keep is None else 2 * keep]):
-            data = old.extractfile(member).read()
-            if member.name.endswith(".jpg") and number // 2 in broken:
-                data = data[: len(data) // 2]
-                member.size = len(data)
-            new.addfile(member, io.BytesIO(data))
-
-
-@pytest.fixture
-def many(tmp_path):
-    """2,000 samples in two shards without meta.json."""
-    jpeg = encode_jpeg(Image.new("RGB", (8, 8), (200, 10, 10)))
-    write_shards((Sample(f"{i:04d}", jpeg, i % 3) for i in range(2000)), tmp_path, "val", ["a", "b", "c"], "test")
-    (tmp_path / "meta.json").unlink()
-    return tmp_path
-
-
-def test_a_few_broken_images_are_left_out_and_counted(many):
-    spoil(many / "val-000001.tar", many / "spoilt.tar", broken=(3, 7))
-    (many / "spoilt.tar").replace(many / "val-000001.tar")
-    shards = read_shards(many, "val")
-    batches = list(eval_loader(shards, AS_IS, LoaderOptions(normalization=IMAGENET, batch_size=500)).epoch())
-    images = torch.cat([batch.images for batch in batches])
-    bad = images.isnan().flatten(1).all(1)
-    assert bad.nonzero().flatten().tolist() == [1003, 1007]
-    assert images[~bad].isfinite().all()
-
-
-def test_the_first_image_may_be_broken(many):
-    spoil(many / "val-000000.tar", many / "spoilt.tar", broken=(0, 1))
-    (many / "spoilt.tar").replace(many / "val-000000.tar")
-    (first, *_) = eval_loader(
-        read_shards(many, "val"), AS_IS, LoaderOptions(normalization=IMAGENET, batch_size=500)
-    ).epoch()
-    assert first.images.shape == (500, 3, 8, 8)
-    assert first.indices.tolist() == list(range(500))
-    assert first.images.isnan().flatten(1).all(1).nonzero().flatten().tolist() == [0, 1]
-
-
-def test_more_broken_images_stop_with_the_shard_named(many):
-    spoil(many / "val-000001.tar", many / "spoilt.tar", broken=(3, 7, 9))
-    (many / "spoilt.tar").replace(many / "val-000001.tar")
-    with pytest.raises(UsageError, match=r"val-000001.tar: image 1009 cannot be decoded .*more than 0.1%"):
-        list(
-            eval_loader(read_shards(many, "val"), AS_IS, LoaderOptions(normalization=IMAGENET, batch_size=500)).epoch()
-        )
-
-
-def trained(shards, steps, batch_size=64, seeds=range(1)):
-    """Broken images in epochs of every seed."""
-    found = []
-    for seed in seeds:
-        loader = train_loader(
-            shards, AS_IS, LoaderOptions(normalization=IMAGENET, batch_size=batch_size), seed=seed, steps=steps
-        )
-        found.append(sum(int(batch.images.isnan().flatten(1).all(1).sum()) for batch in loader.epoch()))
-    return found
-
-
-def test_the_limit_of_an_epoch_of_training_is_that_of_the_split(many):
-    spoil(many / "val-000001.tar", many / "spoilt.tar", broken=(3, 7))
-    (many / "spoilt.tar").replace(many / "val-000001.tar")
-    shards = read_shards(many, "val")
-    assert set(trained(shards, steps=8, seeds=range(12))) >= {0, 1}
-    assert trained(shards, steps=40, batch_size=50) == [2]
-    assert trained(shards, steps=120, batch_size=50) == [6], "three passes"
-    spoil(many / "val-000000.tar", many / "spoilt.tar", broken=(5,))
-    (many / "spoilt.tar").replace(many / "val-000000.tar")
-    with pytest.raises(UsageError, match=r"cannot be decoded .*more than 0.1% of the 2000 val images are so"):
-        trained(read_shards(many, "val"), steps=40, batch_size=50)
-
-
-def test_a_large_split_that_is_broken_is_refused_early(many, monkeypatch):
-    monkeypatch.setattr("trainer.broken_images.MAX_BROKEN", 0.9)  # so many are not read here
-    for name in ("val-000000.tar", "val-000001.tar"):
-        spoil(many / name, many / "spoilt.tar", broken=[number for number in range(1000) if number % 10])
-        (many / "spoilt.tar").replace(many / name)
-    with pytest.raises(UsageError, match=r"cannot be decoded .*so are 33 of the first 3\d val images"):
-        trained(read_shards(many, "val"), steps=4)
-
-
-@pytest.mark.parametrize(
-    ("broken", "asked", "passes", "refused"),
-    [(2, 2000, 1, False), (3, 2000, 1, True), (2, 64, 1, False), (4, 3000, 2, False), (33, 64, 1, True)],
-)
-def test_broken_images_over_all_workers_are_a_fraction_of_the_split(many, broken, asked, passes, refused):
-    with pytest.raises(UsageError, match=f"{broken} of {asked} val") if refused else contextlib.nullcontext():
-        refuse_broken(float(broken), asked, read_shards(many, "val"), passes)
-
-
-def test_the_limit_of_a_subset_is_that_of_its_split(many):
-    (chosen, *_) = (number for number in spread(2000, 256) if number >= 1000)
-    spoil(many / "val-000001.tar", many / "spoilt.tar", broken=(chosen - 1000,))
-    (many / "spoilt.tar").replace(many / "val-000001.tar")
-    loader = eval_loader(
-        read_shards(many, "val"), AS_IS, LoaderOptions(normalization=IMAGENET, batch_size=100), examples=256
-    )
-    broken = [index for batch in loader.epoch() for index in batch.indices[batch.images.isnan().flatten(1).all(1)]]
-    assert broken == [chosen]
-
-
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_examples_come_once_where_a_rank_has_broken_images_alone(many, ranks):
-    """Whose size nothing says: the last batch, which the second rank has to itself."""
-    spoil(many / "val-000001.tar", many / "spoilt.tar", broken=(998, 999))
-    (many / "spoilt.tar").replace(many / "val-000001.tar")
-    shards = dataclasses.replace(read_shards(many, "val"), part=(1996, 1))
-    seen, broken = [], []
-    for rank in range(ranks):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("trainer.broken_images.MAX_BROKEN", 0.5)
-            for batch in eval_loader(
-                shards, AS_IS, LoaderOptions(normalization=IMAGENET, rank=rank, world_size=ranks, batch_size=2)
-            ).epoch():
-                seen += batch.indices.tolist()
-                broken += batch.indices[batch.images.isnan().flatten(1).all(1)].tolist()
-    assert seen == [0, 1, 2, 3]
-    assert broken == [2, 3]
-
-
-def test_a_short_or_truncated_shard_is_an_error_in_training_and_evaluation(tmp_path, digits):
-    for path in digits.iterdir():
-        shutil.copy(path, tmp_path)
-    shards = read_shards(tmp_path, "val")
-
-    def streams():
-        yield train_loader(shards, AS_IS, LoaderOptions(normalization=IMAGENET, batch_size=50), seed=0, steps=7).epoch()
-        yield eval_loader(shards, AS_IS, LoaderOptions(normalization=IMAGENET, batch_size=50)).epoch()
-
-    spoil(digits / "val-000002.tar", tmp_path / "val-000002.tar", keep=60)
-    for batches in streams():
-        with pytest.raises(UsageError, match=r"val-000002.tar: ends after 60 samples, it should have 100"):
-            list(batches)
-    whole = (digits / "val-000002.tar").read_bytes()
-    (tmp_path / "val-000002.tar").write_bytes(whole[: len(whole) // 2 + 100])
-    for batches in streams():
-        with pytest.raises(UsageError, match=r"val-000002.tar: damaged after \d+ samples"):
-            list(batches)
 
 
 @pytest.mark.parametrize(("total", "wanted"), [(359, 256), (10, 3), (7, 7), (5, 100), (50_000, 256)])
@@ -361,6 +179,18 @@ def test_a_subset_has_one_example_of_each_stretch(total, wanted):
 
 def test_a_subset_of_classes_that_come_in_turn_has_all_of_them():
     assert {number % 10 for number in spread(5000, 500)} == set(range(10))
+
+
+def test_fewer_images_than_one_global_batch_are_refused(digits):
+    with pytest.raises(UsageError, match="359 val images"):
+        train_loader(read_shards(digits, "val"), AS_IS, options(200, world_size=2), seed=0, steps=1)
+
+
+def test_images_are_normalized(digits):
+    loader = eval_loader(read_shards(digits, "val"), AS_IS, options(359))
+    (batch,) = loader.epoch()
+    black = (0 - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225])
+    torch.testing.assert_close(batch.images.amin(dim=(0, 2, 3)), black)
 
 
 def test_val_is_divided_where_there_is_no_test_split(digits, tmp_path):
@@ -396,23 +226,5 @@ def test_a_pickle_in_a_shard_is_not_opened(tmp_path, digits):
             out.addfile(evil, io.BytesIO(b"cos\n"))
     shards = read_shards(tmp_path, "train")
     assert shards.total == 2
-    (batch,) = eval_loader(shards, AS_IS, LoaderOptions(normalization=IMAGENET, batch_size=4)).epoch()
+    (batch,) = eval_loader(shards, AS_IS, options(4)).epoch()
     assert batch.images.shape == (2, 3, 32, 32)
-
-
-def test_fewer_images_than_one_global_batch_are_refused(digits):
-    with pytest.raises(UsageError, match="359 val images"):
-        train_loader(
-            read_shards(digits, "val"),
-            AS_IS,
-            LoaderOptions(normalization=IMAGENET, world_size=2, batch_size=200),
-            seed=0,
-            steps=1,
-        )
-
-
-def test_images_are_normalized(digits):
-    loader = eval_loader(read_shards(digits, "val"), AS_IS, LoaderOptions(normalization=IMAGENET, batch_size=359))
-    (batch,) = loader.epoch()
-    black = (0 - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225])
-    torch.testing.assert_close(batch.images.amin(dim=(0, 2, 3)), black)

@@ -3,14 +3,16 @@
 import copy
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import pytest
 import torch
 import torch.nn.functional as F
+from reference import assert_equal, ours, plain
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from regularizers import REGULARIZERS, Forward
+from regularizers import REGULARIZERS
 from trainer.config import UsageError
 from trainer.data import Batch
 from trainer.double_backprop import DoubleBackprop, name_missing_derivative
@@ -28,19 +30,20 @@ GEOMETRIES = [
 ]
 
 
-def second_order(model, images, functions=None):
+def second_order(model, images, functions):
     """Gradient of the squared input gradient with respect to every weight."""
     images = images.clone().requires_grad_()
-    if functions is None:
+    with functions:
         score = model(images)
-        (heatmap,) = torch.autograd.grad(score.sin().sum(), images, create_graph=True)
-    else:
-        with functions:
-            score = model(images)
-        with functions.taking_heatmap():
-            (heatmap,) = torch.autograd.grad(score.sin().sum(), images, create_graph=True)
+    (heatmap,) = torch.autograd.grad(score.sin().sum(), images, create_graph=True)
     loss = heatmap.square().sum() + score.square().mean()
     return torch.autograd.grad(loss, [*model.parameters(), images])
+
+
+def assert_as_pytorch(model, images):
+    found, expected = (second_order(model, images, each) for each in (DoubleBackprop("frozen"), nullcontext()))
+    for mine, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("options", GEOMETRIES)
@@ -50,10 +53,7 @@ def test_convolution_equals_pytorch_twice_differentiated(options):
         nn.Conv2d(4, 6, 3, padding=1), nn.Softplus(), nn.Conv2d(6, 4, 3, **{"bias": False} | options), nn.Tanh()
     ).double()
     images = torch.randn(3, 4, 9, 8, dtype=torch.float64)
-    for ours, theirs in zip(
-        second_order(model, images, DoubleBackprop("frozen")), second_order(model, images), strict=True
-    ):
-        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+    assert_as_pytorch(model, images)
 
 
 @pytest.mark.parametrize(
@@ -71,10 +71,7 @@ def test_first_layer_of_few_channels_and_a_stride(kernel, stride, padding, size)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 5, kernel, stride, padding), nn.Tanh()).double()
     images = torch.randn(2, 3, *size, dtype=torch.float64)
-    for ours, theirs in zip(
-        second_order(model, images, DoubleBackprop("frozen")), second_order(model, images), strict=True
-    ):
-        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+    assert_as_pytorch(model, images)
 
 
 def test_convolution_passes_gradgradcheck():
@@ -98,10 +95,7 @@ def test_fixed_batch_norm_equals_pytorch(affine, side, bias):
     norm(torch.randn(5, 3, 4, 4, dtype=torch.float64) * 3 + 1)
     model = nn.Sequential(nn.Conv2d(3, 3, 3, bias=bias), norm.eval(), nn.Softplus()).double()
     images = torch.randn(2, 3, side, side, dtype=torch.float64)
-    for ours, theirs in zip(
-        second_order(model, images, DoubleBackprop("frozen")), second_order(model, images), strict=True
-    ):
-        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+    assert_as_pytorch(model, images)
 
 
 def test_one_value_per_channel_is_refused_as_pytorch_does():
@@ -114,53 +108,19 @@ def batch_norms(model):
     return [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
 
 
-def penalty_in_two_passes(model, images, labels, regularizer):
-    """Moments of a first pass, attached to the graph; heatmap by a second pass with them on a copy of the images."""
-    moments = []
-
-    def keep(norm, inputs):
-        (x,) = inputs
-        moments.append((x.mean((0, 2, 3), keepdim=True), x.var((0, 2, 3), correction=0, keepdim=True)))
-
-    handles = [norm.register_forward_pre_hook(keep) for norm in batch_norms(model)]
-    model(images)
-    for handle in handles:
-        handle.remove()
-    copied = images.detach().requires_grad_()
-    given = iter(moments)
-
-    def batch_norm(x, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5):
-        mean, variance = next(given)
-        return (x - mean) / torch.sqrt(variance + eps) * weight.reshape(1, -1, 1, 1) + bias.reshape(1, -1, 1, 1)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(F, "batch_norm", batch_norm)
-        logits = model(copied)
-    return regularizer.penalty(Forward(copied, labels, logits)).mean()
-
-
 @pytest.mark.parametrize("name", ["timm:regnetx_002", "resnet8"])
 def test_stop_holds_the_statistics_of_any_batch_norm(name):
     """timm's BatchNormAct2d and PyTorch's own, one forward pass against two."""
     torch.manual_seed(0)
     model = build_model(name, 4, "softplus").double()
-    set_mode(model, "stop")
     images, labels = torch.randn(3, 3, 32, 32, dtype=torch.float64), torch.tensor([0, 1, 3])
-    regularizer = REGULARIZERS["l2"](weight=1.0)
-    twin = copy.deepcopy(model)
-    calls = []
+    assert_equal(ours(model, images, labels, "stop"), plain(model, images, labels, "stop"), 1e-8)
+    set_mode(model, "stop")
+    twin, calls = copy.deepcopy(model), []
     model.register_forward_hook(lambda *_: calls.append(1))
-    loss = RegularizedLoss(model, regularizer, batch_norm="stop")
-    penalty = regularizer.penalty(loss.forward_pass(images, labels)).mean()
+    RegularizedLoss(model, REGULARIZERS["l2"](weight=1.0), batch_norm="stop")(images, labels)
     assert len(calls) == 1
-    expected = penalty_in_two_passes(twin, images, labels, regularizer)
-    torch.testing.assert_close(penalty, expected, rtol=1e-9, atol=0)
-    ours = torch.autograd.grad(penalty, list(model.parameters()), allow_unused=True)
-    theirs = torch.autograd.grad(expected, list(twin.parameters()), allow_unused=True)
-    scale = max(float(g.abs().max()) for g in theirs if g is not None)
-    for our, their in zip(ours, theirs, strict=True):
-        our, their = (torch.zeros(1).double() if g is None else g for g in (our, their))
-        torch.testing.assert_close(our.expand_as(their), their, rtol=1e-8, atol=1e-9 * scale)
+    twin(images)
     for norm, other in zip(batch_norms(model), batch_norms(twin), strict=True):
         torch.testing.assert_close(norm.running_var, other.running_var)
         assert norm.num_batches_tracked > 0

@@ -4,24 +4,13 @@ import dataclasses
 import io
 import itertools
 import math
-from dataclasses import dataclass
 
 import pytest
 import torch
 
-from regularizers import REGULARIZERS, Regularizer
-from regularizers.base import tunable
-from trainer.config import Trial, UsageError
+from trainer.config import UsageError
 from trainer.fit import fit
 from trainer.preprocess import DecodeError, Transform
-
-
-@pytest.fixture
-def trial(digits):
-    return Trial(
-        data=str(digits), model="resnet8", regularizer="l2", weight=0.1, epochs=2, images_per_epoch=64, batch_size=16,
-        robust_images=16, pgd_steps=1, activation="softplus", augment=False,
-    )  # fmt: skip
 
 
 def run(trial, state=None):
@@ -97,20 +86,6 @@ def test_too_many_broken_images_end_the_trial(trial, one_broken_of_sixteen):
         run(dataclasses.replace(trial, augment=False))
 
 
-@pytest.fixture
-def one_broken(monkeypatch):
-    """The image that is read first: one of 1,258, and of the few of an epoch."""
-    decode, bad = Transform.__call__, []
-
-    def broken(self, encoded, randomness):
-        bad.append(encoded)
-        if encoded == bad[0]:
-            raise DecodeError("cut off")
-        return decode(self, encoded, randomness)
-
-    monkeypatch.setattr(Transform, "__call__", broken)
-
-
 def test_one_broken_image_of_many_is_left_out_of_a_small_epoch(trial, one_broken):
     metrics, _ = run(trial)[0][0]
     assert metrics["train/nonfinite_examples"] == 1
@@ -130,21 +105,8 @@ def test_a_trial_that_diverges_ends_with_the_worst_score(trial):
     assert metrics["val/robust_accuracy"] == 0
 
 
-@dataclass(frozen=True, kw_only=True)
-class Scalar(Regularizer):
-    name = "scalar"
-    weight: float = tunable(0.5, 0.1, 1000.0)
-
-    def formula(self, heatmap, images):
-        return heatmap.square().mean()
-
-
-def test_a_wrong_regularizer_ends_a_trial_by_its_name(trial, monkeypatch):
-    monkeypatch.setitem(REGULARIZERS, "scalar", Scalar)
+def test_a_wrong_regularizer_ends_a_trial_by_its_name(trial, scalar):
     wrong = dataclasses.replace(trial, regularizer="scalar")
-    for run_it in (
-        lambda: run(wrong),
-        lambda: run(dataclasses.replace(wrong, compile=True)),
-    ):
+    for each in (wrong, dataclasses.replace(wrong, compile=True)):
         with pytest.raises(UsageError, match="regularizer 'scalar': formula returned shape .*not over the batch"):
-            run_it()
+            run(each)

@@ -128,9 +128,9 @@ def test_a_trials_outputs_are_taken_by_the_names_of_the_data(of_a_trial, classes
 @pytest.mark.parametrize(
     ("classes", "words"),
     [
-        (["ant", "bee", "dog"], "its classes are not the data's: dog it has not, where it has cat; evaluate it on"),
-        ([f"{n}" for n in range(5)], "0, 1, 2 and 2 more it has not, where it has ant, bee, cat; evaluate"),
-        (["ant", "bee", "cat", "dog"], "dog it has not; evaluate"),
+        (["ant", "bee", "dog"], "its classes are not the data's: it lacks dog and has cat instead; evaluate it on"),
+        ([f"{n}" for n in range(5)], "it lacks 0, 1, 2 and 2 more and has ant, bee, cat instead; evaluate"),
+        (["ant", "bee", "cat", "dog"], "it lacks dog; evaluate"),
     ],
 )
 def test_a_trial_of_other_classes_is_not_evaluated_on_the_data(of_a_trial, classes, words):
@@ -145,7 +145,7 @@ def test_a_sweep_does_not_start_from_classes_in_another_order(of_a_trial):
     model = build_model("resnet8", 3)
     for classes, words in (
         (NAMES[::-1], "has the data's classes in another order; .*new_head of a sweep takes its own rows"),
-        (["ant", "bee", "dog"], "dog it has not, where it has cat; .*new_head of a sweep puts a fresh one"),
+        (["ant", "bee", "dog"], "it lacks dog and has cat instead; .*new_head of a sweep puts a fresh one"),
     ):
         with pytest.raises(UsageError, match=words):
             fit_weights(model, of_a_trial, "state.pt", classes=classes)

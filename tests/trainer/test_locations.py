@@ -1,11 +1,10 @@
 """Shards behind a web server and in an object store, both real servers on loopback."""
 
-import threading
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 
 import pytest
+from web import served
 
 from trainer.cache import ShardCache
 from trainer.config import UsageError
@@ -16,18 +15,10 @@ from trainer.preprocess import Transform
 from trainer.shards import read_shards
 
 
-class QuietHandler(SimpleHTTPRequestHandler):
-    def log_message(self, *arguments):
-        pass
-
-
 @pytest.fixture
 def web(digits):
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(QuietHandler, directory=digits))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    with served(SimpleHTTPRequestHandler, directory=digits) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")

@@ -5,14 +5,14 @@ import dataclasses
 import json
 import subprocess
 import sys
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from http.server import BaseHTTPRequestHandler
 
 import pytest
+from web import served
 
 from trainer.config import Trial, UsageError
 from trainer.model_input import ModelInput, model_input
-from trainer.models import MODELS
+from trainer.models import MODELS, build_model
 from trainer.normalization import IMAGENET
 
 HALF = (0.5, 0.5, 0.5)
@@ -82,26 +82,21 @@ def test_other_channels_than_three_are_refused(monkeypatch):
         model_input("timm:resnet18")
 
 
-def without_timm(monkeypatch, error):
-    original = builtins.__import__
-
+@pytest.mark.parametrize(("error", "words"), [
+    (ImportError("no timm"), r"pip install 'heatmap-sweeps\[timm\]'"), (RuntimeError("no nms"), "from the same index"),
+])  # fmt: skip
+def test_a_trial_of_a_model_of_timm_needs_timm_until_its_numbers_are_known(monkeypatch, error, words):
     def broken(name, *arguments):
         if name == "timm":
             raise error
         return original(name, *arguments)
 
+    known, original = Trial(data="", model="timm:tf_efficientnet_lite0").to_dict(), builtins.__import__
     monkeypatch.delitem(sys.modules, "timm", raising=False)
     monkeypatch.setattr(builtins, "__import__", broken)
-
-
-@pytest.mark.parametrize(("error", "words"), [
-    (ImportError("no timm"), r"pip install 'heatmap-sweeps\[timm\]'"), (RuntimeError("no nms"), "from the same index"),
-])  # fmt: skip
-def test_a_trial_of_a_model_of_timm_needs_timm_until_its_numbers_are_known(monkeypatch, error, words):
-    known = Trial(data="", model="timm:tf_efficientnet_lite0").to_dict()
-    without_timm(monkeypatch, error)
-    with pytest.raises(UsageError, match=words):
-        Trial(data="", model="timm:tf_efficientnet_lite0")
+    for needs_timm in (lambda: Trial(data="", model="timm:resnet18"), lambda: build_model("timm:resnet18", 10)):
+        with pytest.raises(UsageError, match=words):
+            needs_timm()
     assert Trial.from_dict(known).mean == HALF
 
 
@@ -131,18 +126,12 @@ def hub(monkeypatch, tmp_path):
             if self.do_HEAD():
                 self.wfile.write(config)
 
-        def log_message(self, *arguments):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    Thread(target=server.serve_forever, daemon=True).start()
-    address = f"http://127.0.0.1:{server.server_port}"
-    monkeypatch.setattr(constants, "ENDPOINT", address)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    yield server
-    server.shutdown()
-    server.server_close()
+    with served(Hub) as address:
+        url = address + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "ENDPOINT", address)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+        yield
 
 
 def test_a_model_of_the_hub_has_the_input_its_configuration_says(hub):

@@ -1,8 +1,5 @@
 """Models by name, against torchvision's where they share names and weights."""
 
-import builtins
-import sys
-
 import pytest
 import torch
 
@@ -45,24 +42,3 @@ def test_unknown_names_are_refused():
         build_model("timm:resnetwork", 10)
     with pytest.raises(UsageError, match="^activation=tanh: choose from relu, "):
         build_model("resnet8", 10, "tanh")
-
-
-@pytest.mark.parametrize(
-    ("error", "message"),
-    [
-        (ImportError("no timm"), r"pip install 'heatmap-sweeps\[timm\]'"),
-        (RuntimeError("no nms"), "from the same index"),
-    ],
-)
-def test_a_timm_that_cannot_be_imported_is_explained(monkeypatch, error, message):
-    original = builtins.__import__
-
-    def broken(name, *arguments):
-        if name == "timm":
-            raise error
-        return original(name, *arguments)
-
-    monkeypatch.delitem(sys.modules, "timm", raising=False)
-    monkeypatch.setattr(builtins, "__import__", broken)
-    with pytest.raises(UsageError, match=message):
-        build_model("timm:resnet18", 10)

@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterator
 
 from torch import Tensor, nn
 
-from trainer.precision import at_least_float32, autocast
+from regularizers.base import at_least_float32
+from trainer.precision import autocast
 
 Classify = Callable[[Tensor], Tensor]
 """Images `(b, 3, h, w)` to logits `(b, k)`: a model in evaluation mode, or one with autocast around it."""

@@ -23,6 +23,7 @@ from collections.abc import Callable, Sequence
 from math import ceil, pi
 from typing import TypeVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
@@ -142,12 +143,7 @@ def pixelate(pixels: Pixels, severity: int, generator: Generator) -> Pixels:
     _, height, width = pixels.shape
     small = max(1, int(width * left)), max(1, int(height * left))
     mosaic = _picture(pixels).resize(small, Image.Resampling.BOX).resize((width, height), Image.Resampling.BOX)
-    return (
-        torch.frombuffer(bytearray(mosaic.tobytes()), dtype=torch.uint8)
-        .view(height, width, 3)
-        .permute(2, 0, 1)
-        .contiguous()
-    )
+    return torch.from_numpy(np.array(mosaic)).permute(2, 0, 1).contiguous()
 
 
 def jpeg(pixels: Pixels, severity: int, generator: Generator) -> Pixels:
@@ -158,17 +154,14 @@ def jpeg(pixels: Pixels, severity: int, generator: Generator) -> Pixels:
 
 
 SEVERITIES = range(1, 6)
-_FAMILIES: dict[str, tuple[Corruption, ...]] = {
+FAMILIES: dict[str, tuple[Corruption, ...]] = {
     "noise": (gaussian_noise, shot_noise, impulse_noise),
     "blur": (gaussian_blur, defocus_blur, motion_blur),
     "weather": (brightness, fog, snow),
     "digital": (contrast, pixelate, jpeg),
 }
 CORRUPTIONS: dict[str, Corruption] = {
-    corruption.__name__: corruption for family in _FAMILIES.values() for corruption in family
-}
-FAMILIES: dict[str, tuple[str, ...]] = {
-    family: tuple(corruption.__name__ for corruption in corruptions) for family, corruptions in _FAMILIES.items()
+    corruption.__name__: corruption for family in FAMILIES.values() for corruption in family
 }
 
 

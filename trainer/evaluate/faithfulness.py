@@ -30,10 +30,7 @@ def insertion_deletion(
     Gaussian of deviation 5 pixels, mean color outside). Costs 2·steps + 1 forward passes.
 
     Args:
-        classify: images to logits.
         images: normalized pixels.
-        labels: true classes.
-        heatmaps: heatmaps to judge.
         steps: the curve has its points at the fractions 0, 1/steps, …, 1 of the pixels, rounded to whole pixels.
 
     Returns:
@@ -73,9 +70,7 @@ def agreement(
     """Signed Pearson correlation in [-1, 1] of heatmaps with a smoothed and with an integrated gradient.
 
     Args:
-        classify: images to logits.
         images: normalized pixels.
-        labels: true classes.
         heatmaps: the plain gradients, from `heatmap`.
         generators: one per example, as in `smooth_gradient`.
         samples: points of each mean; both together cost 2·samples gradients.
@@ -102,12 +97,9 @@ def smooth_gradient(
     """Mean heatmap of noisy copies of each image.
 
     Args:
-        classify: images to logits.
         images: normalized pixels; the noise's deviation is 0.15·(max - min) of each over all channels.
-        labels: true classes.
         generators: one per example, so that its noise does not depend on the batch it is in; each is drawn from
             `samples` times, and CPU generators draw the same numbers for every device and data type.
-        samples: number of copies.
 
     References:
         Smilkov, Thorat, Kim, Viégas, Wattenberg: SmoothGrad: removing noise by adding noise. 2017, arXiv:1706.03825.

@@ -61,10 +61,7 @@ def explain(
 
     Args:
         subject: model, on the device, and its trial.
-        shards: split to show.
         count: number of images; those that cannot be decoded are left out.
-        device: device of the model.
-        cache: local copies of remote shards.
     """
     batch = examples(shards, subject.trial, count, device, cache)
     images, labels = batch.images, batch.labels
@@ -88,7 +85,6 @@ def captions(explained: Explained, classes: Sequence[str]) -> list[str]:
     """The class of each image, what it was taken for, and how surely.
 
     Args:
-        explained: images with the model's guesses.
         classes: names; numbers where the shards have none.
     """
     last = int(torch.cat([explained.labels, explained.guesses]).max())
@@ -108,8 +104,6 @@ def draw_gallery(
     Args:
         pixels: the images, pixel fractions in [0, 1].
         heatmaps: signed; summed over channels, each scaled to the `PERCENTILE` of its own absolute values.
-        captions: one for each image.
-        title: line above all of them.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

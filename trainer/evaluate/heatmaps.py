@@ -8,11 +8,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from regularizers import REGULARIZERS, Forward
+from regularizers.base import at_least_float32
 from regularizers.functional import Images, luma, minmax_scale, total_variation
 from regularizers.psnr_hvs_dct import visible_error
 from trainer.evaluate.classify import Classify
 from trainer.metrics import HEATMAP_CORRELATION, HEATMAP_SSIM
-from trainer.precision import at_least_float32
 
 MAX_DECIBEL = 100.0  # an identical pair has an infinite PSNR, of which there is no mean
 

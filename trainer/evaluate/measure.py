@@ -88,11 +88,7 @@ def measure(
 
     Args:
         model: bare model, not its DDP wrapper (ranks may see unequal numbers of batches).
-        shards: split to evaluate on.
         trial: configuration; it gives batch size, image size, normalization, precision and the seed of attacks.
-        plan: what to measure on how many examples.
-        device: device of the model.
-        cache: local copies of remote shards.
         progress: callback; it takes the name of one of the two passes and the fraction of it that is done.
 
     Raises:
@@ -193,7 +189,7 @@ def _measure_subset(
 def _corrupted_accuracies(values: Metrics) -> Metrics:
     """Mean over the corruptions of each family and their severities, and the mean of those."""
     families = {}
-    for family, names in FAMILIES.items():
-        every = [values[corruption_accuracy(name, severity)] for name in names for severity in SEVERITIES]
+    for family, corruptions in FAMILIES.items():
+        every = [values[corruption_accuracy(one.__name__, level)] for one in corruptions for level in SEVERITIES]
         families[family_accuracy(family)] = math.fsum(every) / len(every)
     return families | {CORRUPTED_ACCURACY: math.fsum(families.values()) / len(families)}

@@ -40,10 +40,6 @@ def light(trial: Trial, total: int) -> Plan:
     Counted in passes over an image: three for a plain step (forward, and backward for input and weights), so that all
     trials of a sweep, with regularizer or without, are measured on the same examples. In an epoch too short for that,
     `FEWEST` examples are attacked all the same.
-
-    Args:
-        trial: configuration; it gives the epoch's images and the attack.
-        total: number of examples of the split.
     """
     budget = LIGHT_SHARE * 3 * trial.epoch_images
     attack = own_attack(trial)
@@ -75,8 +71,6 @@ def full(
         attacked: number of examples to attack and explain; None takes all.
         eps: ℓ∞ radii of FGSM, PGD and Square, in gray levels.
         l2_eps: ℓ2 radii of PGD, in gray levels.
-        steps: number of steps of PGD.
-        restarts: number of random starts of PGD.
         queries: number of squares that Square tries; 0 leaves it out.
     """
     attacks: list[Attack] = [own_attack(trial)]

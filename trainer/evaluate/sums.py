@@ -42,7 +42,7 @@ class Sums:
             self.calibration.append(sums[len(columns) :])
 
     def over_workers(self, device: torch.device) -> "Sums":
-        """Those of all workers together."""
+        """Sums of all workers together."""
         total = Sums()
         for values, counts, calibration, labels, withstood in gather_over_workers(
             (self.values, self.counts, self.calibration, self.labels, self.withstood), device

@@ -68,7 +68,6 @@ def read_shards(location: str | Path | None, split: str) -> Shards:
         location: a folder, the URL of one (http(s)://, s3://, gs://), or the shards of all splits in braces, such as
             `https://host/imagenet/{train-{000000..001281},val-{000000..000049}}.tar`. The split is part of a shard's
             name or in that of its folder (`trainer.shards.layout`).
-        split: train, val or test.
 
     Raises:
         UsageError: if the folder, a shard, the split or all its samples are missing, or a label or shard is no good.

@@ -35,7 +35,6 @@ def imagenet_val(archive: Path, synsets: Sequence[str], classes: Sequence[str]) 
     """`ILSVRC2012_img_val.tar`: all images in one tar file, in any order.
 
     Args:
-        archive: the tar file.
         synsets: WordNet id of each image in the order of the file names.
         classes: sorted WordNet ids of all classes.
 
@@ -103,4 +102,4 @@ def _members(archive: Path, start: int = 0, size: int | None = None) -> Iterator
                     if member.isfile():
                         yield member.name, member.offset_data, member.size
     except (OSError, tarfile.TarError) as error:
-        raise UsageError(f"{archive}: is no whole, uncompressed tar file ({error})") from None
+        raise UsageError(f"{archive}: is not a complete, uncompressed tar file ({error})") from None

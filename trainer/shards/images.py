@@ -21,7 +21,6 @@ def decode(encoded: bytes, glance: bool = False) -> Image.Image:
     """An image with its pixels.
 
     Args:
-        encoded: image in any format that Pillow reads.
         glance: take JPEGs at an eighth of their size: every byte is read all the same, in half the time.
 
     Raises:
@@ -44,9 +43,7 @@ def as_jpeg(encoded: bytes, shorter_side: int | None = None, quality: int = 95) 
     """JPEG bytes of any image; what is JPEG and small enough stays as it is, byte for byte.
 
     Args:
-        encoded: image in any format that Pillow reads.
         shorter_side: the largest allowed, in pixels; smaller images are not enlarged. None keeps sizes.
-        quality: JPEG quality of re-encoded images.
 
     Raises:
         BrokenImage: if it cannot be decoded.

@@ -11,9 +11,6 @@ def class_index(shard: str, key: str, content: bytes, classes: Sequence[str]) ->
     """The class index that a class member holds: an integer, or one of the class names.
 
     Args:
-        shard: name of the shard, for messages.
-        key: key of the sample, for messages.
-        content: content of the class member.
         classes: name of each class index; empty where nothing names them, then any index from 0 on is taken.
 
     Raises:
@@ -49,10 +46,6 @@ def too_large(shard: str, key: str, index: int, classes: int, smallest: int = 0,
     """The error for an index that is not below the number of classes.
 
     Args:
-        shard: name of its shard.
-        key: key of the sample.
-        index: class index that the label gives.
-        classes: their number.
         smallest: smallest label of the whole split, where that is known.
         largest: largest label of the whole split, where that is known.
     """

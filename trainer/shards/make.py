@@ -109,10 +109,7 @@ def make_shards(
     """Make the shards of a split, or what is missing of them.
 
     Args:
-        source: source of the images.
         folder: path or URL (s3://, gs://) of the shards; may hold other splits of the same classes.
-        split: train, val or test.
-        settings: settings of the shards.
         workers: processes; each writes whole shards.
         skip_broken: leave out images that cannot be decoded, instead of refusing.
         progress: callback for each shard, in order.
@@ -203,8 +200,8 @@ def _samples(job: _Job, broken: list[str]) -> Iterator[Sample]:
     if broken and not job.skip_broken:
         more = f" and {len(broken) - NAMED} more" if len(broken) > NAMED else ""
         raise UsageError(
-            f"broken images: {'; '.join(broken[:NAMED])}{more}; mend them and begin anew, or go on with `skip_broken`, "
-            "which leaves them out"
+            f"broken images: {'; '.join(broken[:NAMED])}{more}; fix them and run the command again, or leave "
+            "them out with `skip_broken`"
         )
 
 

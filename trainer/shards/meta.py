@@ -50,7 +50,7 @@ def _read(path: str, remedy: str) -> Any:
     except (ValueError, RecursionError) as error:
         if isinstance(error, UsageError):
             raise
-        raise UsageError(f"{path}: is no JSON in UTF-8 ({error}); {remedy}") from None
+        raise UsageError(f"{path}: is not valid JSON in UTF-8 ({error}); {remedy}") from None
 
 
 def _wrong_meta(meta: Any) -> str:

@@ -66,7 +66,6 @@ def class_folders(folder: Path, out: str = "SHARDS") -> Source:
     """A tree with one folder per class; deeper folders belong to their class.
 
     Args:
-        folder: folder of the class folders.
         out: folder of the shards, for the command in a message.
 
     Raises:

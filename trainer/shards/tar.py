@@ -74,7 +74,7 @@ def open_samples(name: str, stream: IO[bytes]) -> Iterator[tuple[IO[bytes], Cont
         stream: seekable, at its start.
 
     Raises:
-        UsageError: if it is no whole tar file, or holds what cannot be read rightly.
+        UsageError: if it is no whole tar file, or holds what cannot be read correctly.
     """
     with _decompressed(name, stream) as plain:
         _check_start(name, plain)

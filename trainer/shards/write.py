@@ -46,7 +46,6 @@ def write_shards(
     Args:
         samples: images in the order to be written, read one by one; shuffled already, as neighbors land in one shard.
         folder: folder or URL, created if missing; other splits already there are kept.
-        split: train, val or test.
         classes: name of each class index.
         source: origin of the images, kept in meta.json.
         per_shard: number of samples in each shard but the last.

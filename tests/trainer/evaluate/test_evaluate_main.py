@@ -42,15 +42,26 @@ def checkpoints(trial, solved, tmp_path):
     return folder, tmp_path / "published.pth"
 
 
+@pytest.fixture
+def register(solved, monkeypatch, tmp_path):
+    """Register the model with MLflow, in a registry of its own."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    mlflow.set_tracking_uri(None)
+
+    def _register(name, **metadata):
+        options = {"registered_model_name": name, "serialization_format": "pickle", "metadata": metadata}
+        with mlflow.start_run():
+            mlflow.pytorch.log_model(solved, name="model", **options)
+
+    return _register
+
+
 LIGHT = ("--evaluate", "light", "--images", 20, "--gallery", 3)
 
 
-def test_any_checkpoint_gives_the_same_report(command, checkpoints, solved, digits, trial, tmp_path, monkeypatch):
+def test_any_checkpoint_gives_the_same_report(command, checkpoints, register, solved, digits, tmp_path):
     folder, published = checkpoints
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    mlflow.set_tracking_uri(None)
-    with mlflow.start_run():
-        mlflow.pytorch.log_model(solved, name="model", registered_model_name="digits", serialization_format="pickle")
+    register("digits")
     options = ("--data", digits, *LIGHT, "--model", "resnet8", "--batch-size", 50)
     status, out, err = command("--checkpoint", folder, published, "models:/digits/1", *options, "--out", "report")
     assert status == 0, err
@@ -89,18 +100,12 @@ def reversed_digits(digits, tmp_path):
 
 
 def test_other_orders_of_the_classes_change_no_accuracy(
-    command, checkpoints, solved, digits, reversed_digits, tmp_path, monkeypatch
+    command, checkpoints, register, digits, reversed_digits, tmp_path
 ):
     folder, _ = checkpoints
     state = torch.load(folder / "state.pt", weights_only=True)
     torch.save(state | {"classes": [str(digit) for digit in range(10)]}, folder / "state.pt")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    mlflow.set_tracking_uri(None)
-    with mlflow.start_run():
-        mlflow.pytorch.log_model(
-            solved, name="model", registered_model_name="digits", serialization_format="pickle",
-            metadata={"classes": [str(digit) for digit in range(10)]},
-        )  # fmt: skip
+    register("digits", classes=[str(digit) for digit in range(10)])
     for data, said in ((digits, 0), (reversed_digits, 2)):
         where = ("--split", "val", "--batch-size", 50, "--out", f"report-{said}")
         status, _, err = command("--checkpoint", folder, "models:/digits/1", "--data", data, *LIGHT, *where)
@@ -112,18 +117,12 @@ def test_other_orders_of_the_classes_change_no_accuracy(
     assert accuracies == [accuracies[0]] * 4
 
 
-def test_other_classes_than_a_registered_model_has_are_refused(command, solved, digits, tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    mlflow.set_tracking_uri(None)
-    with mlflow.start_run():
-        mlflow.pytorch.log_model(
-            solved, name="model", registered_model_name="letters", serialization_format="pickle",
-            metadata={"classes": list("abcdefghij")},
-        )  # fmt: skip
+def test_other_classes_than_a_registered_model_has_are_refused(command, register, digits, capsys):
+    register("letters", classes=list("abcdefghij"))
     capsys.readouterr()  # what MLflow said
     status, _, err = command("--checkpoint", "models:/letters/1", "--data", digits, *LIGHT)
     assert (status, err.count("\n")) == (2, 1)
-    assert "its classes are not the data's: 0, 1, 2 and 7 more it has not, where it has a, b, c and 7 more" in err
+    assert "its classes are not the data's: it lacks 0, 1, 2 and 7 more and has a, b, c and 7 more instead" in err
 
 
 def test_of_a_trials_folder_the_last_epoch_is_taken_and_of_a_sweeps_none(command, checkpoints, digits, tmp_path):
@@ -172,10 +171,7 @@ def test_many_checkpoints_are_set_side_by_side(command, checkpoints, digits, mon
     (("--checkpoint", "published.pth", "--model", "resnet8", "--device", "cuda:99"), "--device cuda:99"),
     (("--checkpoint", "models:/nothing/1"), "models:/nothing/1: MLflow at"),
 ])  # fmt: skip
-def test_what_cannot_be_evaluated_is_said_in_one_line(command, checkpoints, digits, tmp_path, monkeypatch, arguments,
-                                                      words):  # fmt: skip
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    mlflow.set_tracking_uri(None)
+def test_what_cannot_be_evaluated_is_said_in_one_line(command, checkpoints, register, digits, arguments, words):
     status, _, err = command(*arguments, "--data", digits, "--out", "report")
     assert (status, err.count("\n")) == (2, 1)
     assert err.startswith("error: ")

@@ -3,13 +3,12 @@
 import json
 import shutil
 import tarfile
-import threading
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import SimpleHTTPRequestHandler
 
 import pytest
 from foreign import CLASSES, pairs, put, read, refusal
 from pictures import encoded, tar
+from web import served
 
 from trainer.cache import ShardCache
 from trainer.config import UsageError
@@ -74,15 +73,8 @@ def test_shards_of_one_split_in_two_folders_are_refused(tmp_path):
 
 @pytest.fixture
 def web(tmp_path):
-    class Quiet(SimpleHTTPRequestHandler):
-        def log_message(self, *arguments):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=tmp_path))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
+    with served(SimpleHTTPRequestHandler, directory=tmp_path) as address:
+        yield address
 
 
 def test_remote_shards_are_read_where_meta_json_counts_them(web, tmp_path, tmp_path_factory):

@@ -27,19 +27,8 @@ def test_the_number_of_workers_changes_nothing(tmp_path, command):
     tree(tmp_path / "in")
     for workers in (1, 3):
         out = tmp_path / str(workers)
-        given = [
-            "--images",
-            tmp_path / "in",
-            "--split",
-            "train",
-            "--out",
-            out,
-            "--per-shard",
-            2,
-            "--shorter-side",
-            10,
-        ]
-        assert command(*given, "--workers", workers) == 0
+        given = ["--images", tmp_path / "in", "--split", "train", "--out", out, "--per-shard", 2]
+        assert command(*given, "--shorter-side", 10, "--workers", workers) == 0
     assert contents(tmp_path / "1") == contents(tmp_path / "3")
     assert len(contents(tmp_path / "1")) == 7
 
@@ -102,18 +91,8 @@ def test_a_killed_command_goes_on_where_it_was(tmp_path):
 
 def test_anything_changed_is_refused(tmp_path, command, capsys):
     tree(tmp_path / "in")
-    given = [
-        "--images",
-        tmp_path / "in",
-        "--split",
-        "train",
-        "--out",
-        tmp_path / "out",
-        "--per-shard",
-        5,
-        "--workers",
-        1,
-    ]
+    given = ["--images", tmp_path / "in", "--split", "train", "--out", tmp_path / "out", "--per-shard", 5]
+    given += ["--workers", 1]
     broken = tmp_path / "in" / WNIDS[2] / "9.jpg"
     broken.write_bytes(b"x")
     assert command(*given) == 2  # leaves it unfinished

@@ -45,7 +45,7 @@ def test_another_tools_meta_json_is_one_line(tmp_path, command, capsys, meta):
 def test_a_damaged_json_file_is_one_line(tmp_path, name, content):
     put(tmp_path, {"train-0.tar": pairs(0, 1)})
     (tmp_path / name).write_bytes(content)
-    assert refusal(tmp_path).startswith(f"{tmp_path}/{name}: is no JSON in UTF-8")
+    assert refusal(tmp_path).startswith(f"{tmp_path}/{name}: is not valid JSON in UTF-8")
 
 
 @pytest.mark.parametrize(

@@ -13,13 +13,12 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from pictures import WNIDS, contents, encoded, members, tar, tree
 from PIL import Image, ImageOps
 from scipy.io import savemat
+from streams import AS_IS, options
 from tensorboardX.record_writer import RecordWriter
 
 from trainer.command import how_to_run
 from trainer.config import UsageError
-from trainer.data import LoaderOptions, eval_loader
-from trainer.normalization import IMAGENET
-from trainer.preprocess import Transform
+from trainer.data import eval_loader
 from trainer.shards import encode_jpeg, read_shards
 from trainer.shards.images import as_jpeg
 from trainer.shards.make import Settings, make_shards
@@ -32,13 +31,8 @@ def test_class_folders_become_shards_that_stream(tmp_path, command):
     shards = read_shards(tmp_path / "out", "train")
     assert shards.counts == (5, 5, 2)
     assert shards.classes == WNIDS
-    labels = [
-        int(y)
-        for b in eval_loader(
-            shards, Transform(None, train=False), LoaderOptions(normalization=IMAGENET, batch_size=4)
-        ).epoch()
-        for y in b.labels
-    ]
+    loader = eval_loader(shards, AS_IS, options(4))
+    labels = [int(label) for batch in loader.epoch() for label in batch.labels]
     assert sorted(labels) == [0] * 4 + [1] * 4 + [2] * 4
     assert labels != sorted(labels)  # shuffled over the classes
     assert {name for name in os.listdir(tmp_path / "out") if name.startswith(".")} == set()
@@ -82,17 +76,7 @@ def test_val_archive_takes_labels_by_file_name(tmp_path, command):
     for flag, name in (("--devkit", "kit.tar.gz"), ("--synsets", "names.txt")):
         out = tmp_path / flag
         assert (
-            command(
-                "--imagenet-val",
-                tmp_path / "val.tar",
-                flag,
-                tmp_path / name,
-                "--split",
-                "val",
-                "--out",
-                out,
-            )
-            == 0
+            command("--imagenet-val", tmp_path / "val.tar", flag, tmp_path / name, "--split", "val", "--out", out) == 0
         )
         assert members(out, "val") == {key: (images[key], label) for key, label in expected.items()}
         assert read_shards(out, "val").classes == WNIDS
@@ -189,7 +173,7 @@ def test_sources_that_are_none_are_one_line(tmp_path, command, capsys):
         (["--images", tmp_path / "nowhere"], "no such folder"),
         (["--images", tmp_path / "in" / WNIDS[0]], "no class folders"),
         (["--images", tmp_path / "empty"], "no images in it"),
-        (["--imagenet-train", tmp_path / "short.tar"], "no whole, uncompressed tar"),
+        (["--imagenet-train", tmp_path / "short.tar"], "not a complete, uncompressed tar"),
         (["--imagenet-train", tmp_path / "other.tar"], "no class archives"),
         (["--imagenet-train", tmp_path / "nowhere"], "No such file"),
         (["--imagenet-val", tmp_path / "other.tar", *names], "has 0 images, the labels are of 1"),

@@ -10,9 +10,9 @@ import tarfile
 import pytest
 from foreign import CLASSES, pairs, put, read, refusal
 from pictures import encoded, tar
+from streams import options
 
-from trainer.data import LoaderOptions, eval_loader
-from trainer.normalization import IMAGENET
+from trainer.data import eval_loader
 from trainer.preprocess import Transform
 from trainer.shards import Sample, evaluation_splits, read_shards, skipped_samples, write_shards
 
@@ -72,9 +72,7 @@ def test_members_of_all_kinds_are_paired(tmp_path, members):
     shards = read_shards(tmp_path, "train")
     assert shards.skipped == 0
     assert read(shards) == [0, 1]
-    (batch,) = eval_loader(
-        shards, Transform(16, train=False), LoaderOptions(normalization=IMAGENET, batch_size=2)
-    ).epoch()
+    (batch,) = eval_loader(shards, Transform(16, train=False), options(2)).epoch()
     red = batch.images[:, 0].mean((1, 2))
     assert red[0] + 1 < red[1]  # each label has its own image
 

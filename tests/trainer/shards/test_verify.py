@@ -65,7 +65,7 @@ def test_verify_names_what_is_broken(tmp_path, command, capsys):
     assert status == 1
     lines = printed.splitlines()
     assert f"{paths[0].name}: sha256 differs from meta.json" in lines
-    assert f"{paths[0].name}: {image.name}: not an image" in lines
+    assert any(line.startswith(f"{paths[0].name}: {image.name[:-4]}: neither JPEG, PNG nor WebP") for line in lines)
     assert f"{paths[1].name}: sha256 differs from meta.json" in lines
     assert any(line.startswith(f"{paths[1].name}: ") and "meta.json says 3" in line for line in lines)
     assert f"{paths[2].name}: missing" in lines
