@@ -1,148 +1,78 @@
 """List the regularizers, or check one.
 
-python -m regularizers                          # formula, pull, range of weights and source of each
-python -m regularizers check charbonnier.py     # a file of your own: ok or FAILED, with the remedy, in seconds
-python -m regularizers check ssim               # one of the list
-python -m regularizers --markdown               # the table of docs/method.md
+    python -m regularizers                          # formula, pull, range of weights and source of each
+    python -m regularizers check charbonnier.py     # a file of your own: ok or FAILED, with the remedy, in seconds
+    python -m regularizers check ssim               # one of the list
+    python -m regularizers --markdown               # the table of docs/method.md
+
+`heatmap-sweeps regularizers` is the same. A check looks at shape, precision, NaN, gradient, independence, image size
+and cost, and draws what the regularizer pulls a heatmap towards.
 """
 
 import argparse
 import difflib
-import inspect
 import os
-import re
 import sys
-import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
-import torch
+from regularizers._names import regularizer_names
 
-from regularizers import REGULARIZERS, Regularizer
-from regularizers._check import has_formula, run
-from regularizers._contract import RegularizerError
-from regularizers._cost import cost
-from regularizers._picture import draw
-from regularizers._registry import RegularizerImportError, load
+
+class _WrongUsage(Exception):
+    """A mistake in the command line."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, as in the other commands, whose code this package does without."""
+
+    def error(self, message: str) -> NoReturn:
+        if message.startswith("unrecognized arguments: "):
+            flag = message.removeprefix("unrecognized arguments: ").split()[0].partition("=")[0]
+            near = difflib.get_close_matches(flag, ("--markdown", "--out"), 1)
+            message = f"{flag}: there is no such flag; did you mean {near[0] if near else '--help'}?"
+        raise _WrongUsage(message.removeprefix("argument "))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; the exit status: 1 if a check failed, 2 if there is nothing to check."""
-    parser = argparse.ArgumentParser(
-        prog="python -m regularizers", description="List the regularizers (without a command), or check one."
-    )
-    parser.add_argument("--markdown", action="store_true", help="list them as the table of docs/method.md")
-    check_parser = parser.add_subparsers(dest="command").add_parser(
-        "check",
-        help="check one regularizer",
-        allow_abbrev=False,
-        description="Check shape, precision, NaN, gradient, independence, image size and cost of a regularizer, and "
-        "draw what it pulls a heatmap towards.",
-    )
-    check_parser.add_argument("regularizer", metavar="FILE_OR_NAME", help="a .py file anywhere, or a name of the list")
-    check_parser.add_argument("--out", metavar="PNG", type=Path, help="of the picture (default check-NAME.png)")
-    given = parser.parse_args(arguments)
-    if given.command is None:
-        if given.markdown:
-            print(markdown(REGULARIZERS.values()))
-        else:
-            show_list()
-        return 0
     try:
-        regularizer = find(given.regularizer)()
-    except RegularizerImportError as error:
+        return _run(arguments)
+    except _WrongUsage as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    torch.set_num_threads(1)  # for little tensors the second only gets in the way
-    return check(regularizer, given.out or Path(f"check-{regularizer.name}.png"))
 
 
-def show_list() -> None:
-    """Print name, search space and documentation of every regularizer."""
-    print("One unit of weight is ‖∇θ CE‖ / ‖∇θ penalty‖ at the start checkpoint.\n")
-    for regularizer in REGULARIZERS.values():
-        print(_headline(regularizer))
-        print(textwrap.indent(inspect.getdoc(regularizer) or "", "    ") + "\n")
+def _run(arguments: Sequence[str] | None) -> int:
+    parser = _Parser(
+        "heatmap-sweeps regularizers", "%(prog)s [-h] [--markdown] [check FILE_OR_NAME [--out PNG]]", __doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+    )  # fmt: skip
+    parser.add_argument("check", nargs="*", metavar="check FILE_OR_NAME", help="a .py file anywhere, or a listed name")
+    parser.add_argument("--markdown", action="store_true", help="list them as the table of docs/method.md")
+    parser.add_argument("--out", metavar="PNG", type=Path, help="of the picture (default: check-NAME.png)")
+    given = parser.parse_intermixed_args(arguments)
+    command, *which = given.check or ["list"]
+    if given.check and (command != "check" or len(which) != 1):
+        parser.error(f"{' '.join(given.check)}: give check FILE_OR_NAME, or neither for the list")
+    if which and given.markdown or given.out and not which:
+        parser.error("--markdown is for the list alone, and --out for a check")
+    if which and not (which[0].endswith(".py") or os.sep in which[0] or which[0] in regularizer_names()):
+        near = difflib.get_close_matches(which[0], regularizer_names(), n=1)
+        advice = f"did you mean {near[0]}?" if near else f"choose from {', '.join(regularizer_names())}"
+        parser.error(f"there is no regularizer {which[0]!r}; {advice} (a file is given with its .py)")
+    from regularizers import _commands  # with PyTorch, once the flags are valid
+    from regularizers._registry import RegularizerImportError
 
-
-def _headline(regularizer: type[Regularizer]) -> str:
-    low, high = regularizer.strengths()
-    others = "".join(f", {name} {found}" for name, found in regularizer.settings().items())
-    return f"{regularizer.name}  (weight {low:g} to {high:g} units{others})"
-
-
-def markdown(regularizers: Iterable[type[Regularizer]]) -> str:
-    """A table of what the docstrings say: formula, pull and first source of each regularizer."""
-    lines = ["| name | distance | pulls | source |", "|---|---|---|---|"]
-    for regularizer in regularizers:
-        text = " ".join((inspect.getdoc(regularizer) or "").split())
-        distance, pull, source = (
-            found[1] if (found := re.search(rf"{before}(.*?)\.(?: |$)", text)) else ""
-            for before in ("distance = ", "Pulls ", "References: ")
-        )
-        if published := re.search(r"References: ([^:]+): .*?\b((?:19|20)\d\d)\b", text):
-            source = f"{published[1]} {published[2]}"
-        cells = (f"`{regularizer.name}`", distance, pull, source)
-        lines.append("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |")
-    return "\n".join(lines)
-
-
-def find(file_or_name: str) -> type[Regularizer]:
-    """The regularizer of a file, or of the registry.
-
-    Raises:
-        RegularizerImportError: if there is none, or the file cannot be used.
-    """
-    if file_or_name in REGULARIZERS:
-        return REGULARIZERS[file_or_name]
-    if file_or_name.endswith(".py") or os.sep in file_or_name:
-        return load(Path(file_or_name), REGULARIZERS)
-    near = difflib.get_close_matches(file_or_name, REGULARIZERS, n=1)
-    advice = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(sorted(REGULARIZERS))}."
-    raise RegularizerImportError(f"no regularizer {file_or_name!r}: {advice} A file is given with its .py")
-
-
-def check(regularizer: Regularizer, out: Path) -> int:
-    """Print how every check ended, and write the picture.
-
-    Args:
-        regularizer: regularizer to check.
-        out: file of the picture.
-
-    Returns:
-        1 if one failed, else 0.
-    """
-    print(_headline(type(regularizer)) + "\n")
-    failed = 0
-    for name, ended, found in run(regularizer):
-        failed += ended == "FAILED"
-        _line(ended, name, found.removeprefix(f"regularizer {regularizer.name!r}: "))
-    if failed:
-        print(f"\n{failed} of the checks failed; cost and picture come once they pass.")
-        return 1
-    _line("", "cost", f"{cost(regularizer):.1f} plain steps, on a small network and one core")
-    _line("", "picture", _drawn(regularizer, out))
-    print(f"\n{regularizer.name} holds.")
-    return 0
-
-
-def _drawn(regularizer: Regularizer, out: Path) -> str:
-    """Where the picture is, or why there is none."""
-    if not (regularizer.needs_heatmap and has_formula(regularizer)):
-        return "none: the penalty is no distance of heatmap and image"
+    if not which:
+        _commands.show_list(given.markdown)
+        return 0
     try:
-        draw(regularizer, out)
-    except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        return f"none: {package} is not installed; pip install {package}"
-    except (OSError, RegularizerError) as error:
-        return f"none: {error}"
-    return str(out)
-
-
-def _line(ended: str, name: str, found: str) -> None:
-    text = textwrap.fill(found, 118, initial_indent=f"{ended:6}  {name:36}  ", subsequent_indent=46 * " ")
-    print(text, flush=True)
+        regularizer = _commands.find(which[0])()
+    except RegularizerImportError as error:
+        parser.error(str(error))
+    return _commands.check(regularizer, given.out or Path(f"check-{regularizer.name}.png"))
 
 
 if __name__ == "__main__":

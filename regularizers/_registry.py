@@ -6,17 +6,14 @@ import importlib.util
 import keyword
 import math
 import numbers
-import pkgutil
 import sys
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType, TracebackType
 
+from regularizers._names import FOLDER, file_names
 from regularizers.base import UNNEEDED, Regularizer, Tunable
-
-FOLDER = Path(__file__).parent
-SHARED = ("base", "functional")  # beside the regularizers, and files whose names begin with an underscore
 
 
 class RegularizerImportError(ImportError):
@@ -30,13 +27,10 @@ def discover() -> dict[str, type[Regularizer]]:
         RegularizerImportError: if one cannot be used. Where nobody catches it, it is printed without its trace.
     """
     found = {}
-    for info in pkgutil.iter_modules([str(FOLDER)]):
-        if info.name.startswith("_") or info.name in SHARED:
-            continue
-        file = f"{FOLDER.name}/{info.name}.py"
+    for name in file_names():
+        file = f"{FOLDER.name}/{name}.py"
         try:
-            module = _imported(file, info.name)
-            found[info.name] = _defined(module, file, info.name)
+            found[name] = _defined(_imported(file, name), file, name)
         except RegularizerImportError:
             sys.excepthook = _without_trace  # every script imports this package, long before it could catch anything
             raise

@@ -5,10 +5,27 @@
     result = Sweep().run()
     result.table(), result.pick, result.front, result.trial(7).load_model()
 
-Files in reading order: settings, folder, presets, run (prepare, embedded, start_weights, start_check, search, tuning,
-trainable, finalists, finalize), results, train_on; events, recording and tracking/ keep what happens; messages,
-terminal, summary, status and report/ show it. dial and rule_stopping are a search and an early stopping by the
-selection rule, which tests/benchmarks/search_quality.py judges; sweeps do not use them yet.
+Files in reading order:
+
+    settings, presets, folder    a sweep as a value, settings under a name, the sweep's folder
+    all_regularizers, command_line    the script that runs a sweep, and its flags
+    cli, resume_best, environment    the other commands, and the environment they set
+    run             from beginning to end; the files below in its order
+    resuming, prepare, preflight    a sweep that goes on; what is filled in, checked, and seen by every node
+    cluster, capacity, checkpoints    the Ray cluster, what fits on it, and on the disk
+    embedded, start_weights, start_check    digits, start.pt, what the start checkpoint can tell apart
+    provenance, recording, events    where numbers come from; the event log and who writes it
+    search, proposals, searcher    what Optuna proposes, what a trial is given, the study behind Tune
+    early_stopping, tuning, callback, interrupt    how Tune runs the trials, reports them and is interrupted
+    outcomes, trainable    what a trial is asked to do, and the process that does it
+    trials, ranking, finalists, importance    how trials ended, their order, the best trained again, what mattered
+    finalize, results, train_on    what a sweep leaves, and more epochs of it
+    tracking/       MLflow, a reader of log and storage
+    messages, terminal, progress, summary, status    what people see meanwhile and at the end
+    plots, report/  figures and the page
+
+dial and rule_stopping are a search and an early stopping by the selection rule, which
+tests/benchmarks/search_quality.py judges; sweeps do not use them yet.
 """
 
 from sweeps.results import SweepResult, TrialResult

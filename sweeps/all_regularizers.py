@@ -3,8 +3,8 @@
     python sweeps/all_regularizers.py                      # handwritten digits, no download, a few minutes
     python sweeps/all_regularizers.py --data SHARDS --model resnet50 --checkpoint resnet50.pth --epochs 4
 
-Prints a ranked table (regularizer, weight, accuracy, robust accuracy, heatmap similarity), the pick, and the
-commands to open the MLflow UI and to train the pick further.
+`heatmap-sweeps sweep` is the same. Prints a ranked table (regularizer, weight, accuracy, robust accuracy, heatmap
+similarity), the pick, and the commands to open the MLflow UI and to train the pick further.
 """
 
 import sys
@@ -16,18 +16,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the script ru
 
 from sweeps.command_line import parse
 from sweeps.environment import set_environment
-from trainer.command import run
+from trainer.command import command
 
 
+@command()
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run, resume or extend the sweep that is asked for; the exit status."""
-    return run(lambda: drive(argv))
-
-
-def drive(argv: Sequence[str] | None) -> int:
-    """Drive the sweep, and print how it ended."""
-    sweep, asked = parse(argv, "heatmap-sweeps sweep", (__doc__ or "").partition("\n\n")[0])
-    set_environment()  # before Ray is imported, which is once the flags are valid
+    """Run, resume or extend the sweep, and print how it ended; the exit status."""
+    sweep, asked = parse(argv, "heatmap-sweeps sweep", __doc__ or "")
+    if asked.new:
+        sweep.check_start()
+    set_environment()  # before Ray is imported, which is once all that was asked for is valid
     from sweeps.cluster import check_copy
     from sweeps.summary import interrupted, print_result
     from sweeps.terminal import Terminal

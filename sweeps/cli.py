@@ -1,6 +1,6 @@
-"""The command `heatmap-sweeps`, which has every other: `heatmap-sweeps status --name SWEEP`.
+"""The command `heatmap-sweeps`: `heatmap-sweeps status --name SWEEP` runs `sweeps.status`.
 
-What is imported for one command is imported once that is chosen.
+A command is imported once it is chosen.
 """
 
 import difflib
@@ -11,6 +11,9 @@ from pathlib import Path
 
 if __name__ == "__main__":  # as a file, without being installed
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from trainer.command import command
+from trainer.errors import UsageError
 
 # Name: module, arguments that go before the user's, what it does.
 COMMANDS: dict[str, tuple[str, tuple[str, ...], str]] = {
@@ -26,6 +29,7 @@ COMMANDS: dict[str, tuple[str, tuple[str, ...], str]] = {
 }
 
 
+@command()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command that is named first; the exit status."""
     name, *arguments = (sys.argv[1:] if argv is None else list(argv)) or ["--help"]
@@ -37,11 +41,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, 1)
-        meant = f"did you mean {near[0]}? " if near else ""
-        print(f"error: {name} is no command; {meant}There are {', '.join(COMMANDS)}", file=sys.stderr)
-        return 2
+        advice = f"did you mean {near[0]}?" if near else f"choose from {', '.join(COMMANDS)}"
+        raise UsageError(f"there is no command {name!r}; {advice}")
     module, before, _ = COMMANDS[name]
-    return import_module(module).main([*before, *arguments])
+    status: int = import_module(module).main([*before, *arguments])
+    return status
 
 
 if __name__ == "__main__":

@@ -8,23 +8,53 @@ imported here: --help and what is wrong with a flag are told at once.
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-from tyro.conf import FlagCreatePairsOff, arg
+from typing import Any, Literal
 
 from sweeps import presets
 from sweeps.folder import read_yaml
+from sweeps.resuming import extended
 from sweeps.settings import CHANGEABLE, Sweep
-from trainer.command import flag, flags_of
-from trainer.command import parse as parse_flags
+from trainer.command import flag, given
 from trainer.errors import FieldError, UsageError
 from trainer.locations import absolute
 from trainer.plain import from_plain
 
-# Fields without a flag of their own: --regularizers and --extend say it, or the sweep itself does.
+# Fields without a flag of their own: --regularizers and --extend set them, or the sweep itself.
 NO_FLAG = ("regularizer", "penalty_settings", "extensions", "source")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfSweep:
+    """The flags of every command about one sweep.
+
+    Args:
+        name: name of the sweep.
+        storage: folder or URL of the sweep; by default that of SWEEPS_STORAGE, else ./runs.
+    """
+
+    name: str
+    storage: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOn(OfSweep):
+    """What `resume-best` is to train.
+
+    Args:
+        trial: number of a trial to train instead of the pick, such as 7, or the beginning of its id.
+        epochs: number of further epochs.
+        verbose: also print what Ray and the workers print.
+    """
+
+    trial: str | None = None
+    epochs: int = 2
+    verbose: bool = field(default=False, metadata={"aliases": ("-v",)})
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise FieldError("epochs", self.epochs, "give a whole number of at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,14 +66,32 @@ class Asked:
         preset: settings of the code the losses come from (docs/original.md); flags override it.
         resume: continue the sweep --name with its own settings.
         extend: run N trials more per regularizer of the sweep --name, which has ended.
-        verbose: print what Ray and the workers say, too.
+        verbose: also print what Ray and the workers print.
     """
 
-    config: Annotated[str | None, arg(metavar="FILE")] = None
+    config: str | None = field(default=None, metadata={"metavar": "FILE"})
     preset: Literal["original"] | None = None
-    resume: Annotated[bool, FlagCreatePairsOff] = False
-    extend: Annotated[int | None, arg(metavar="N")] = None
-    verbose: Annotated[bool, FlagCreatePairsOff, arg(aliases=("-v",))] = False
+    resume: bool = False
+    extend: int | None = None
+    verbose: bool = field(default=False, metadata={"aliases": ("-v",)})
+
+    @property
+    def new(self) -> bool:
+        """Whether a sweep starts that has not yet."""
+        return not self.resume and self.extend is None
+
+
+@dataclass(frozen=True)
+class _Flags:
+    """The whole command line.
+
+    Args:
+        asked: what is to be done.
+        sweep: settings of the sweep.
+    """
+
+    asked: Asked = field(metadata={"name": ""})
+    sweep: Sweep = field(metadata={"name": ""})
 
 
 def parse(argv: Sequence[str] | None, prog: str, description: str) -> tuple[Sweep, Asked]:
@@ -57,12 +105,11 @@ def parse(argv: Sequence[str] | None, prog: str, description: str) -> tuple[Swee
     Raises:
         UsageError: if flags contradict each other, or a setting cannot be.
     """
-    unnamed = arg(name="")  # flags of a part are called as they are, not after it
-    of_sweep = flags_of(Sweep, NO_FLAG, {"digits": presets.DIGITS})
-    parts = [("asked", Annotated[Asked, unnamed]), ("sweep", Annotated[of_sweep, unnamed])]
-    given = parse_flags(dataclasses.make_dataclass("Flags", parts), argv, prog=prog, description=description)
-    asked, flags = given.asked, given.sweep
-    if asked.resume or asked.extend is not None:
+    found = given(
+        _Flags, argv, prog=prog, description=description, skip=NO_FLAG, also={"digits": presets.DIGITS}
+    )  # fmt: skip
+    asked, flags = Asked(**found.get("asked", {})), found.get("sweep", {})
+    if not asked.new:
         return _going_on(asked, flags), asked
     if asked.preset and asked.config:
         raise FieldError("preset", asked.preset, "and `config` both have settings; give one of them")
@@ -74,7 +121,7 @@ def _new(flags: dict[str, Any], config: str | None) -> Sweep:
     settings = _merged(_configured(config, flags) if config else {}, flags)
     trial = settings.setdefault("trial", {})
     if not isinstance(trial, dict):
-        raise UsageError(f"{config}: trial holds {trial!r}; give its settings, indented")
+        raise UsageError(f"{config}: trial: give its settings, indented")
     if trial.get("data") is None:
         if trial.get("checkpoint"):
             needs = "needs `data`: the embedded digits pretrain a checkpoint of their own"
@@ -82,7 +129,7 @@ def _new(flags: dict[str, Any], config: str | None) -> Sweep:
         settings["trial"] = presets.DIGITS | trial
     elif not trial.get("model"):
         raise FieldError("data", trial["data"], "needs `model`: which architecture is to be finetuned?")
-    return from_plain(Sweep, settings, config or "command line")
+    return from_plain(Sweep, settings, config or "command line", dict(_flat(flags)))
 
 
 def _configured(config: str, flags: dict[str, Any]) -> dict[str, Any]:
@@ -113,23 +160,30 @@ def _preset(flags: dict[str, Any]) -> Sweep:
 def _going_on(asked: Asked, flags: dict[str, Any]) -> Sweep:
     """An earlier sweep that is to be resumed or extended."""
     goes_on = "resume" if asked.resume else "extend"
+    if asked.extend is not None and asked.extend < 1:
+        raise FieldError("extend", asked.extend, "give a whole number of at least 1")
     if asked.resume and asked.extend is not None:
-        raise FieldError("resume", True, "ends what was begun, and `extend` begins more: give one of them")
+        raise FieldError("resume", True, "completes the trials of a sweep, and `extend` adds trials: give one of them")
     if "name" not in flags:
-        raise FieldError(goes_on, getattr(asked, goes_on), "needs `name`: which sweep shall go on?")
+        raise FieldError(goes_on, getattr(asked, goes_on), "needs `name`, the name of the sweep")
     changes = dict(_flat(flags))
     sweep = Sweep.load(changes.pop("name"), changes.pop("storage", None))
     now = dict(_flat({field.name: getattr(sweep, field.name) for field in dataclasses.fields(sweep)}))
-    heeded = {name: value for name, value in changes.items() if name in CHANGEABLE[goes_on]}
-    others = [name for name in changes if name not in heeded and now[name] not in (changes[name], _path(changes[name]))]
+    allowed = {name: value for name, value in changes.items() if name in CHANGEABLE[goes_on]}
+    others = [
+        name for name in changes if name not in allowed and now[name] not in (changes[name], _path(changes[name]))
+    ]
     others += [name for name in ("config", "preset") if getattr(asked, name)]
     if others:
         takes = ", ".join(map(flag, ("name", "storage", "verbose", *CHANGEABLE[goes_on])))
         raise UsageError(
-            f"{', '.join(map(flag, others))}: with {flag(goes_on)} a sweep keeps the settings it began with; beside it "
-            f"only {takes} are heeded; leave out the others, or begin another sweep"
+            f"{', '.join(map(flag, others))}: with {flag(goes_on)} a sweep keeps its settings, and only {takes} can be "
+            "given; leave out the others, or start another sweep"
         )
-    return dataclasses.replace(sweep, **heeded)
+    sweep = dataclasses.replace(sweep, **allowed)
+    if asked.extend is not None:
+        extended(sweep, asked.extend)  # refuses one that has not ended
+    return sweep
 
 
 def _path(value: Any) -> Any:

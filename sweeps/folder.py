@@ -27,19 +27,35 @@ def read_yaml(location: str) -> dict[str, Any]:
     """
     try:
         with open_file(location) as stream:
-            content = yaml.safe_load(stream.read())
+            content = yaml.load(stream.read(), _EachOnce)
     except OSError as error:
         raise UsageError(f"{location}: cannot be read ({error.strerror or error})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise UsageError(f"{location}: is not valid YAML ({' '.join(str(error).split())[:200]})") from None
     if not isinstance(content, dict):
-        raise UsageError(f"{location}: holds no settings; give a file such as the sweep.yaml in a sweep's folder")
+        raise UsageError(f"{location}: has no settings; give a file such as the sweep.yaml in a sweep's folder")
     return content
+
+
+class _EachOnce(yaml.SafeLoader):
+    """YAML whose keys differ, as YAML itself wants it; PyYAML takes the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value]
+        if twice := [key for key, _ in node.value if names.count(key.value) > 1]:
+            raise yaml.MarkedYAMLError(problem=f"{twice[-1].value} is given twice", problem_mark=twice[-1].start_mark)
+        return super().construct_mapping(node, deep)
 
 
 def sweeps_in(storage: str) -> list[str]:
     """Names of the sweeps in a storage folder or URL."""
     return [name for name in sorted(folders_in(storage)) if file_size(f"{storage}/{name}/{SETTINGS}") is not None]
+
+
+def no_sweep(name: str | None, storage: str) -> UsageError:
+    """That a storage has no sweep, or none of that name."""
+    known = ", ".join(sweeps_in(storage))
+    return UsageError(f"no sweep{f' {name!r}' if name else ''} under {storage}{f'; it has {known}' if known else ''}")
 
 
 def was_prepared(folder: str) -> bool:

@@ -20,7 +20,7 @@ from sweeps.ranking import Row, pareto
 from sweeps.results import SweepResult
 from trainer.evaluate.gallery import COLORS as HEATMAP
 from trainer.evaluate.gallery import Explained, scaled
-from trainer.metrics import TEST_ACCURACY, TEST_ROBUST_ACCURACY
+from trainer.metrics import ACCURACY, ROBUST_ACCURACY, TEST, TEST_ROBUST_ACCURACY, metric
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F6000")  # their yellow is pale on white
 MARKERS = "os^DvPX*"
@@ -151,9 +151,9 @@ def intervals(result: SweepResult) -> Figure:
     measured = [one for one in result.finalists if one["trials"]]
     measured.sort(key=lambda one: one["figures"][TEST_ROBUST_ACCURACY]["mean"])
     figure = Figure(figsize=(WIDTH, 0.36 * len(measured) + 1.0))
-    for axes, key in zip(figure.subplots(1, 2, sharey=True), (TEST_ACCURACY, TEST_ROBUST_ACCURACY), strict=True):
+    for axes, name in zip(figure.subplots(1, 2, sharey=True), (ACCURACY, ROBUST_ACCURACY), strict=True):
         for height, one in enumerate(measured):
-            values = one["figures"][key]
+            values = one["figures"][metric(TEST, name)]
             how = look(one["regularizer"])
             axes.plot([100 * v for v in values["values"]], [height] * len(values["values"]), "|", color=FAINT)
             if values["interval"]:
@@ -163,7 +163,7 @@ def intervals(result: SweepResult) -> Figure:
         axes.set_xlim(max(low, -2), min(high, 102))  # an interval of two seeds may leave what is possible
         axes.set_ylim(-0.6, len(measured) - 0.4)
         axes.set_yticks(range(len(measured)), [one["regularizer"] for one in measured])
-        axes.set_xlabel(f"{key.partition('/')[2].replace('_', ' ')}\non test (%)")
+        axes.set_xlabel(f"{name.replace('_', ' ')}\non test (%)")
     return figure
 
 

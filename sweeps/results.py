@@ -88,8 +88,6 @@ class SweepResult:
         Raises:
             UsageError: if there is no such sweep, or it has not ended.
         """
-        from sweeps.start_check import kept
-
         sweep = Sweep.load(name, storage)
         result = read_json(f"{sweep.folder}/result.json")
         if result is None:
@@ -97,6 +95,8 @@ class SweepResult:
                 f"sweep {name} has no result yet; `{sweep.command('status')}` shows how far it is, and "
                 f"`{sweep.command('sweep', '--resume')}` continues one that was interrupted"
             )
+        from sweeps.start_check import kept  # with PyTorch
+
         return cls(
             sweep=sweep,
             trials=[TrialResult(**row, sweep=sweep) for row in result["trials"]],

@@ -6,7 +6,6 @@ from typing import Any
 from sweeps.settings import CHANGEABLE, Sweep
 from trainer.errors import FieldError
 from trainer.locations import absolute, read_json
-from trainer.published import without_network
 
 GROWN = ("extensions", "source")  # what a sweep itself adds to its settings
 
@@ -34,9 +33,9 @@ def as_kept(asked: Sweep, how: str) -> Sweep:
         raise FieldError(
             changed[0],
             mine[changed[0]],
-            "a sweep that goes on keeps the settings it began with, and of these only "
-            f"{', '.join(f'`{name}`' for name in CHANGEABLE[how])} can be changed; leave the others as they "
-            "were, or begin another sweep",
+            "a sweep keeps its settings; only "
+            f"{', '.join(f'`{name}`' for name in CHANGEABLE[how])} can be changed; leave the others as they were, or "
+            "start another sweep",
         )
     return dataclasses.replace(kept, **{name: getattr(asked, name) for name in CHANGEABLE[how]})
 
@@ -55,6 +54,8 @@ def extended(sweep: Sweep, trials: int) -> Sweep:
 
 def _flat(sweep: Sweep) -> dict[str, Any]:
     """All settings by name, as a sweep that has begun has them; None where it filled them in."""
+    from trainer.published import without_network  # with PyTorch, which a command line does without
+
     values = dataclasses.asdict(sweep)
     values |= values.pop("trial") | values.pop("placement")
     values["cache"]["folder"] = absolute(values["cache"]["folder"])

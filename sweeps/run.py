@@ -4,8 +4,10 @@
 """
 
 import logging
+import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 
 import optuna
 
@@ -15,7 +17,7 @@ from sweeps.checkpoints import check_space
 from sweeps.cluster import ray_cluster, where
 from sweeps.embedded import embed
 from sweeps.finalize import finalize
-from sweeps.folder import create_folder, driving
+from sweeps.folder import DRIVER, create_folder, driving
 from sweeps.messages import Advanced, Note, Progress, stage, tell, told_to
 from sweeps.prepare import check, filled_in, on_cluster, reach_tracking, wait_for_cluster
 from sweeps.provenance import dataset, provenance, source
@@ -41,6 +43,7 @@ def run_new(sweep: Sweep, progress: Progress | None, verbose: bool) -> SweepResu
         check(sweep)
         create_folder(sweep)
         held.enter_context(driving(sweep, new=True))
+        held.callback(_remove_if_empty, sweep.local_folder)
         held.enter_context(_joined(sweep, verbose))
         sweep = on_cluster(sweep)
         wait_for_cluster(sweep, new=True)
@@ -50,6 +53,14 @@ def run_new(sweep: Sweep, progress: Progress | None, verbose: bool) -> SweepResu
         stage(check_space(sweep))
         sweep.save()  # last: from here on the sweep exists and can be resumed
         return search(sweep, units)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    """Remove the folder of a sweep that failed before it wrote anything but its lock."""
+    with suppress(OSError):
+        if os.listdir(folder) == [DRIVER]:
+            (folder / DRIVER).unlink()
+            folder.rmdir()
 
 
 def run_again(sweep: Sweep, progress: Progress | None, verbose: bool) -> SweepResult:

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Literal
 import yaml
 
 from sweeps.environment import set_environment
-from sweeps.folder import SETTINGS, read_yaml, sweeps_in, was_prepared
+from sweeps.folder import SETTINGS, no_sweep, read_yaml, was_prepared
 from sweeps.proposals import named, settings_of
 from trainer.command import how_to_run
-from trainer.config import Trial, check_choices, check_regularizers, regularizer_names
+from trainer.config import Trial, check_choices, check_distinct, check_regularizers, regularizer_names
 from trainer.errors import FieldError, UsageError
 from trainer.locations import absolute, file_size, is_url, write_files
 from trainer.model_input import check_model
@@ -32,14 +32,14 @@ if TYPE_CHECKING:
 Scheduler = Literal["asha", "none"]
 Allocation = Literal["equal", "adaptive"]
 Objectives = Literal["robust", "both"]
-# Settings that may be changed when a sweep goes on.
+# What may be changed when a sweep is resumed or extended.
 CHANGEABLE = {"resume": ("max_accuracy_drop",), "extend": ("seeds", "max_accuracy_drop", "max_concurrent")}
 FIRST_NEW_SEED = 1_000_000  # behind every seed a search will ever reach
 
 
 def usual_storage() -> str:
     """Where sweeps are kept if nothing else is said: SWEEPS_STORAGE, else ./runs."""
-    return os.environ.get("SWEEPS_STORAGE", "runs")
+    return os.environ.get("SWEEPS_STORAGE") or "runs"
 
 
 def _digits() -> Trial:
@@ -123,23 +123,25 @@ class Sweep:
         check_model(self.trial.model)
         check_regularizers("regularizers", self.regularizers)
         check_choices(self)
-        if len(set(self.regularizers)) < len(self.regularizers):
-            raise FieldError("regularizers", self.regularizers, "a name stands twice there")
-        if not self.name or re.search(r"[/\\:'%@\x00-\x1f]", self.name) or self.name.startswith("."):
-            raise FieldError("name", repr(self.name), "give a plain name without / \\ : ' % @")
+        check_distinct("regularizers", self.regularizers)
+        if re.search(r"[/\\:'%@\x00-\x1f]|^[. ]| $", self.name):
+            raise FieldError("name", repr(self.name), "give a name without / \\ : ' % @, and no dot or space around it")
         if self.keep not in ("all", "best") and not re.fullmatch(r"top-[1-9]\d*", self.keep):
             raise FieldError("keep", self.keep, "give all, best or top-K, such as top-3")
         if self.seeds < 0 or self.seeds == 1:
-            raise FieldError("seeds", self.seeds, "give at least 2, one alone has no interval; or 0 for none")
+            raise FieldError("seeds", self.seeds, "give at least 2, as one alone has no interval, or 0 for none")
         if self.strengths is not None:
+            if not self.strengths:
+                raise FieldError("strengths", self.strengths, "give at least one number, or None for a search")
+            check_distinct("strengths", self.strengths)
             if self.allocation == "adaptive":
                 raise FieldError("strengths", self.strengths, "leave Optuna nothing to choose; leave out `allocation`")
             if len(self.strengths) != self.trials_per_regularizer:
                 raise FieldError(
                     "strengths",
                     self.strengths,
-                    f"these are {len(self.strengths)}, and `trials_per_regularizer` is {self.trials_per_regularizer}; "
-                    "leave that out",
+                    f"one trial runs for each of the {len(self.strengths)}, but `trials_per_regularizer` is "
+                    f"{self.trials_per_regularizer}; leave that out",
                 )
             if not all(0 < strength < float("inf") for strength in self.strengths):
                 raise FieldError("strengths", self.strengths, "give finite numbers above 0")
@@ -147,17 +149,18 @@ class Sweep:
             raise FieldError(
                 "weight",
                 self.trial.weight,
-                "leaves nothing to choose; leave out `strengths`, and `allocation` adaptive",
+                "is that of every penalty and leaves nothing to search; leave it out, or `strengths` and `allocation` "
+                "adaptive",
             )
         for name in ("new_head", "ema"):
             if getattr(self, name) and self.trial.checkpoint is None:
-                raise FieldError(name, True, "needs `checkpoint`: of which weights?")
+                raise FieldError(name, True, "needs `checkpoint`, the weights to start from")
         if self.head_steps < 0:
-            raise FieldError("head_steps", self.head_steps, "give a whole number, 0 to leave the layer random")
+            raise FieldError("head_steps", self.head_steps, "give a whole number; 0 leaves the layer random")
         if self.head_steps != type(self).head_steps and not self.new_head:
-            raise FieldError("head_steps", self.head_steps, "is for `new_head`; give that too, or leave it out")
+            raise FieldError("head_steps", self.head_steps, "needs `new_head`; give both, or leave both out")
         if self.local_dir not in (None, self.storage) and not is_url(self.storage):
-            remedy = f"is for a `storage` that is a URL; all is kept in {self.storage}"
+            remedy = f"needs a `storage` that is a URL; leave it out, as everything is kept in {self.storage}"
             raise FieldError("local_dir", self.local_dir, remedy)
         if not 0 <= self.max_accuracy_drop < 1:
             drop = self.max_accuracy_drop
@@ -173,7 +176,7 @@ class Sweep:
             self.trial.steps_per_epoch(self.placement.workers)
 
     def run(self, progress: Progress | None = None, verbose: bool = False) -> SweepResult:
-        """Run the sweep: on the Ray cluster there is, or on this machine.
+        """Run the sweep: on the running Ray cluster, or on this machine.
 
         Args:
             progress: callback for the messages of `sweeps.messages`; None only logs.
@@ -183,13 +186,14 @@ class Sweep:
             UsageError: if it cannot work, or there is a sweep of that name already.
             KeyboardInterrupt: if it was interrupted; what is done is kept, and `resume` continues it.
         """
+        self.check_start()
         set_environment()  # before Ray is imported
         from sweeps.run import run_new
 
         return run_new(self, progress, verbose)
 
     def resume(self, progress: Progress | None = None, verbose: bool = False) -> SweepResult:
-        """Continue the sweep of this name where it was interrupted; one that has ended picks anew.
+        """Continue the sweep of this name where it was interrupted; one that has ended chooses its pick again.
 
         Args:
             progress: callback, as in `run`.
@@ -240,6 +244,18 @@ class Sweep:
 
         return read_status(self.storage, self.name)
 
+    def check_start(self) -> None:
+        """Refuse a name that is taken and values outside their ranges; PyTorch is imported where those need it.
+
+        Raises:
+            FieldError: naming the field.
+        """
+        if file_size(f"{self.folder}/{SETTINGS}") is not None:
+            remedy = f"{self.storage} has a sweep of that name; choose another name, or continue that one by `resume`"
+            raise FieldError("name", self.name, remedy)
+        if self.strengths is not None or self.fixed:
+            self.check_ranges()
+
     def check_ranges(self) -> None:
         """Refuse strengths and fixed settings outside the ranges of the regularizers, whose files need PyTorch.
 
@@ -266,9 +282,13 @@ class Sweep:
 
     @property
     def mlflow(self) -> str:
-        """Address of MLflow: the one given, of the environment, or of the database in the storage."""
+        """Address of MLflow: `tracking_uri`, else that of MLFLOW_TRACKING_URI, else an SQLite file in the storage.
+
+        A sweep that has started has the address in its settings, so it and `flush` keep to that; `flush --tracking-uri`
+        sends elsewhere.
+        """
         usual = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.local_storage}/mlflow.db"
-        return self.tracking_uri if self.tracking_uri is not None else usual
+        return usual if self.tracking_uri is None else self.tracking_uri
 
     @property
     def folder(self) -> str:
@@ -343,13 +363,13 @@ class Sweep:
         if file_size(f"{folder}/{SETTINGS}") is not None:
             return cls.read(f"{folder}/{SETTINGS}")
         if file_size(f"{folder}/settings.json") is not None:
-            raise UsageError(f"sweep {name!r} is of an earlier version, which kept settings.json; begin another sweep")
+            raise UsageError(f"sweep {name!r} is of an earlier version, which kept settings.json; start another sweep")
         if was_prepared(folder):
             raise UsageError(
                 f"sweep {name!r} ended before its search began, or is still being prepared; if it ended, give its "
                 "command again"
             )
-        raise UsageError(f"no sweep {name!r} under {storage}; there is {', '.join(sweeps_in(storage)) or 'none'}")
+        raise no_sweep(name, storage)
 
     @classmethod
     def read(cls, location: str) -> Sweep:
@@ -371,10 +391,11 @@ def check_fixed(name: str, value: float, regularizers: Iterable[str]) -> None:
 
     ranges = {key: one for own in regularizers for key, one in named(own, REGULARIZERS[own].settings()).items()}
     if name.endswith(".weight"):
-        raise FieldError("fixed", name, "weights are set by `strengths`, or `weight`")
+        raise FieldError("fixed", name, "weights are set by `strengths` or `weight`")
     if name not in ranges:
         near = difflib.get_close_matches(name, ranges, n=1)
-        known = f"did you mean {near[0]}?" if near else f"choose from {', '.join(ranges) or 'none'}"
+        known = f"choose from {', '.join(ranges)}" if ranges else "they have none but the weight"
+        known = f"did you mean {near[0]}?" if near else known
         raise FieldError("fixed", name, f"no regularizer of this sweep has that setting; {known}")
     if not ranges[name].holds(value):
         raise FieldError("fixed", {name: value}, f"give {ranges[name]}")

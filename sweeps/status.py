@@ -1,7 +1,7 @@
 """How far a sweep is: its trials, what they measured last, and the time left. Reads files only, from any shell.
 
-    python -m sweeps.status --name SWEEP             # once
-    watch -n 10 python -m sweeps.status --name SWEEP
+    heatmap-sweeps status --name SWEEP             # once; or python -m sweeps.status
+    watch -n 10 heatmap-sweeps status --name SWEEP
 
 Prints one line on the sweep and a table of its trials, those that train first. Where the storage is an object store,
 another machine than the one that drives the sweep sees what Tune's last snapshot brought there.
@@ -11,17 +11,19 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from sweeps.command_line import OfSweep
 from sweeps.events import SweepEnded, SweepStarted, log_in
 from sweeps.folder import SETTINGS, is_driven
 from sweeps.ranking import with_settings
 from sweeps.settings import Sweep, usual_storage
 from sweeps.trials import TrialRecord, read_trials
-from trainer.command import parse, run
+from trainer.command import command, parse
 from trainer.errors import UsageError
 from trainer.locations import absolute, file_size, folders_in
 from trainer.metrics import VAL_ACCURACY, VAL_ROBUST_ACCURACY
@@ -102,8 +104,14 @@ def headline(status: Status, name: str, now: float) -> str:
     return ", ".join(words)
 
 
+def _order(trial: TrialRecord) -> tuple[Any, ...]:
+    """Those that run first, then as the ranking has them."""
+    figures = (-trial.metrics.get(key, -1.0) for key in (VAL_ROBUST_ACCURACY, VAL_ACCURACY))
+    return not trial.state.runs, trial.state != "finished", *figures, trial.started.trial_id
+
+
 def table(trials: Iterable[TrialRecord], epochs: int) -> Table:
-    """The trials: those that run first, then by robust accuracy."""
+    """The trials: those that run first, then as they rank."""
     out = Table(
         box=SIMPLE_HEAD,
         show_edge=False,
@@ -115,9 +123,7 @@ def table(trials: Iterable[TrialRecord], epochs: int) -> Table:
     for name in ("strength", "weight", "epoch", "acc.", "robust"):
         out.add_column(name, justify="right", no_wrap=True)
     out.add_column("state", no_wrap=True)
-    for trial in sorted(
-        trials, key=lambda one: (not one.state.runs, -one.metrics.get(VAL_ROBUST_ACCURACY, -1), one.started.trial_id)
-    ):
+    for trial in sorted(trials, key=_order):
         asked = trial.started
         out.add_row(
             asked.tag,
@@ -134,27 +140,10 @@ def table(trials: Iterable[TrialRecord], epochs: int) -> Table:
     return out
 
 
-@dataclass(frozen=True, kw_only=True)
-class Asked:
-    """The sweep to look at.
-
-    Args:
-        name: name of the sweep.
-        storage: folder or URL of the sweep; that of SWEEPS_STORAGE, else ./runs, if not given.
-    """
-
-    name: str
-    storage: str | None = None
-
-
+@command()
 def main(argv: Sequence[str] | None = None) -> int:
     """Print how far the sweep is; the exit status."""
-    return run(lambda: show(argv))
-
-
-def show(argv: Sequence[str] | None) -> int:
-    """Print how far the sweep is."""
-    asked = parse(Asked, argv, prog="heatmap-sweeps status", description=(__doc__ or "").partition("\n\n")[0])
+    asked = parse(OfSweep, argv, prog="heatmap-sweeps status", description=__doc__ or "")
     status = read_status(absolute(asked.storage or usual_storage()), asked.name)
     console = Console()
     console.print(headline(status, asked.name, time.time()), markup=False, highlight=False)

@@ -15,7 +15,7 @@ from sweeps.settings import Sweep
 from sweeps.tracking.model import ALIAS
 from trainer.command import python
 from trainer.locations import file_size
-from trainer.metrics import TEST_ACCURACY, TEST_ROBUST_ACCURACY
+from trainer.metrics import ACCURACY, ROBUST_ACCURACY, TEST, TEST_ACCURACY, TEST_ROBUST_ACCURACY, VAL, metric
 
 
 def print_result(result: SweepResult, console: Console) -> None:
@@ -61,9 +61,9 @@ def interrupted(sweep: Sweep) -> str:
 
 def print_trained_on(before: TrialResult, after: TrialResult, console: Console) -> None:
     """Print what more epochs did to a trial."""
-    for split in ("val", "test"):
+    for split in (VAL, TEST):
         (accuracy, robust), (new_accuracy, new_robust) = (
-            [100 * trial.metrics.get(f"{split}/{key}", math.nan) for key in ("accuracy", "robust_accuracy")]
+            [100 * trial.metrics.get(metric(split, name), math.nan) for name in (ACCURACY, ROBUST_ACCURACY)]
             for trial in (before, after)
         )
         console.print(

@@ -62,14 +62,16 @@ class Terminal(logging.Handler):
     @contextmanager
     def shown(self) -> Iterator["Terminal"]:
         """Within the block, what this project logs is shown, too; after it, the terminal is as it was."""
-        loggers = [logging.getLogger(name) for name in ("sweeps", "trainer")]
-        for logger in loggers:
+        levels = {logger: logger.level for logger in map(logging.getLogger, ("sweeps", "trainer"))}
+        for logger in levels:
             logger.addHandler(self)
+            logger.setLevel(logging.WARNING)  # importing mlflow.pytorch sets that of the root logger to ERROR
         try:
             yield self
         finally:
-            for logger in loggers:
+            for logger, level in levels.items():
                 logger.removeHandler(self)
+                logger.setLevel(level)
             self._end_bar()
             if self._trials:
                 self._trials.close()

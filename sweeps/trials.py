@@ -6,7 +6,17 @@ from enum import StrEnum
 
 from sweeps.events import EpochReported, Event, PartEnded, SweepEnded, TrialEnded, TrialStarted
 from sweeps.ranking import Row
-from trainer.metrics import VAL_ACCURACY, VAL_HEATMAP_CORRELATION, VAL_HEATMAP_SSIM, VAL_ROBUST_ACCURACY
+from trainer.metrics import (
+    TEST,
+    VAL,
+    VAL_ACCURACY,
+    VAL_HEATMAP_CORRELATION,
+    VAL_HEATMAP_SSIM,
+    VAL_ROBUST_ACCURACY,
+    metric,
+)
+
+EVALUATED = metric(VAL, ""), metric(TEST, "")  # how names of metrics of these splits begin
 
 
 class TrialState(StrEnum):
@@ -79,7 +89,9 @@ class TrialRecord:
             heatmap_ssim=metrics.get(VAL_HEATMAP_SSIM, 0.0),
             heatmap_correlation=metrics.get(VAL_HEATMAP_CORRELATION, 0.0),
             checkpoint=self.ended.checkpoint,
-            metrics={name: value for name, value in metrics.items() if name.startswith(("val/", "test/"))},
+            metrics={
+                name: value for name, value in metrics.items() if name.startswith((metric(VAL, ""), metric(TEST, "")))
+            },
         )
 
 

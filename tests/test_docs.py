@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from regularizers import REGULARIZERS
+from regularizers import REGULARIZERS, _commands
 from regularizers import __main__ as regularizers_command
 from sweeps import command_line, embedded, presets
 from sweeps.settings import Sweep
@@ -56,11 +56,13 @@ def test_every_command_is_understood(words, monkeypatch):
         return parse_only
 
     monkeypatch.setitem(REGULARIZERS, "charbonnier", REGULARIZERS["mse"])  # that of docs/regularizer.md
-    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", only(argparse.ArgumentParser.parse_args))
+    parse_regularizers = argparse.ArgumentParser.parse_intermixed_args
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_intermixed_args", only(parse_regularizers))
     if words[0] == "sweeps/all_regularizers.py":  # what the flags make is looked at, too
         monkeypatch.setattr(command_line, "parse", only(command_line.parse))
         monkeypatch.setattr(command_line, "read_yaml", lambda location: {})
         monkeypatch.setattr(Sweep, "load", lambda name, storage=None: Sweep(name=name))
+        monkeypatch.setattr(command_line, "extended", lambda sweep, trials: sweep)
     else:
         monkeypatch.setattr(command, "parse", only(command.parse))
     monkeypatch.setattr(sys, "argv", words)
@@ -128,7 +130,7 @@ def test_every_penalty_is_explained(shipped):
 
 def test_the_table_of_the_penalties_is_what_their_docstrings_say(shipped):
     lines = (ROOT / "docs" / "method.md").read_text().splitlines()
-    rows = regularizers_command.markdown(REGULARIZERS[name] for name in sorted(shipped)).splitlines()
+    rows = _commands.markdown(REGULARIZERS[name] for name in sorted(shipped)).splitlines()
     missing = [row for row in rows if row not in lines]
     assert not missing, "the table of docs/method.md is old: put there what python -m regularizers --markdown prints"
     named = {line.split("`")[1] for line in lines if line.startswith("| `")}

@@ -1,7 +1,10 @@
 """Imports go one way: regularizers ← trainer ← sweeps, and each outside system has one home."""
 
 import ast
+import re
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 FORBIDDEN = {
@@ -48,3 +51,11 @@ def test_each_outside_system_has_one_home():
             if system in imports(path)
         }
         assert users == homes
+
+
+@pytest.mark.parametrize(
+    "package", ["trainer", "trainer/shards", "trainer/evaluate", "sweeps", "sweeps/tracking", "sweeps/report"]
+)
+def test_a_package_lists_its_files(package):
+    listed = set(re.findall(r"\w+", ast.get_docstring(ast.parse((ROOT / package / "__init__.py").read_text()))))
+    assert {path.stem for path in (ROOT / package).glob("*.py")} - {"__init__", "__main__"} <= listed

@@ -4,7 +4,7 @@ Files in reading order:
 
     config, model_input, normalization    a trial as a value; image size, mean and deviation of its model
     errors, retryable    errors of the user, errors worth another try
-    command, arguments, plain    flags of dataclasses, other flags, settings in YAML
+    command, plain    flags of dataclasses, settings in YAML
     metrics         names of metrics, defined once
     locations, cache    files by path or URL, local copies of remote shards
     digits          the embedded data set

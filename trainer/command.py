@@ -1,30 +1,34 @@
 """Command lines: flags that are made of the fields of a dataclass, and how a command ends.
 
-    flags = flags_of(Trial, skip=("regularizer",))    # a TypedDict: what is given, and nothing else
-    given = parse(flags, ["--pgd-eps", "8/255"])      # {"pgd_eps": 8 / 255}
+    given(Trial, ["--pgd-eps", "8/255"], prog="heatmap-sweeps sweep")    # {"pgd_eps": 8 / 255}, and nothing else
 
 A flag is its field with dashes, its help the line of the field in the docstring, its default that of the field. Library
-code names fields in its errors; `run` prints the flags instead.
+code names fields in its errors; `command` prints the flags instead.
 """
 
 import dataclasses
+import difflib
+import functools
 import inspect
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Annotated, Any, TypedDict, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypedDict, TypeVar, get_args, get_origin, get_type_hints
 
 from trainer.errors import FieldError, UsageError, shown
+from trainer.plain import DICTS, LISTS, convert, described, without_none
+
+T = TypeVar("T")
+Main = Callable[..., int]  # of the arguments, or of none: those of the process
 
 ROOT = Path(__file__).resolve().parents[1]  # of the project, or the folder of an environment that has its packages
 # Fields whose flag says more than their name, which stands in a dataclass of its own.
 FLAGS = {"workers": "workers-per-trial", "folder": "cache-dir", "size": "cache-size", "extensions": "extend"}
-LISTS, DICTS = (tuple, Sequence), (dict, Mapping)
-METAVARS = {int: "N", float: "X", str: "TEXT"}
-LISTED = {int: "N,N", float: "X,X", str: "A,B"}
+FLAGS |= {"processes": "workers", "shard_megabytes": "shard-size"}  # of `shards`
+METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
+LISTED = {int: "N,N", float: "X,X", str: "A,B", Path: "PATH"}
 
 
 def flag(field: str) -> str:
@@ -65,52 +69,139 @@ def python() -> str:
     return sys.executable if sys.prefix != sys.base_prefix else "python"
 
 
-def run(main: Callable[[], int], interrupted: str = "") -> int:
-    """Run a command to its end.
+def command(interrupted: str = "interrupted") -> Callable[[Main], Main]:
+    """Wrap the function that is a command: mistakes of the user become one line and the exit status 2.
 
     Args:
-        main: the command; returns the exit status.
-        interrupted: what to say after Ctrl-C.
-
-    Returns:
-        The exit status: 2 after a mistake of the user, which is printed in one line; 130 after Ctrl-C.
+        interrupted: what to say after Ctrl-C, which ends with the status 130.
     """
-    try:
-        return main()
-    except UsageError as error:
-        print(f"error: {in_flags(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt as stopped:
-        print(str(stopped) or interrupted or "interrupted", file=sys.stderr)
-        return 130
+
+    def wrap(main: Main) -> Main:
+        @functools.wraps(main)
+        def wrapped(argv: Sequence[str] | None = None) -> int:
+            try:
+                return main(argv)
+            except UsageError as error:
+                print(f"error: {in_flags(error)}", file=sys.stderr)
+                return 2
+            except KeyboardInterrupt as stopped:
+                print(str(stopped) or interrupted, file=sys.stderr)
+                return 130
+
+        return wrapped
+
+    return wrap
 
 
-def parse(flags: Any, argv: Sequence[str] | None = None, *, prog: str | None = None, description: str = "") -> Any:
-    """What a command line gives; leaves the process after --help, or with status 2 where it is wrong.
+def parse(kind: type[T], argv: Sequence[str] | None = None, *, prog: str, description: str = "") -> T:
+    """A dataclass as a command line gives it; leaves the process after --help.
 
     Args:
-        flags: a dataclass or TypedDict, such as that of `flags_of`; its parts may be others.
+        kind: the dataclass; its docstring says what each flag is.
         argv: the arguments; None are those of the process.
         prog: name of the command.
         description: what the command does.
+
+    Raises:
+        UsageError: if a flag is unknown or missing, or a value cannot be.
+    """
+    values = given(kind, argv, prog=prog, description=description)
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]  # a dataclass
+        if field.name not in values and _default(field) is dataclasses.MISSING:
+            raise UsageError(f"`{field.name}` is missing ({field_docs(kind)[field.name].rstrip('.')})")
+    return kind(**values)
+
+
+def given(
+    kind: type,
+    argv: Sequence[str] | None = None,
+    *,
+    prog: str,
+    description: str = "",
+    skip: Sequence[str] = (),
+    also: Mapping[str, Mapping[str, Any]] | None = None,
+) -> dict[str, Any]:
+    """What a command line gives of the fields of a dataclass, and nothing else; leaves the process after --help.
+
+    Args:
+        kind: the dataclass; the values of another one in it are a dict of their own.
+        argv: the arguments; None are those of the process.
+        prog: name of the command.
+        description: what the command does.
+        skip: fields that have no flag.
+        also: other defaults of some fields under a name, such as those of a preset, for the help.
+
+    Raises:
+        UsageError: if a flag is unknown, or a value cannot be.
     """
     import tyro
 
+    words = sys.argv[1:] if argv is None else list(argv)
+    if "--" in words:
+        raise UsageError("--: leave it out; there are flags alone")
     registry = tyro.constructors.ConstructorRegistry()
-    registry.primitive_rule(_value)
-    return tyro.cli(
-        flags, args=argv, prog=prog, description=description, registry=registry, config=(tyro.conf.OmitArgPrefixes,)
-    )
+    registry.primitive_rule(_words)
+    found, unknown = tyro.cli(
+        _flags_of(kind, skip, also), args=words, prog=prog, description=description, registry=registry,
+        config=(tyro.conf.OmitArgPrefixes,), return_unknown_args=True,
+    )  # fmt: skip
+    kinds = _kinds(kind, skip)
+    for word in sorted(unknown, key=lambda word: not word.startswith("-")):  # words after an unknown flag are its own
+        if not word.startswith("-"):
+            raise UsageError(f"{word!r} belongs to no flag; --help lists the flags")
+        meant = nearest(word, kinds)
+        advice = f"did you mean {' or '.join(meant)}?" if meant else "--help lists the flags"
+        raise UsageError(f"{word.partition('=')[0]}: there is no such flag; {advice}")
+    flags = [word.partition("=")[0].replace("_", "-") for word in words]
+    for name, one in kinds.items():  # of a number or a word the last counts, as everywhere
+        if flags.count(flag(name)) > 1 and get_origin(one) in (*LISTS, *DICTS, list):
+            raise UsageError(f"`{name}` is given {flags.count(flag(name))} times; give all values behind one of them")
+    return _read(kinds, found)
 
 
-def flags_of(kind: type, skip: Sequence[str] = (), also: Mapping[str, Mapping[str, Any]] | None = None) -> Any:
-    """A TypedDict with the fields of a dataclass, and of the dataclasses in it; only flags that are given are in it.
+def nearest(word: str, fields: Iterable[str]) -> list[str]:
+    """The flags that an unknown one may mean, two at most.
 
     Args:
-        kind: the dataclass; its docstring says what each field is.
-        skip: fields that are to have no flag.
-        also: other defaults of some fields under a name, such as those of a preset, for the help.
+        word: flag as it was given, such as `--lr` or `--epoch=3`.
+        fields: fields that have a flag.
     """
+    asked = word.partition("=")[0].lstrip("-").replace("_", "-").lower()
+    if len(asked) < 2:
+        return []
+    names = [flag(field).removeprefix("--") for field in fields]
+    sure = [
+        name
+        for name in names
+        if asked == "".join(part[0] for part in name.split("-")) or name.startswith(asked) or asked.startswith(name)
+    ]
+    return [f"--{name}" for name in (sure or difflib.get_close_matches(asked, names, 2))[:2]]
+
+
+def field_docs(kind: type) -> dict[str, str]:
+    """What the docstring of a dataclass says of each field."""
+    from docstring_parser.google import parse as parse_docstring
+
+    texts = [inspect.cleandoc(one.__doc__ or "") for one in reversed(kind.__mro__) if dataclasses.is_dataclass(one)]
+    entries = [entry for text in texts for entry in parse_docstring(text).params]
+    return {entry.arg_name: " ".join((entry.description or "").split()).replace("`", "") for entry in entries}
+
+
+def _default(field: dataclasses.Field) -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def _kinds(kind: type, skip: Sequence[str]) -> dict[str, Any]:
+    """The type of each field that has a flag, those of the dataclasses in it too."""
+    kinds: dict[str, Any] = {}
+    for name, one in get_type_hints(kind).items():
+        if name not in skip:
+            kinds |= _kinds(one, skip) if dataclasses.is_dataclass(one) else {name: one}  # type: ignore[arg-type]
+    return kinds
+
+
+def _flags_of(kind: type, skip: Sequence[str], also: Mapping[str, Mapping[str, Any]] | None) -> Any:
+    """For tyro: a TypedDict with the fields of a dataclass, and of the dataclasses in it."""
     from tyro.conf import arg
 
     types, helps, flags = get_type_hints(kind), field_docs(kind), {}
@@ -118,91 +209,68 @@ def flags_of(kind: type, skip: Sequence[str] = (), also: Mapping[str, Mapping[st
         if field.name in skip:
             continue
         if dataclasses.is_dataclass(types[field.name]):
-            part = flags_of(types[field.name], skip, also)  # type: ignore[arg-type]  # a class of dataclasses
-            flags[field.name] = Annotated[part, arg(help=helps[field.name])]
+            part = _flags_of(types[field.name], skip, also)  # type: ignore[arg-type]  # a class of dataclasses
+            flags[field.name] = Annotated[part, arg(name=field.metadata.get("name"), help=helps[field.name])]
             continue
-        defaults = {"default": shown(_default(field))} if _default(field) is not dataclasses.MISSING else {}
+        required = _default(field) is dataclasses.MISSING and not also
+        defaults = {} if _default(field) is dataclasses.MISSING else {"default": shown(_default(field))}
         for name, values in (also or {}).items():
             if field.name in values and shown(values[field.name]) != defaults.get("default"):
                 defaults[name] = shown(values[field.name])
         hint = f"({'; '.join(f'{name}: {value}' for name, value in defaults.items())})" if defaults else ""
-        help_ = arg(
-            name=flag(field.name).removeprefix("--"), help=helps[field.name], help_behavior_hint=hint
-        )  # fmt: skip
-        flags[field.name] = Annotated[types[field.name], help_]
+        flags[field.name] = Annotated[
+            types[field.name],
+            arg(
+                name=flag(field.name).removeprefix("--"),
+                help=helps[field.name],
+                help_behavior_hint="(required)" if required else hint,
+                metavar=field.metadata.get("metavar"),
+                aliases=field.metadata.get("aliases"),
+            ),
+        ]
     return TypedDict(kind.__name__, flags, total=False)  # type: ignore[operator]  # made of what is there
 
 
-def field_docs(kind: type) -> dict[str, str]:
-    """What the docstring of a dataclass says of each field."""
-    from docstring_parser.google import parse as parse_docstring
-
-    entries = parse_docstring(inspect.cleandoc(kind.__doc__ or "")).params
-    docs = {entry.arg_name: " ".join((entry.description or "").split()) for entry in entries}
-    return {name: text.replace("`", "") for name, text in docs.items()}
-
-
-def _default(field: dataclasses.Field) -> Any:
-    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-
-
-def _value(info: Any) -> Any:
-    """How tyro reads a number, a fraction, a list with commas, NAME=X pairs, or `none` where there may be no value."""
+def _words(info: Any) -> Any:
+    """For tyro: the words of a flag as they are, for `_read`; flags that are there or not are tyro's."""
     from tyro.constructors import PrimitiveConstructorSpec
 
-    kind, optional = info.type, False
-    if get_origin(kind) in (Union, UnionType):
-        kinds = [one for one in get_args(kind) if one is not NoneType]
-        if len(kinds) != 1:
-            return None
-        kind, optional = kinds[0], NoneType in get_args(kind)
-    if kind in METAVARS:
-        metavar = METAVARS[kind]
-    elif get_origin(kind) in LISTS:
-        metavar = LISTED[get_args(kind)[0]]
+    kind = without_none(info.type)[0]
+    if get_origin(kind) is Literal:
+        metavar = "{" + ",".join(get_args(kind)) + "}"
     elif get_origin(kind) in DICTS:
         metavar = "NAME=X,NAME=X"
+    elif get_origin(kind) in (*LISTS, list):
+        metavar = LISTED[get_args(kind)[0]]
+    elif kind in METAVARS:
+        metavar = METAVARS[kind]
     else:
-        return None  # bool, Literal: as tyro has them
-
-    def read(words: list[str]) -> Any:
-        return None if optional and words[0].lower() == "none" else convert(kind, words[0])
-
+        return None
     return PrimitiveConstructorSpec(
-        nargs=1, metavar=metavar, instance_from_str=read, is_instance=lambda _: True,
-        str_from_instance=lambda value: [shown(value)],
+        nargs="*", metavar=metavar, instance_from_str=list, is_instance=lambda _: True, str_from_instance=list
     )  # fmt: skip
 
 
-def convert(kind: Any, text: str) -> Any:
-    """The value that a word of the command line stands for.
+def _read(kinds: dict[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of flags that tyro found."""
+    values: dict[str, Any] = {}
+    for name, words in found.items():
+        if isinstance(words, bool):
+            values[name] = words
+        elif isinstance(words, dict):
+            values[name] = _read(kinds, words)
+        elif get_origin(kinds[name]) is list:
+            values[name] = [_one(name, get_args(kinds[name])[0], [word]) for word in words] or _one(name, str, [])
+        else:
+            values[name] = _one(name, kinds[name], words)
+    return values
 
-    Args:
-        kind: int, float (fractions such as 8/255 too), str, a tuple of these or a dict of names and numbers.
-        text: the word.
 
-    Raises:
-        ValueError: if it is none.
-    """
+def _one(field: str, kind: Any, words: Sequence[str]) -> Any:
+    if len(words) != 1:
+        expected = f"one value, not {', '.join(map(repr, words))}" if words else described(kind)
+        raise UsageError(f"`{field}`: give {expected}")
     try:
-        if get_origin(kind) in LISTS:
-            kinds, words = get_args(kind), [word.strip() for word in text.split(",")]
-            kinds = kinds[:1] * len(words) if len(kinds) == 1 or ... in kinds else kinds
-            return tuple(convert(one, word) for one, word in zip(kinds, words, strict=True))
-        if get_origin(kind) in DICTS:
-            pairs = (word.partition("=") for word in text.split(","))
-            return {name.strip(): convert(get_args(kind)[1], value) for name, _, value in pairs}
-        if kind is float:
-            above, _, below = text.partition("/")
-            return float(above) / float(below or 1)
-        return kind(text)
-    except (ValueError, ZeroDivisionError):
-        raise ValueError(f"give {_described(kind)}, not {text!r}") from None
-
-
-def _described(kind: Any) -> str:
-    if get_origin(kind) in LISTS:
-        return f"{'names' if get_args(kind)[0] is str else 'numbers'} with commas between"
-    if get_origin(kind) in DICTS:
-        return "names and numbers, such as a=1,b=2"
-    return {int: "a whole number", float: "a number, or a fraction such as 8/255"}[kind]
+        return convert(kind, words[0])
+    except ValueError as error:
+        raise UsageError(f"`{field}`: {error}") from None

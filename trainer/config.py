@@ -4,15 +4,13 @@ import dataclasses
 import difflib
 import json
 import math
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
-from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args, get_type_hints
 
-from trainer.errors import FieldError
+from regularizers._names import regularizer_names as regularizer_names
+from trainer.errors import FieldError, shown
 from trainer.errors import UsageError as UsageError
 from trainer.model_input import IMAGENET_MEAN, IMAGENET_STD, Channels, complete
 from trainer.plain import set_types
@@ -29,18 +27,6 @@ Precision = Literal["float32", "bfloat16"]
 Schedule = Literal["constant", "imagenet"]
 
 
-def regularizer_names() -> list[str]:
-    """Names of all regularizers, by their files: importing them takes PyTorch, and seconds."""
-    imported = vars(sys.modules.get("regularizers", object)).get("REGULARIZERS")
-    if imported is not None:
-        return sorted(imported)
-    spec = find_spec("regularizers")
-    assert spec is not None
-    folders = spec.submodule_search_locations or ()
-    files = {path.stem for folder in folders for path in Path(folder).glob("*.py")}
-    return sorted(name for name in files if not name.startswith("_") and name not in ("base", "functional"))
-
-
 def check_regularizers(field: str, names: Iterable[str]) -> None:
     """Refuse names of regularizers there are none of.
 
@@ -51,8 +37,8 @@ def check_regularizers(field: str, names: Iterable[str]) -> None:
     for name in names:
         if name not in known:
             near = difflib.get_close_matches(name, known, 2)
-            meant = f"; did you mean {' or '.join(near)}?" if near else ";"
-            raise FieldError(field, name, f"is unknown{meant} choose from {', '.join(known)}")
+            meant = f"did you mean {' or '.join(near)}? " if near else ""
+            raise FieldError(field, name, f"is unknown; {meant}choose from {', '.join(known)}")
 
 
 def check_choices(settings: Any) -> None:
@@ -67,6 +53,18 @@ def check_choices(settings: Any) -> None:
             near = difflib.get_close_matches(str(value), choices, 1)
             meant = f"did you mean {near[0]}? " if near else ""
             raise FieldError(name, value, f"{meant}choose from {', '.join(choices)}")
+
+
+def check_distinct(name: str, values: Iterable[Any]) -> None:
+    """Refuse a list that has a value more than once.
+
+    Raises:
+        FieldError: naming the list and the value.
+    """
+    values = tuple(values)
+    for value in values:
+        if values.count(value) > 1:
+            raise FieldError(name, values, f"give {shown(value)} only once")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,8 +174,8 @@ class Trial:
         if not 0 <= self.label_smoothing < 1:
             raise FieldError("label_smoothing", self.label_smoothing, "give a fraction, from 0 to below 1")
         if not 0 <= self.pgd_eps < 1:
-            levels = f", such as {self.pgd_eps:g}/255" if 1 <= self.pgd_eps < 255 else ""
-            raise FieldError("pgd_eps", self.pgd_eps, f"give a fraction of the pixel range{levels}")
+            levels = shown(self.pgd_eps if self.pgd_eps in range(1, 255) else 2.0)
+            raise FieldError("pgd_eps", self.pgd_eps, f"give a fraction of the pixel range, such as {levels}/255")
         if self.penalty_settings:  # which are few trials' at most, and know PyTorch
             self.penalty()
 

@@ -1,8 +1,8 @@
 """Write the report of a sweep: one HTML page with figures, tables and heatmaps, images and all.
 
-    python -m sweeps.report --name SWEEP
+    heatmap-sweeps report --name SWEEP    # or python -m sweeps.report
 
-A sweep that ends writes it by itself; this does so again, or elsewhere. Prints where it is. Needs the sweep's folder
+A sweep writes it when it ends; this writes it again, or elsewhere, and prints where it is. It needs the sweep's folder
 and, for the heatmaps, its data; neither a server nor a cluster.
 """
 
@@ -10,37 +10,31 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from trainer.command import parse, run
+from sweeps.command_line import OfSweep
+from trainer.command import command, parse
+from trainer.locations import absolute
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class Asked(OfSweep):
     """The report to write.
 
     Args:
-        name: name of the sweep, which has ended.
-        storage: folder or URL of the sweep; that of SWEEPS_STORAGE, else ./runs, if not given.
-        out: file to write; report.html in the sweep's folder if not given.
+        out: file to write; by default report.html in the sweep's folder.
     """
 
-    name: str
-    storage: str | None = None
     out: str | None = None
 
 
+@command()
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write the report; the exit status."""
-    return run(lambda: write(argv))
-
-
-def write(argv: Sequence[str] | None) -> int:
-    """Write the report, and print where it is."""
-    asked = parse(Asked, argv, prog="heatmap-sweeps report", description=(__doc__ or "").partition("\n\n")[0])
-    from sweeps.report.page import PAGE, write_report
+    """Write the report and print where it is; the exit status."""
+    asked = parse(Asked, argv, prog="heatmap-sweeps report", description=__doc__ or "")
     from sweeps.results import SweepResult
-    from trainer.locations import absolute
 
     result = SweepResult.load(asked.name, asked.storage)
+    from sweeps.report.page import PAGE, write_report  # with PyTorch, once there is something to report
+
     out = absolute(asked.out or f"{result.sweep.folder}/{PAGE}")
     write_report(result, out)
     print(out)

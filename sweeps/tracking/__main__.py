@@ -1,26 +1,22 @@
 """Send MLflow what it does not have of a sweep.
 
-    python -m sweeps.tracking flush                      # of all sweeps under ./runs, what is still missing
-    python -m sweeps.tracking flush --name SWEEP         # of one
-    python -m sweeps.tracking rebuild --name SWEEP       # everything again, from the sweep's storage alone
+    heatmap-sweeps flush                      # of all sweeps under ./runs, what is still missing
+    heatmap-sweeps flush --name SWEEP         # of one; or python -m sweeps.tracking flush
+    heatmap-sweeps rebuild --name SWEEP       # everything again, from the sweep's storage alone
 
-Prints what was sent of each run. May be run again, and while the sweep runs. Exit status 2 if no server answers.
+Prints what was sent of each run. May be run again, and while the sweep runs. The exit status is 2 if no server answers.
 """
 
 import logging
-import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
-
-from tyro.conf import Positional
 
 from sweeps.events import log_in
-from sweeps.folder import sweeps_in
+from sweeps.folder import no_sweep, sweeps_in
 from sweeps.settings import Sweep, usual_storage
-from trainer.command import parse, run
+from trainer.command import command, parse
 from trainer.errors import UsageError
 from trainer.locations import absolute
 
@@ -30,15 +26,13 @@ class Asked:
     """What is to be sent.
 
     Args:
-        command: flush sends what MLflow does not have yet, rebuild everything again, to a new or an emptied MLflow.
-        storage: folder or URL of the sweeps; that of SWEEPS_STORAGE, else ./runs, if not given.
-        name: name of one sweep; all of them if not given.
-        tracking_uri: address of MLflow; that of MLFLOW_TRACKING_URI, else the sweep's own, if not given.
+        name: name of one sweep; by default all of them.
+        storage: folder or URL of the sweeps; by default that of SWEEPS_STORAGE, else ./runs.
+        tracking_uri: address of MLflow; by default the one the sweep began with.
     """
 
-    command: Positional[Literal["flush", "rebuild"]]
-    storage: str | None = None
     name: str | None = None
+    storage: str | None = None
     tracking_uri: str | None = None
 
 
@@ -51,9 +45,7 @@ def choose(storage: str, name: str | None) -> list[str]:
     known = sweeps_in(storage)
     chosen = [sweep for sweep in known if name in (None, sweep)]
     if not chosen:
-        raise UsageError(
-            f"no sweep{f' {name!r}' if name else ''} under {storage}; there is {', '.join(known) or 'none'}"
-        )
+        raise no_sweep(name, storage)
     return chosen
 
 
@@ -64,7 +56,7 @@ def send(storage: str, name: str, uri: str | None, again: bool) -> bool:
         UsageError: if the server does not answer, another process is sending, or there is no event log.
     """
     sweep = Sweep.load(name, storage)
-    uri, local = uri or os.environ.get("MLFLOW_TRACKING_URI") or sweep.mlflow, sweep.local_folder
+    uri, local = uri or sweep.mlflow, sweep.local_folder
     log = log_in(sweep.folder, local)
     if not log.size():
         raise UsageError(f"{name}: there is no event log in {local}; run this on the machine that drove the sweep")
@@ -92,19 +84,17 @@ def send(storage: str, name: str, uri: str | None, again: bool) -> bool:
     return not uploader.refused
 
 
+@command()
 def main(argv: Sequence[str] | None = None) -> int:
-    """Send what is missing; the exit status."""
-    return run(lambda: send_all(argv))
-
-
-def send_all(argv: Sequence[str] | None) -> int:
-    """Send what is missing of all sweeps that are asked for."""
-    asked = parse(Asked, argv, prog="python -m sweeps.tracking", description=(__doc__ or "").partition("\n\n")[0])
-    for name in ("alembic", "mlflow"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    storage, again = absolute(asked.storage or usual_storage()), asked.command == "rebuild"
-    names = choose(storage, asked.name)
-    return 0 if all([send(storage, name, asked.tracking_uri, again) for name in names]) else 1
+    """Send what is missing of all sweeps that are asked for; the exit status."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    name = words.pop(0) if words[:1] in (["flush"], ["rebuild"]) else "flush"
+    asked = parse(Asked, words, prog=f"heatmap-sweeps {name}", description=__doc__ or "")
+    for logger in ("alembic", "mlflow"):
+        logging.getLogger(logger).setLevel(logging.WARNING)
+    storage = absolute(asked.storage or usual_storage())
+    sweeps = choose(storage, asked.name)
+    return 0 if all([send(storage, sweep, asked.tracking_uri, name == "rebuild") for sweep in sweeps]) else 1
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from regularizers import REGULARIZERS, Forward
-from regularizers import __main__ as command
+from regularizers import _commands as command
 from regularizers._check import CHECKS, NotApplicable
 from regularizers._samples import smallest_side
 

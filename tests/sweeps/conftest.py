@@ -72,3 +72,14 @@ def script(start):
         return process.returncode, out, err
 
     return _script
+
+
+@pytest.fixture
+def asked(digits, tmp_path):
+    """The sweep of these arguments, on the digits as one's own data."""
+    from asking import parse
+
+    def ask(*arguments):
+        return parse("--data", digits, "--model", "resnet8", "--storage", tmp_path, "--name", "s", *arguments)[0]
+
+    return ask

@@ -12,8 +12,6 @@ import time
 import pytest
 from mlflow import MlflowClient
 
-from sweeps.tracking.runs import EXPERIMENT, TRIAL_TAG
-
 
 def free_port():
     with socket.socket() as probe:
@@ -30,6 +28,9 @@ def wait_for(what, seconds=120):
 
 def run_of(client, trial_id):
     """Id of a trial's run, found as a user would: by its tag."""
+    # Not imported with the conftest: mlflow.pytorch then silences the root logger, and caplog with it.
+    from sweeps.tracking.runs import EXPERIMENT, TRIAL_TAG
+
     experiment = client.get_experiment_by_name(EXPERIMENT).experiment_id
     (run,) = client.search_runs([experiment], f"tags.`{TRIAL_TAG}` = '{trial_id}'")
     return run.info.run_id

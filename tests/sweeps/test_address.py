@@ -33,4 +33,4 @@ def test_an_address_that_cannot_be_right_is_refused(uri, message, tmp_path):
 
 def test_a_server_that_is_away_is_told_of_and_not_refused(caplog):
     check_tracking(f"http://127.0.0.1:{free_port()}")
-    assert "The sweep goes on" in caplog.text
+    assert "The sweep continues" in caplog.text

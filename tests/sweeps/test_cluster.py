@@ -29,7 +29,7 @@ def test_a_cluster_that_is_gone_is_named(monkeypatch):
         unused.bind(("127.0.0.1", 0))
         there = f"127.0.0.1:{unused.getsockname()[1]}"
     monkeypatch.setenv("RAY_ADDRESS", there)
-    with pytest.raises(UsageError, match=f"RAY_ADDRESS names a Ray cluster at {there}, and none answers"):
+    with pytest.raises(UsageError, match=f"RAY_ADDRESS names a Ray cluster at {there}; it does not answer"):
         cluster.check_answers(there)
 
 

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 import ray
-import torch
 from mlflow import MlflowClient
 from ray import cloudpickle
+from ray_train import train_worker
 from recorded import run_of
 
 from sweeps.callback import MOST_FAILURES, SweepCallback, failure_in_words, last_failure, trial_ended
@@ -24,12 +24,9 @@ from sweeps.search import METRIC
 from sweeps.settings import Sweep
 from sweeps.terminal import Terminal
 from sweeps.trials import TrialState, mismatch, read_trials, results
-from trainer import ray_trial
-from trainer.cache import ShardCache
 from trainer.config import Trial
 from trainer.epoch_report import failed_report
 from trainer.locations import read_json
-from trainer.ray_driver import WorkerConfig
 from trainer.trial_log import read_points, read_report
 
 UNITS = {"l2": 2.0}
@@ -88,32 +85,14 @@ def test_a_run_of_tune_counts_its_own_trials_once_it_has_ended(sweep):
     assert [row.status for row in results(again, "tune")] == ["failed"]
 
 
-class Pointer:
-    """A checkpoint of Ray's, which is only a place."""
-
-    def __init__(self, path, filesystem):
-        self.path = path
-
-
 @pytest.fixture
 def work(sweep, monkeypatch, tmp_path):
     """Run what a worker runs, in this process: its reports, its losses, and what it says beside them."""
 
     def _work(config, checkpoint=None):
-        reports = []
-        storage = SimpleNamespace(experiment_fs_path="/", storage_filesystem=None)
-        train = SimpleNamespace(
-            get_checkpoint=lambda: Pointer(checkpoint, None) if checkpoint else None,
-            get_context=lambda: SimpleNamespace(get_storage=lambda: storage),
-            Checkpoint=Pointer,
-            report=lambda metrics, *rest, **more: reports.append(metrics),
-        )
-        monkeypatch.setattr(ray_trial, "train", train)
-        monkeypatch.setattr(ray_trial, "get_device", lambda: torch.device("cpu"))
-        monkeypatch.setenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         trial = trial_of(sweep, config)
         folder = str(tmp_path / trial.digest())
-        ray_trial.train_worker(WorkerConfig(trial=trial.to_dict(), folder=folder, name="t", cache=ShardCache()))
+        reports = train_worker(monkeypatch, trial, folder, checkpoint)
         assert read_json(f"{folder}/trial.json") == json.loads(json.dumps(trial.to_dict())) | {"digest": trial.digest()}
         _work.folder = Path(folder)
         _work.points = [point for epoch in (1, 2) for point in read_points(folder, epoch)]

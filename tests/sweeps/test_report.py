@@ -146,7 +146,7 @@ def test_the_page_says_what_the_sweep_started_from_and_warns(ended, monkeypatch)
     assert html.count('class="warnings"') == 1
     assert len(poor.warnings) == 2
     for warning in poor.warnings:
-        assert f"Warning: {warning}" in text
+        assert f"Warning: {warning}".replace("`", "") in text  # names of fields alone
         assert f"**Warning:** {warning}" in description(SweepResult.load(NAME, str(ended)))
 
 

@@ -132,8 +132,9 @@ def test_what_of_only_the_weights_are_left_can_be_started_from(ended):
         check(ended.result().trial("xyz"), 1)
     data = ended.trial.data
     remedy = f"--data {data} --model resnet8 --checkpoint {ended.trials_folder}/xyz3/epoch_0002"
-    assert f"as keep best says, and training on needs the optimizer's state; start a sweep from them with {remedy}" in (
-        str(refused.value)
+    assert (
+        f"as keep best says, and training further needs the optimizer's state; start a sweep from them with {remedy}"
+        in (str(refused.value))
     )
 
 

@@ -89,6 +89,17 @@ def test_a_sweep_that_cannot_be_calibrated_leaves_its_name_free(tmp_path, digits
         assert capsys.readouterr().err == "error: cannot be calibrated\n"
 
 
+def test_a_start_that_fails_leaves_no_folder(tmp_path, digits, monkeypatch, capsys):
+    def refuse(*given, **named):
+        raise UsageError("no room")
+
+    monkeypatch.setattr(run, "_joined", refuse)
+    arguments = ["--data", digits, "--model", "resnet8", "--storage", tmp_path / "runs", "--name", "mine"]
+    assert all_regularizers.main([*map(str, arguments)]) == 2
+    assert capsys.readouterr().err == "error: no room\n"
+    assert not list((tmp_path / "runs").iterdir())
+
+
 def test_ctrl_c_before_the_search_promises_no_resumption(tmp_path, digits, monkeypatch, capsys):
     def interrupted(*given):
         raise KeyboardInterrupt

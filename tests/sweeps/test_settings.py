@@ -19,7 +19,7 @@ from trainer.errors import FieldError
         ({"trials_per_regularizer": True}, "trials_per_regularizer=True: give a whole number"),
         ({"max_concurrent": "2"}, "max_concurrent='2': give a whole number or None"),
         ({"regularizers": "l2"}, "regularizers='l2': give a tuple"),
-        ({"strengths": 1.0}, "strengths=1.0: give a tuple, each of it a number or None"),
+        ({"strengths": 1.0}, "strengths=1.0: give a tuple of numbers or None"),
         ({"fixed": "a=1"}, "fixed='a=1': give a mapping from names to numbers"),
         ({"fixed": {"psnr_hvs.error": "a"}}, "fixed={'psnr_hvs.error': 'a'}: give a number"),
         ({"fixed": {1: 2.0}}, "fixed={1: 2.0}: give a mapping from names"),

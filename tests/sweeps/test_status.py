@@ -7,6 +7,7 @@ from rich.console import Console
 
 from sweeps import status
 from sweeps.events import EpochReported, EventLog, SweepEnded, SweepStarted, TrialEnded, TrialStarted
+from sweeps.ranking import rank
 from sweeps.settings import Sweep
 
 MINUTE = 60_000
@@ -106,6 +107,26 @@ def test_the_table_has_those_that_run_first_and_fits_a_narrow_terminal(running):
     assert lines[2].split() == ["b", "l2", "1", "5", "1/2", "90.0", "10.5", "training"]
 
 
+def test_trials_that_ended_stand_as_in_the_ranking(running, log):
+    for key, epochs, accuracy, robust in (
+        ("z", 2, 0.8, 0.3),
+        ("e", 2, 0.7, 0.3),
+        ("f", 1, 0.9, 0.9),
+        ("g", 2, 0.8, 0.3),
+    ):
+        metrics = {"val/accuracy": accuracy, "val/robust_accuracy": robust}
+        log.append(trial(START, key, "none"))
+        for number in range(1, epochs + 1):
+            log.append(EpochReported(time=START + 1, trial_id=key, metrics={"epoch": float(number)} | metrics))
+        log.append(TrialEnded(time=START + 2, trial_id=key, epoch=epochs, digest="d", metrics=metrics))
+    found = [one for one in status.read_status(str(running), "mine").trials if one.started.trial_id in "zefgb"]
+    console = Console(width=80, file=io.StringIO())
+    console.print(status.table(found, 2))
+    shown = [line.split()[0] for line in console.file.getvalue().splitlines()[2:7]]
+    assert shown == ["b", *(row.trial_id for row in rank([one.result() for one in found if one.ended]))]
+    assert shown == ["b", "g", "z", "e", "f"]
+
+
 def test_what_is_not_there_is_one_line(running, capsys):
     def run(name):
         return status.main(["--name", name, "--storage", str(running)]), capsys.readouterr()
@@ -113,7 +134,7 @@ def test_what_is_not_there_is_one_line(running, capsys):
     assert run("mine")[0] == 0
     (running / "mine/events.jsonl").rename(running / "elsewhere")
     (running / "begun").mkdir()  # a sweep that pretrains, say, has no settings yet
-    for name, words in (("mine", "run this there"), ("other", "there is mine"), ("begun", "no trial has begun")):
+    for name, words in (("mine", "run this there"), ("other", "it has mine"), ("begun", "no trial has begun")):
         code, said = run(name)
         assert code == 2
         assert said.err.startswith("error: ")

@@ -16,10 +16,7 @@ def command():
     from trainer.shards import __main__ as shards_command
 
     def run(*arguments):
-        try:
-            return shards_command.main([str(argument) for argument in arguments])
-        except SystemExit as stopped:  # of the parser
-            return stopped.code
+        return shards_command.main([str(argument) for argument in arguments])
 
     return run
 

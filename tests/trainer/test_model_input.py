@@ -35,7 +35,7 @@ CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711
 )
 def test_each_model_has_its_own_input(name, mean, std, size, fixed):
     assert model_input(name) == ModelInput(mean, std, size, fixed)
-    trial = Trial(data="", model=name)
+    trial = Trial(model=name)
     assert (trial.mean, trial.std, trial.image_size) == (mean, std, size)
 
 
@@ -70,7 +70,7 @@ def test_every_model_of_timm_is_fed_what_it_is_made_for_or_refused_by_name():
 ])  # fmt: skip
 def test_names_that_timm_does_not_know_are_refused(name, words):
     with pytest.raises(UsageError, match=words):
-        Trial(data="", model=name)
+        Trial(model=name)
 
 
 def test_other_channels_than_three_are_refused(monkeypatch):
@@ -91,17 +91,17 @@ def test_a_trial_of_a_model_of_timm_needs_timm_until_its_numbers_are_known(monke
             raise error
         return original(name, *arguments)
 
-    known, original = Trial(data="", model="timm:tf_efficientnet_lite0").to_dict(), builtins.__import__
+    known, original = Trial(model="timm:tf_efficientnet_lite0").to_dict(), builtins.__import__
     monkeypatch.delitem(sys.modules, "timm", raising=False)
     monkeypatch.setattr(builtins, "__import__", broken)
-    for needs_timm in (lambda: Trial(data="", model="timm:resnet18"), lambda: build_model("timm:resnet18", 10)):
+    for needs_timm in (lambda: Trial(model="timm:resnet18"), lambda: build_model("timm:resnet18", 10)):
         with pytest.raises(UsageError, match=words):
             needs_timm()
     assert Trial.from_dict(known).mean == HALF
 
 
 def test_a_trial_of_an_own_model_does_not_import_timm():
-    code = "import sys, trainer.config; trainer.config.Trial(data='', model='resnet50'); print('timm' in sys.modules)"
+    code = "import sys, trainer.config; trainer.config.Trial(model='resnet50'); print('timm' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
 
 
@@ -135,15 +135,15 @@ def hub(monkeypatch, tmp_path):
 
 
 def test_a_model_of_the_hub_has_the_input_its_configuration_says(hub):
-    trial = Trial(data="", model="timm:hf-hub:mine/resnet")
+    trial = Trial(model="timm:hf-hub:mine/resnet")
     assert (trial.mean, trial.std, trial.image_size) == (HALF, (0.25, 0.25, 0.25), 96)
     with pytest.raises(UsageError, match="timm:hf-hub:mine/other: the hub has no configuration") as refused:
-        Trial(data="", model="timm:hf-hub:mine/other")
+        Trial(model="timm:hf-hub:mine/other")
     assert "\n" not in str(refused.value)
 
 
 def test_what_is_kept_of_a_trial_has_the_numbers():
-    own = Trial(data="", model="resnet50")
+    own = Trial(model="resnet50")
     other = dataclasses.replace(own, mean=[0.5, 0.4, 0.0], std=HALF)
     assert len({own.digest(), other.digest(), dataclasses.replace(own, image_size=192).digest()}) == 3
     assert (own.to_dict()["mean"], own.to_dict()["image_size"]) == (IMAGENET.mean, 224)
@@ -154,7 +154,7 @@ def test_what_is_kept_of_a_trial_has_the_numbers():
 
 
 def test_a_trial_from_before_there_was_a_choice_was_fed_with_imagenets():
-    settings = Trial(data="", model="timm:tf_efficientnet_lite0").to_dict()
+    settings = Trial(model="timm:tf_efficientnet_lite0").to_dict()
     del settings["mean"], settings["std"]
     assert Trial.from_dict(settings).normalization == IMAGENET
 
@@ -168,9 +168,9 @@ def test_a_trial_from_before_there_was_a_choice_was_fed_with_imagenets():
 ])  # fmt: skip
 def test_numbers_that_cannot_be_are_refused(wrong, words):
     with pytest.raises(UsageError, match=words):
-        Trial(**{"data": "", "model": "resnet8"} | wrong)
+        Trial(**{"model": "resnet8"} | wrong)
 
 
 def test_the_ends_of_the_range_are_allowed():
-    trial = Trial(data="", model="resnet8", mean=(0.0, 1.0, 0.5), std=(1.0, 1.0, 1e-3))
+    trial = Trial(model="resnet8", mean=(0.0, 1.0, 0.5), std=(1.0, 1.0, 1e-3))
     assert (trial.mean, trial.std) == ((0.0, 1.0, 0.5), (1.0, 1.0, 1e-3))

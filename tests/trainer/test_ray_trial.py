@@ -3,48 +3,24 @@
 import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-import torch
 from PIL import Image
+from ray_train import train_worker
 
 from trainer import ray_trial, system_metrics
-from trainer.cache import ShardCache
 from trainer.config import Trial, UsageError
 from trainer.evaluate import gallery
-from trainer.ray_driver import WorkerConfig
 from trainer.trial_log import read_points, read_report
-
-
-class Pointer:
-    """A checkpoint as Ray Train has it."""
-
-    def __init__(self, path, filesystem):
-        self.path = path
 
 
 @pytest.fixture
 def worker(tmp_path, digits, monkeypatch):
     """Run a worker; its reports, and the checkpoint it is told to continue from."""
     trial = Trial(data=str(digits), model="resnet8", epochs=2, images_per_epoch=48, batch_size=16, robust_images=8)
-    storage = SimpleNamespace(experiment_fs_path="/", storage_filesystem=None)
-    monkeypatch.setattr(ray_trial, "get_device", lambda: torch.device("cpu"))
-    monkeypatch.setenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 
     def run(checkpoint=None):
-        reports = []
-        train = SimpleNamespace(
-            get_checkpoint=lambda: Pointer(checkpoint, None) if checkpoint else None,
-            get_context=lambda: SimpleNamespace(get_storage=lambda: storage),
-            Checkpoint=Pointer,
-            report=lambda values, *rest, **more: reports.append(values),
-        )
-        monkeypatch.setattr(ray_trial, "train", train)
-        ray_trial.train_worker(
-            WorkerConfig(trial=trial.to_dict(), folder=f"{tmp_path}/trial", name="t", cache=ShardCache())
-        )
-        return reports
+        return train_worker(monkeypatch, trial, run.folder, checkpoint)
 
     run.folder = tmp_path / "trial"
     return run

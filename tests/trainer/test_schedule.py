@@ -26,7 +26,7 @@ def test_a_trials_schedule_is_that_of_its_batch_and_epochs():
     # The case's 9,000 steps are 23 epochs and 30 steps; all of its milestones are those of 23 epochs.
     _, batch, images, base = GOLDEN["cifar_like/config"]
     trial = Trial(
-        data="", model="", schedule="imagenet", learning_rate=float(base), epochs=23, images_per_epoch=int(images),
+        model="resnet8", schedule="imagenet", learning_rate=float(base), epochs=23, images_per_epoch=int(images),
         batch_size=int(batch) // 4,
     )  # fmt: skip
     ours = [learning_rate(trial, step, world_size=4) for step in GOLDEN["cifar_like/steps"].tolist()]

@@ -1,6 +1,5 @@
-"""Evaluate checkpoints as `python -m trainer.evaluate` asks for it: report.json, galleries and a table."""
+"""Evaluate checkpoints as the command line asks for it: report.json, galleries and a table."""
 
-import argparse
 import dataclasses
 import json
 import sys
@@ -8,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Console
@@ -16,7 +15,7 @@ from rich.progress import Progress
 
 from trainer.cache import ShardCache
 from trainer.config import Trial
-from trainer.errors import FieldError, UsageError
+from trainer.errors import FieldError
 from trainer.evaluate import plan as plans
 from trainer.evaluate.autoattack import AutoAttack
 from trainer.evaluate.gallery import captions, draw_gallery, explain
@@ -26,36 +25,38 @@ from trainer.evaluate.table import report_table
 from trainer.locations import absolute, whole_file
 from trainer.shards import Shards, evaluation_splits, skipped_samples
 
+if TYPE_CHECKING:
+    from trainer.evaluate.__main__ import Asked
+
 BETWEEN_LINES = 60.0  # seconds
 
 console = Console()
 
 
-def run(given: argparse.Namespace) -> int:
+def run(asked: "Asked") -> int:
     """Evaluate every checkpoint; the exit status."""
-    data = absolute(given.data)
+    data = absolute(asked.data)
     val, test = evaluation_splits(data)
     if skipped := skipped_samples(data, val, test):
         print(skipped, file=sys.stderr)
-    shards = test if given.split == "test" else val
+    shards = test if asked.split == "test" else val
     names = {field.name for field in dataclasses.fields(Trial)} - {"data", "checkpoint", "evaluate"}
-    changes = {name: value for name, value in vars(given).items() if name in names and value is not None}
-    device = _device(given.device)
-    out = Path(given.out or time.strftime("runs/evaluation-%Y%m%d-%H%M%S")).expanduser()
-    _plan(given, Trial(data=data, model=""))  # refuses what it cannot be
+    changes = {name: value for name, value in vars(asked).items() if name in names and value is not None}
+    device = _device(asked.device)
+    out = Path(asked.out or time.strftime("runs/evaluation-%Y%m%d-%H%M%S")).expanduser()
     subjects = [
-        load_subject(checkpoint, data, changes, given.ema, lambda note: print(note, file=sys.stderr))
-        for checkpoint in given.checkpoint
+        load_subject(checkpoint, data, changes, asked.ema, lambda note: print(note, file=sys.stderr))
+        for checkpoint in asked.checkpoint
     ]
     report: dict[str, Any] = {"data": data, "split": shards.split, "examples": shards.total, "models": []}
-    for subject, checkpoint in zip(subjects, given.checkpoint, strict=True):
-        plan, model = _plan(given, subject.trial), subject.model.to(device)
+    for subject, checkpoint in zip(subjects, asked.checkpoint, strict=True):
+        plan, model = _plan(asked, subject.trial), subject.model.to(device)
         with _progress(subject.label) as progress:
             metrics = evaluate(model, shards, subject.trial, plan, device, ShardCache(), progress)
         number = len(report["models"])
-        gallery = f"gallery-{number:02d}.png" if given.gallery else None
+        gallery = f"gallery-{number:02d}.png" if asked.gallery else None
         if gallery:
-            _gallery(subject, shards, device, given.gallery, out / gallery)
+            _gallery(subject, shards, device, asked.gallery, out / gallery)
         model.cpu()
         report["models"].append(
             {"label": subject.label, "checkpoint": checkpoint, "gallery": gallery, "trial": subject.trial.to_dict(),
@@ -69,26 +70,15 @@ def run(given: argparse.Namespace) -> int:
     return 0
 
 
-def _plan(given: argparse.Namespace, trial: Trial) -> plans.Plan:
-    try:
-        attacked = None if given.images == "all" else int(given.images)
-        eps, l2_eps = (tuple(map(float, filter(None, text.split(",")))) for text in (given.eps, given.l2_eps))
-    except ValueError:
-        raise UsageError(
-            "--images takes a number or all; --eps and --l2-eps take numbers with commas between"
-        ) from None
-    if given.queries < 0:
-        raise FieldError("queries", given.queries, "give a whole number, 0 to leave Square out")
-    if attacked is not None and attacked < 1:
-        raise FieldError("images", attacked, "give a whole number of at least 1, or all")
-    if given.evaluate == "light":
-        plan = dataclasses.replace(plans.closing(trial), attacked=attacked)
+def _plan(asked: "Asked", trial: Trial) -> plans.Plan:
+    if asked.evaluate == "light":
+        plan = dataclasses.replace(plans.closing(trial), attacked=asked.attacked)
     else:
-        effort = {"steps": given.steps, "restarts": given.restarts, "queries": given.queries}
-        plan = plans.full(trial, attacked=attacked, eps=eps, l2_eps=l2_eps, **effort)
-        plan = dataclasses.replace(plan, full=given.evaluate == "full")
-    if given.autoattack:
-        plan = dataclasses.replace(plan, attacks=(*plan.attacks, *(AutoAttack(eps=radius) for radius in eps)))
+        effort = {"steps": asked.steps, "restarts": asked.restarts, "queries": asked.queries}
+        plan = plans.full(trial, attacked=asked.attacked, eps=asked.eps, l2_eps=asked.l2_eps, **effort)
+        plan = dataclasses.replace(plan, full=asked.evaluate == "full")
+    if asked.autoattack:
+        plan = dataclasses.replace(plan, attacks=(*plan.attacks, *(AutoAttack(eps=radius) for radius in asked.eps)))
     return plan
 
 

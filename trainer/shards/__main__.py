@@ -1,19 +1,30 @@
-"""The command line of `python -m trainer.shards`; PyTorch is imported once its flags are valid."""
+r"""Write images into webdataset shards with a meta.json that counts them, or verify shards.
 
-import argparse
+    heatmap-sweeps shards --images photos/train --split train --out shards
+    heatmap-sweeps shards --imagenet-train ILSVRC2012_img_train.tar --split train --out s3://bucket/imagenet
+    heatmap-sweeps shards --imagenet-val ILSVRC2012_img_val.tar --devkit ILSVRC2012_devkit_t12.tar.gz \
+        --split val --out s3://bucket/imagenet
+    heatmap-sweeps shards --tfrecords records/train-* --synsets synsets.txt --split train --out shards
+    heatmap-sweeps shards --verify s3://bucket/imagenet
+
+`python -m trainer.shards` is the same. A command that was interrupted goes on when it is given again. Class indices
+follow the sorted class names.
+"""
+
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from trainer.arguments import Parser
-from trainer.command import run
+from trainer.command import command, parse
+from trainer.errors import FieldError, UsageError
 from trainer.locations import absolute
 from trainer.shards.find import few
 
@@ -23,94 +34,111 @@ if TYPE_CHECKING:
     from trainer.shards.verify import Checked
 
 LINE_EVERY = 10  # seconds, where there is no terminal for a bar
-EXAMPLES = """
-examples:
-  python -m trainer.shards --images photos/train --split train --out shards
-  python -m trainer.shards --imagenet-train ILSVRC2012_img_train.tar --split train --out s3://bucket/imagenet
-  python -m trainer.shards --imagenet-val ILSVRC2012_img_val.tar --devkit ILSVRC2012_devkit_t12.tar.gz \\
-      --split val --out s3://bucket/imagenet
-  python -m trainer.shards --tfrecords records/train-* --synsets synsets.txt --split train --out shards
-  python -m trainer.shards --verify s3://bucket/imagenet
-
-A command that was interrupted goes on when it is given again. Class indices follow the sorted class names.
-"""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """Which shards are to be made of what, or verified.
+
+    Args:
+        images: folder with one folder of images per class.
+        imagenet_train: ILSVRC2012_img_train.tar.
+        imagenet_val: ILSVRC2012_img_val.tar.
+        tfrecords: TFRecords with image/encoded and image/class/label.
+        verify: shards to read again, folder or URL: checksums, counts, every image.
+        devkit: ILSVRC2012_devkit_t12.tar.gz, for classes and labels.
+        synsets: file of WordNet ids: of each val image in order, or of each TFRecord class.
+        split: split to write; with --verify, the only one to read.
+        out: folder or URL (s3, gs) to write into; other splits there are kept.
+        per_shard: number of images per shard; by default 1000.
+        shard_megabytes: size of the images in a shard before they are re-encoded, in MB, instead of their number.
+        seed: seed of the shuffle.
+        shorter_side: side in pixels to which larger images are scaled down.
+        quality: quality of JPEGs that are encoded again, 1 to 95.
+        skip_broken: leave out images that cannot be decoded.
+        processes: number of processes; by default one per CPU.
+    """
+
+    images: Path | None = field(default=None, metadata={"metavar": "FOLDER"})
+    imagenet_train: Path | None = field(default=None, metadata={"metavar": "TAR"})
+    imagenet_val: Path | None = field(default=None, metadata={"metavar": "TAR"})
+    tfrecords: list[Path] = field(default_factory=list, metadata={"metavar": "FILE"})
+    verify: str | None = field(default=None, metadata={"metavar": "SHARDS"})
+    devkit: Path | None = field(default=None, metadata={"metavar": "TAR_GZ"})
+    synsets: Path | None = field(default=None, metadata={"metavar": "TXT"})
+    split: Literal["train", "val", "test"] | None = None
+    out: str | None = field(default=None, metadata={"metavar": "FOLDER"})
+    per_shard: int | None = None
+    shard_megabytes: float | None = field(default=None, metadata={"metavar": "MB"})
+    seed: int = 0
+    shorter_side: int | None = None
+    quality: int = 95
+    skip_broken: bool = False
+    processes: int = os.cpu_count() or 1
+
+    def __post_init__(self) -> None:
+        sources = ("images", "imagenet_train", "imagenet_val", "tfrecords", "verify")
+        self._only_one(sources)
+        self._only_one(("devkit", "synsets"))
+        self._only_one(("per_shard", "shard_megabytes"))
+        if not self._given(sources):
+            raise UsageError(f"give one of {', '.join(f'`{name}`' for name in sources)}")
+        for name in ("split", "out"):
+            if not (self.verify or getattr(self, name)):
+                raise UsageError(f"`{name}` is missing; `split` and `out` say which shards to write and where")
+        if bool(self.imagenet_val or self.tfrecords) != bool(self.devkit or self.synsets):
+            raise UsageError(
+                "`imagenet_val` and `tfrecords`, and only they, need `devkit` or `synsets` for their classes"
+            )
+        if self.processes < 1:
+            raise FieldError("processes", self.processes, "give a whole number of at least 1")
+
+    def _only_one(self, names: Sequence[str]) -> None:
+        if len(given := self._given(names)) > 1:
+            raise UsageError(f"{' and '.join(f'`{name}`' for name in given)}: give one of them")
+
+    def _given(self, names: Sequence[str]) -> list[str]:
+        return [name for name in names if getattr(self, name) not in (None, [])]
+
+
+@command("stopped; the same command goes on from here")
 def main(argv: Sequence[str] | None = None) -> int:
     """Make or verify shards; the exit status."""
-    return run(lambda: _make_or_verify(argv), "stopped; the same command goes on from here")
+    asked = parse(Asked, argv, prog="heatmap-sweeps shards", description=__doc__ or "")
+    return _verify(asked) if asked.verify else _make(asked)
 
 
-def _make_or_verify(argv: Sequence[str] | None) -> int:
-    given = _parse(argv)
-    return _verify(given) if given.verify else _make(given)
-
-
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(
-        "python -m trainer.shards",
-        description="Write images into webdataset shards with a meta.json that counts them.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--images", type=Path, metavar="FOLDER", help="one folder of images per class")
-    source.add_argument("--imagenet-train", type=Path, metavar="TAR", help="ILSVRC2012_img_train.tar")
-    source.add_argument("--imagenet-val", type=Path, metavar="TAR", help="ILSVRC2012_img_val.tar")
-    source.add_argument("--tfrecords", type=Path, nargs="+", metavar="FILE", help="image/encoded, image/class/label")
-    source.add_argument("--verify", metavar="SHARDS", help="read shards again: checksums, counts, every image")
-    names = parser.add_mutually_exclusive_group()
-    names.add_argument("--devkit", type=Path, metavar="TAR_GZ", help="ILSVRC2012_devkit_t12.tar.gz: classes and labels")
-    names.add_argument(
-        "--synsets", type=Path, metavar="TXT", help="WordNet ids: of each val image in order; of each TFRecord class"
-    )
-    parser.add_argument("--split", choices=("train", "val", "test"), help="needed but for --verify")
-    parser.add_argument("--out", metavar="FOLDER", help="path, s3:// or gs:// URL; other splits there are kept")
-    size = parser.add_mutually_exclusive_group()
-    size.add_argument("--per-shard", type=int, default=1000, metavar="N", help="images per shard (default 1000)")
-    size.add_argument("--shard-size", type=float, metavar="MB", help="size of the images in a shard, as they came")
-    parser.add_argument("--seed", type=int, default=0, help="of the shuffle (default 0)")
-    parser.add_argument("--shorter-side", type=int, metavar="N", help="scale larger images down to it, in pixels")
-    parser.add_argument("--quality", type=int, default=95, metavar="Q", help="of JPEGs written anew (default 95)")
-    parser.add_argument("--skip-broken", action="store_true", help="leave out images that cannot be decoded")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (default all)")
-    given = parser.parse_args(argv)
-    if not given.verify and not (given.split and given.out):
-        parser.error("--split and --out say which shards to write and where")
-    if bool(given.imagenet_val or given.tfrecords) != bool(given.devkit or given.synsets):
-        parser.error("--imagenet-val and --tfrecords, and only they, need --devkit or --synsets for their classes")
-    if given.workers < 1:
-        parser.error(f"--workers {given.workers}: give a whole number of at least 1")
-    return given
-
-
-def _source(given: argparse.Namespace) -> "Source":
+def _source(asked: Asked) -> "Source":
     from trainer.shards.imagenet import imagenet_train, imagenet_val, read_devkit, read_synsets
     from trainer.shards.sources import class_folders, tfrecords
 
-    if given.images:
-        return class_folders(given.images, given.out)
-    if given.imagenet_train:
-        return imagenet_train(given.imagenet_train)
-    synsets, classes = read_devkit(given.devkit) if given.devkit else (read_synsets(given.synsets), None)
+    if asked.images:
+        return class_folders(asked.images, str(asked.out))
+    if asked.imagenet_train:
+        return imagenet_train(asked.imagenet_train)
+    classes = None
+    if asked.devkit:
+        synsets, classes = read_devkit(asked.devkit)
+    elif asked.synsets:
+        synsets = read_synsets(asked.synsets)
     classes = classes or sorted(set(synsets))
-    if given.tfrecords:
-        return tfrecords(given.tfrecords, classes)
-    return imagenet_val(given.imagenet_val, synsets, classes)
+    if asked.imagenet_val:
+        return imagenet_val(asked.imagenet_val, synsets, classes)
+    return tfrecords(asked.tfrecords, classes)
 
 
-def _make(given: argparse.Namespace) -> int:
+def _make(asked: Asked) -> int:
     from trainer.shards.make import NAMED, Settings, make_shards
     from trainer.shards.sources import SUFFIXES, in_words
 
     settings = Settings(
-        per_shard=None if given.shard_size else given.per_shard,
-        shard_megabytes=given.shard_size,
-        seed=given.seed,
-        shorter_side=given.shorter_side,
-        quality=given.quality,
+        per_shard=1000 if asked.per_shard is None and asked.shard_megabytes is None else asked.per_shard,
+        shard_megabytes=asked.shard_megabytes,
+        seed=asked.seed,
+        shorter_side=asked.shorter_side,
+        quality=asked.quality,
     )
-    source = _source(given)
+    source, split = _source(asked), str(asked.split)
     if source.ignored:
         print(
             f"{source.ignored.total()} files were left alone, for their endings are none of {', '.join(SUFFIXES)}: "
@@ -121,7 +149,7 @@ def _make(given: argparse.Namespace) -> int:
         print(f"warning: classes without an image: {few(source.empty)}", file=sys.stderr)
     broken: list[str] = []
     kept = 0
-    with _progress(given.split, len(source.items)) as advance:
+    with _progress(split, len(source.items)) as advance:
 
         def progress(done: "Done") -> None:
             nonlocal kept
@@ -131,34 +159,38 @@ def _make(given: argparse.Namespace) -> int:
 
         shards = make_shards(
             source,
-            absolute(given.out).rstrip("/"),
-            given.split,
+            absolute(str(asked.out)).rstrip("/"),
+            split,
             settings,
-            workers=given.workers,
-            skip_broken=given.skip_broken,
+            workers=asked.processes,
+            skip_broken=asked.skip_broken,
             progress=progress,
         )
     for line in broken[:NAMED]:
         print(f"left out: {line}", file=sys.stderr)
     skipped = len(source.items) - shards.total
     print(
-        f"{shards.total} images of {len(shards.classes)} classes in {len(shards.paths)} shards under {given.out}"
+        f"{shards.total} images of {len(shards.classes)} classes in {len(shards.paths)} shards under {asked.out}"
         + (f", {skipped} broken ones left out" if skipped else "")
         + (f", {kept} shards kept from before" if kept else "")
     )
     return 0
 
 
-def _verify(given: argparse.Namespace) -> int:
+def _verify(asked: Asked) -> int:
     from trainer.shards.verify import verify
 
-    folder = absolute(given.verify).rstrip("/")
+    folder = absolute(str(asked.verify)).rstrip("/")
     with _progress("verify", None) as advance:
 
         def progress(checked: "Checked") -> None:
             advance(checked.samples)
 
-        samples, problems = verify(folder, given.split, workers=given.workers, progress=progress)
+        try:
+            samples, problems = verify(folder, asked.split, workers=asked.processes, progress=progress)
+        except FieldError as error:
+            field = "verify" if error.field == "data" else error.field  # what other commands call --data
+            raise FieldError(field, error.value, error.remedy) from None
     for problem in problems:
         print(problem)
     print(f"{samples} images read, {len(problems)} problems" if problems else f"{samples} images read, all is well")

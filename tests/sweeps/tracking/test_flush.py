@@ -18,6 +18,7 @@ from recorded import begin, end, new_sweep, start, train
 
 from sweeps.events import FilesWritten, SweepStarted
 from sweeps.recording import Recording
+from sweeps.tracking.__main__ import main as flush_main
 from sweeps.tracking.__main__ import send
 from sweeps.tracking.cursor import SWEEP, Cursor, Cursors
 from trainer.locations import write_files
@@ -137,6 +138,18 @@ def test_mlflow_is_rebuilt_from_the_storage(database, empty_database, tmp_path):
     assert content(database) == before
 
 
+def test_a_sweep_is_sent_where_it_began_whatever_the_environment_says(database, tmp_path, monkeypatch, capsys):
+    recording = start(tmp_path, database)
+    train(begin(recording, "t1"), 1, 5)
+    end(recording, "t1")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/other.db")
+    assert flush_main(["--storage", str(tmp_path)]) == 0
+    assert not (tmp_path / "other.db").exists()
+    assert "sent 11 values of l2 w=0.5\n" in capsys.readouterr().out
+    assert flush_main(["rebuild", "--storage", str(tmp_path), "--tracking-uri", f"sqlite:///{tmp_path}/other.db"]) == 0
+    assert (tmp_path / "other.db").exists()
+
+
 def test_a_rebuild_begins_when_no_other_process_sends_any_more(database, tmp_path, monkeypatch, capsys):
     recording = start(tmp_path, database)
     train(begin(recording, "t1"), 1, 5)
@@ -172,7 +185,7 @@ def test_sweeps_that_need_a_new_database_at_once_all_get_it(tmp_path):
 def test_flush_refuses_unknown_sweeps(tmp_path):
     start(tmp_path / "runs", "sqlite:///x.db")
     status, _, err = tracking("flush", "--storage", tmp_path / "runs", "--name", "other")
-    assert (status, err) == (2, f"error: no sweep 'other' under {tmp_path}/runs; there is s\n")
+    assert (status, err) == (2, f"error: no sweep 'other' under {tmp_path}/runs; it has s\n")
 
 
 TRAIN = """

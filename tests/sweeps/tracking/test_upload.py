@@ -8,7 +8,7 @@ import pytest
 from in_mlflow import assert_all_there, client_of, points, recorded
 from mlflow.entities import ViewType
 from mlflow_server import wait_for
-from recorded import begin, end, run_of, start, train
+from recorded import begin, end, run_of, start, train, trained
 
 from sweeps.events import SweepEnded, TrialEnded
 from sweeps.recording import Background
@@ -91,9 +91,7 @@ def test_a_server_that_comes_late_goes_and_comes_back_has_every_point_once(serve
 @pytest.mark.parametrize("what", ["parent", "all runs", "experiment"])
 def test_what_was_deleted_in_the_ui_comes_back_and_nothing_is_there_twice(database, tmp_path, what):
     recording = start(tmp_path, database)
-    for trial in ("t1", "t2"):
-        train(begin(recording, trial, trial), 1, 5)
-        end(recording, trial)
+    trained(recording, "t1", "t2")
     assert recording.drain() == ""
     client, parent = client_of(recording), run_of(recording)
     experiment = client.get_run(parent).info.experiment_id
@@ -115,9 +113,7 @@ def test_what_was_deleted_in_the_ui_comes_back_and_nothing_is_there_twice(databa
 
 def test_a_file_that_a_disk_spoiled_stops_no_other_from_being_sent(database, tmp_path):
     recording = start(tmp_path, database)
-    for trial in ("t1", "t2"):
-        train(begin(recording, trial, trial), 1, 5)
-        end(recording, trial)
+    trained(recording, "t1", "t2")
     for name in ("trial.json", "points/epoch_0001.jsonl", "reports/epoch_0001.json"):
         Path(recording.sweep.trials_folder, "t1", name).write_bytes(bytes(50))
     assert recording.drain() == ""

@@ -212,7 +212,7 @@ def test_what_is_left_alone_and_classes_without_images_are_said(tmp_path, comman
 
 def test_verify_of_no_folder_is_said_so(tmp_path, command, capsys):
     assert command("--verify", tmp_path / "nowhere") == 2
-    assert capsys.readouterr().err.startswith(f"error: --data {tmp_path}/nowhere: no such folder")
+    assert capsys.readouterr().err.startswith(f"error: --verify {tmp_path}/nowhere: no such folder")
 
 
 def test_keys_are_unique_and_fit_a_tar_file(tmp_path):
