@@ -56,8 +56,8 @@ def test_every_command_is_understood(words, monkeypatch):
         return parse_only
 
     monkeypatch.setitem(REGULARIZERS, "charbonnier", REGULARIZERS["mse"])  # that of docs/regularizer.md
-    parse_regularizers = argparse.ArgumentParser.parse_intermixed_args
-    monkeypatch.setattr(argparse.ArgumentParser, "parse_intermixed_args", only(parse_regularizers))
+    for name in ("parse_args", "parse_intermixed_args"):  # of the benchmarks, and of the regularizers
+        monkeypatch.setattr(argparse.ArgumentParser, name, only(getattr(argparse.ArgumentParser, name)))
     if words[0] == "sweeps/all_regularizers.py":  # what the flags make is looked at, too
         monkeypatch.setattr(command_line, "parse", only(command_line.parse))
         monkeypatch.setattr(command_line, "read_yaml", lambda location: {})

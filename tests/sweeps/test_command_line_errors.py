@@ -67,6 +67,7 @@ def test_what_cannot_be_is_told_in_terms_of_the_flags(arguments, words, capsys):
     (("--regularizer", "l2"), "--regularizer: there is no such flag; did you mean --regularizers?"),
     (("--lerning-rate", 1), "--lerning-rate: there is no such flag; did you mean --learning-rate?"),
     (("--epoch=3", "--no-flip"), "--epoch: there is no such flag; did you mean --epochs?"),
+    (("foo", "--epoch", 3), "--epoch: there is no such flag; did you mean --epochs?"),
     (("-x",), "-x: there is no such flag; --help lists the flags"),
     (("--flip=3",), "'3' belongs to no flag; --help lists the flags"),
     (("--", "--epochs", 3), "--: leave it out; there are flags alone"),
