@@ -20,7 +20,7 @@ Files in reading order:
     rule_stopping, early_stopping    what the selection rule would surely refuse, and Tune's schedulers
     tuning, callback, interrupt    how Tune runs the trials, reports them and is interrupted
     outcomes, trainable    what a trial is asked to do, and the process that does it
-    trials, ranking, finalists, importance    how trials ended, their order, the best trained again, what mattered
+    trials, ranking, finalists, comparison, importance    how trials ended and rank, the best again, how sure that is
     finalize, results, train_on    what a sweep leaves, and more epochs of it
     tracking/       MLflow, a reader of log and storage
     messages, terminal, progress, summary, status    what people see meanwhile and at the end

@@ -29,7 +29,7 @@ def state_size(trial: Trial) -> int:
 
 def space_needed(sweep: Sweep) -> int:
     """Bytes that the trials of the sweep's last part, and their repetitions, will take at most."""
-    trials = len(sweep.names) * (sweep.parts[-1] + sweep.seeds)
+    trials = len(sweep.names) * sweep.parts[-1] + sweep.most_repetitions
     written_at_once = min(sweep.max_concurrent or os.cpu_count() or 1, trials)
     return int((trials * EACH + written_at_once) * state_size(sweep.trial) * RESERVE)
 

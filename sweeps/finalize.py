@@ -1,11 +1,13 @@
 """What a sweep leaves once its trials have ended: result, checkpoints to keep, report, the winner as a model."""
 
+import dataclasses
 import json
 from collections.abc import Callable
 from typing import TypeVar
 
 from sweeps import finalists
 from sweeps.checkpoints import keep_only
+from sweeps.comparison import compare, verdict
 from sweeps.events import FilesWritten, ModelSaved
 from sweeps.importance import importances
 from sweeps.messages import stage
@@ -27,10 +29,12 @@ T = TypeVar("T")
 def finalize(sweep: Sweep, units: dict[str, float], rows: list[Row], recording: Recording) -> None:
     """Keep the result, and record it."""
     repeated = finalists.gather(sweep, recording.log, rows)
-    picked = pick(rows, sweep.max_accuracy_drop)
-    result = as_dict(rows, picked, sweep.max_accuracy_drop)
+    how = sweep.max_accuracy_drop, sweep.seeds, finalists.as_dicts(repeated)
+    picked = pick(rows, sweep.max_accuracy_drop, how[-1])
+    result = as_dict(rows, picked, *how)
+    compared = _or_say(lambda: compare(sweep, rows, repeated), "no comparisons") or []
     result |= {
-        "finalists": finalists.as_dicts(repeated),
+        "comparisons": [dataclasses.asdict(one) for one in compared],
         "trials_per_regularizer": sweep.parts,
         "importances": _or_say(lambda: importances(open_study(sweep)), "no importances") or {},
     }
@@ -41,8 +45,9 @@ def finalize(sweep: Sweep, units: dict[str, float], rows: list[Row], recording: 
         units=units,
         importances=result["importances"],
         start=kept(sweep.folder),
+        comparisons=compared,
     )
-    text = f"{as_text(rows, picked)}\n{reason(rows, sweep.max_accuracy_drop)}\n"
+    text = f"{as_text(rows, picked)}\n{verdict(ended)}\n{reason(rows, *how)}\n"
     files = {
         "result.json": json.dumps(result, indent=1),
         "ranking.txt": text + (f"\n{plain(finalists.table(repeated))}" if repeated else ""),

@@ -16,6 +16,7 @@ from rich.table import Table
 from sweeps.events import tag
 from sweeps.proposals import named
 from trainer.config import in_words
+from trainer.metrics import VAL_ACCURACY, VAL_ROBUST_ACCURACY
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,13 +51,38 @@ class Row:
 R = TypeVar("R", bound=Row)
 
 SPLIT = "val"
+NO_PICK = "No baseline trial finished, so there is nothing to compare with: no pick."
+ROUNDING = 1e-9  # of means and differences of accuracies
+Finalists = Sequence[Mapping[str, Any]]
 
 
-def rule(max_accuracy_drop: float) -> str:
-    """The selection rule in words."""
+@dataclass(frozen=True, kw_only=True)
+class Baseline:
+    """What the rule compares with: means over the trials without a penalty that finished.
+
+    Args:
+        accuracy: accuracy on val.
+        robust_accuracy: robust accuracy on val.
+        trials: number of those trials.
+    """
+
+    accuracy: float
+    robust_accuracy: float
+    trials: int
+
+
+def rule(max_accuracy_drop: float, seeds: int = 0) -> str:
+    """The selection rule in words.
+
+    Args:
+        max_accuracy_drop: how much less accurate than the baseline the pick may be, as a fraction.
+        seeds: number of new seeds with which finalists are trained again; 0 without a final round.
+    """
+    what = f"mean over {seeds} new seeds of the robust accuracy" if seeds else "robust accuracy"
+    of = "finalists" if seeds else "finished trials"
     return (
-        f"best robust accuracy on {SPLIT} among finished trials at most {100 * max_accuracy_drop:g} percentage points "
-        "less accurate than the baseline trials are on average"
+        f"best {what} on {SPLIT} among {of} at most {100 * max_accuracy_drop:g} percentage points less accurate than "
+        "the mean of the baselines"
     )
 
 
@@ -65,43 +91,70 @@ def rank(rows: Sequence[R]) -> list[R]:
     return sorted(rows, key=lambda r: (r.status != "finished", -r.robust_accuracy, -r.accuracy, r.trial_id))
 
 
-def pick(rows: Sequence[R], max_accuracy_drop: float) -> R | None:
-    """The trial the rule names, None where no baseline finished."""
-    least = limit(rows, max_accuracy_drop)
-    if least is None:
+def candidates(rows: Sequence[R], max_accuracy_drop: float, finalists: Finalists = ()) -> list[tuple[R, float]]:
+    """The trials that the rule admits, with the robust accuracy it goes by, best first; none without a baseline.
+
+    With a final round these are the finalists, and the means over their repetitions. The baseline is always one.
+
+    Args:
+        rows: trials of the search.
+        max_accuracy_drop: how much less accurate than the baseline the pick may be, as a fraction.
+        finalists: what `sweeps.finalists.as_dicts` has of those that were trained again.
+    """
+    limit = least_accuracy(rows, max_accuracy_drop, finalists)
+    if limit is None:
+        return []
+    ranked = [row for row in rank(rows) if row.status == "finished"]
+    repeated = {one["chosen"]: one["figures"] for one in finalists if one["trials"]}
+    if any(one["trials"] and one["regularizer"] != "none" for one in finalists):
+        standing = [(row, repeated[row.trial_id]) for row in ranked if row.trial_id in repeated]
+        found = [(row, its[VAL_ACCURACY]["mean"], its[VAL_ROBUST_ACCURACY]["mean"]) for row, its in standing]
+    else:
+        found = [(row, row.accuracy, row.robust_accuracy) for row in ranked]
+    admitted = [(row, robust) for row, accuracy, robust in found if row.regularizer == "none" or accuracy >= limit]
+    return sorted(admitted, key=lambda one: -one[1])  # stable: by rank where they are equal
+
+
+def pick(rows: Sequence[R], max_accuracy_drop: float, finalists: Finalists = ()) -> R | None:
+    """The trial the rule names, None where no baseline finished; arguments as in `candidates`."""
+    return next((row for row, _ in candidates(rows, max_accuracy_drop, finalists)), None)
+
+
+def baseline(rows: Sequence[Row], finalists: Finalists = ()) -> Baseline | None:
+    """What the rule compares with, repetitions of the baseline too; None where none finished."""
+    finished = [row for row in rows if row.status == "finished" and row.regularizer == "none"]
+    if not finished:
         return None
-    return next(row for row in rank(rows) if row.status == "finished" and row.accuracy >= least)
+    again = [one["figures"] for one in finalists if one["regularizer"] == "none"]
+    accuracies = [row.accuracy for row in finished] + [v for one in again for v in one[VAL_ACCURACY]["values"]]
+    robust = [row.robust_accuracy for row in finished] + [
+        value for one in again for value in one[VAL_ROBUST_ACCURACY]["values"]
+    ]
+    return Baseline(accuracy=fmean(accuracies), robust_accuracy=fmean(robust), trials=len(accuracies))
 
 
-def limit(rows: Sequence[Row], max_accuracy_drop: float) -> float | None:
-    """The least accuracy that the rule admits, from the mean of the trials that finished without a penalty."""
-    found = [row.accuracy for row in rows if row.status == "finished" and row.regularizer == "none"]
-    return fmean(found) - max_accuracy_drop - 1e-9 if found else None
+def least_accuracy(rows: Sequence[Row], max_accuracy_drop: float, finalists: Finalists = ()) -> float | None:
+    """What the rule asks of a pick, None without a baseline."""
+    reference = baseline(rows, finalists)
+    return None if reference is None else reference.accuracy - max_accuracy_drop - ROUNDING
 
 
-def baseline(rows: Sequence[R]) -> R | None:
-    """The most accurate trial that finished without a penalty."""
-    finished = [row for row in rank(rows) if row.status == "finished" and row.regularizer == "none"]
-    return max(finished, key=lambda row: row.accuracy, default=None)
-
-
-def reason(rows: Sequence[Row], max_accuracy_drop: float) -> str:
-    """The pick and why it is that: the rule, the split and the trials it compared."""
-    picked, least = pick(rows, max_accuracy_drop), limit(rows, max_accuracy_drop)
-    if picked is None or least is None:
-        return "No baseline trial finished, so there is nothing to compare with: no pick."
-    words = (
-        f"Pick: {picked.regularizer}, trial {picked.tag}: {rule(max_accuracy_drop)} "
-        f"({100 * (least + max_accuracy_drop):.1f} %)."
-    )
+def reason(rows: Sequence[Row], max_accuracy_drop: float, seeds: int = 0, finalists: Finalists = ()) -> str:
+    """Why the pick is that: the rule, and what another would name; arguments as in `rule` and `candidates`."""
+    picked, reference = pick(rows, max_accuracy_drop, finalists), baseline(rows, finalists)
+    if picked is None or reference is None:
+        return NO_PICK
+    each = f"{reference.trials} trials, mean accuracy" if reference.trials > 1 else "1 trial, accuracy"
+    words = f"The rule: {rule(max_accuracy_drop, seeds)} ({each} {100 * reference.accuracy:.1f} %)."
     first = rank(rows)[0]
-    if first is picked:
+    least = reference.accuracy - max_accuracy_drop - ROUNDING
+    if first is picked or first.accuracy >= least or first.regularizer == "none":
         return words
     missing = math.ceil(1000 * (least + max_accuracy_drop - first.accuracy) - 1e-5) / 10
     return (
-        f"{words} More robust, but less accurate than that: {first.regularizer}, trial {first.tag}, robust "
-        f"{100 * first.robust_accuracy:.1f} % against {100 * picked.robust_accuracy:.1f} %; --resume "
-        f"--max-accuracy-drop {missing / 100:g} would pick it."
+        f"{words} More robust in the search, but less accurate than that: {first.regularizer}, trial {first.tag}, "
+        f"robust {100 * first.robust_accuracy:.1f} %; --resume --max-accuracy-drop {missing / 100:g} "
+        f"{'admits' if seeds else 'would pick'} it."
     )
 
 
@@ -186,14 +239,17 @@ def plain(content: Table) -> str:
     return console.export_text()
 
 
-def as_dict(rows: Sequence[Row], picked: Row | None, max_accuracy_drop: float) -> dict[str, Any]:
+def as_dict(
+    rows: Sequence[Row], picked: Row | None, max_accuracy_drop: float, seeds: int = 0, finalists: Finalists = ()
+) -> dict[str, Any]:
     """The ranking as plain types, for result.json."""
-    reference = baseline(rows)
+    reference = baseline(rows, finalists)
     return {
-        "rule": rule(max_accuracy_drop),
+        "rule": rule(max_accuracy_drop, seeds),
         "split": SPLIT,
-        "baseline": reference.trial_id if reference else None,
+        "baseline": dataclasses.asdict(reference) if reference else None,
         "pick": picked.trial_id if picked else None,
         "pareto_front": pareto(rows),
+        "finalists": list(finalists),
         "trials": [dataclasses.asdict(row) for row in rank(rows)],
     }

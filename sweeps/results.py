@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
-from sweeps.ranking import Row, baseline, pareto, pick, rank
+from sweeps.ranking import Baseline, Row, baseline, least_accuracy, pareto, pick, rank
 from sweeps.settings import Sweep
 from trainer.errors import FieldError, UsageError
 from trainer.locations import read_json
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
     from torch import nn
 
+    from sweeps.comparison import Comparison
     from sweeps.messages import Progress
     from sweeps.start_check import StartCheck
 
@@ -68,6 +69,7 @@ class SweepResult:
         units: calibrated unit of each regularizer's weight.
         importances: importance of each parameter of the search, as `sweeps.importance` has them.
         start: what the sweep started from; None of one that did not measure it.
+        comparisons: the pick against each rival, the runner-up first, as `sweeps.comparison` has them.
     """
 
     sweep: Sweep
@@ -76,6 +78,7 @@ class SweepResult:
     units: dict[str, float] = field(repr=False)
     importances: dict[str, float] = field(default_factory=dict, repr=False)
     start: StartCheck | None = field(default=None, repr=False)
+    comparisons: list[Comparison] = field(default_factory=list, repr=False)
 
     @classmethod
     def load(cls, name: str, storage: str | PathLike[str] | None = None) -> SweepResult:
@@ -95,6 +98,7 @@ class SweepResult:
                 f"sweep {name} has no result yet; `{sweep.command('status')}` shows how far it is, and "
                 f"`{sweep.command('sweep', '--resume')}` continues one that was interrupted"
             )
+        from sweeps.comparison import Comparison  # with scipy
         from sweeps.start_check import kept  # with PyTorch
 
         return cls(
@@ -104,12 +108,15 @@ class SweepResult:
             units=read_json(f"{sweep.folder}/calibration.json"),
             importances=result.get("importances", {}),
             start=kept(sweep.folder),
+            comparisons=[
+                Comparison(**one | {"interval": tuple(one["interval"])}) for one in result.get("comparisons", ())
+            ],
         )
 
     @property
     def pick(self) -> TrialResult | None:
         """The trial that the selection rule names; None where no baseline finished."""
-        return pick(self.trials, self.sweep.max_accuracy_drop)
+        return pick(self.trials, self.sweep.max_accuracy_drop, self.finalists)
 
     @property
     def front(self) -> list[TrialResult]:
@@ -169,18 +176,25 @@ class SweepResult:
 
     @property
     def short(self) -> list[str]:
-        """Regularizers whose best weight was not trained again as often as asked."""
+        """Finalists that were not trained again as often as asked."""
         return [one["regularizer"] for one in self.finalists if len(one["trials"]) < self.sweep.seeds]
 
     @property
-    def baseline(self) -> TrialResult | None:
-        """The trial the selection rule compares with."""
-        return baseline(self.trials)
+    def verdict(self) -> str:
+        """What the sweep found and how sure that is, in a sentence or two."""
+        from sweeps.comparison import verdict
+
+        return verdict(self)
+
+    @property
+    def baseline(self) -> Baseline | None:
+        """What the selection rule compares with: means over the trials without a penalty."""
+        return baseline(self.trials, self.finalists)
 
     @property
     def least_accuracy(self) -> float:
         """What the rule asks of a pick, as a fraction of 1; 0 without a baseline."""
-        return self.baseline.accuracy - self.sweep.max_accuracy_drop if self.baseline else 0.0
+        return least_accuracy(self.trials, self.sweep.max_accuracy_drop, self.finalists) or 0.0
 
     @property
     def champions(self) -> list[TrialResult]:

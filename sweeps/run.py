@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import optuna
 
@@ -107,7 +108,7 @@ def _joined(sweep: Sweep, verbose: bool) -> Iterator[None]:
     parts = " + ".join(str(len(sweep.names) * part) for part in sweep.parts)
     stage(f"{parts} trials to search, {len(sweep.names)} regularizers with the baseline")
     if sweep.seeds:
-        stage(f"then up to {len(sweep.names) * sweep.seeds} more with `seeds` {sweep.seeds}")
+        stage(f"then up to {sweep.most_repetitions} more: the best weights again with `seeds` {sweep.seeds}")
     stage(where())
     with ray_cluster(verbose=verbose, stock=not sweep.placement.lean):
         wait_for_machines(stage)
@@ -163,7 +164,7 @@ def search(sweep: Sweep, units: dict[str, float]) -> SweepResult:
         "scheduler": sweep.scheduler,
         "workers_per_trial": sweep.placement.workers,
         MAX_DROP: sweep.max_accuracy_drop,
-        "selection_rule": rule(sweep.max_accuracy_drop),
+        "selection_rule": rule(sweep.max_accuracy_drop, sweep.seeds),
         "source": sweep.source,
         "new_head": sweep.new_head,
         "head_steps": sweep.head_steps if sweep.new_head else 0,
@@ -180,9 +181,14 @@ def search(sweep: Sweep, units: dict[str, float]) -> SweepResult:
             recording.start_measured(start.metrics, start.warnings, in_markdown(start))
         stage(f"searching, {slots(sweep)} trials at a time")
         rows = run_sweep(sweep, recording, units)
-        again = finalists.missing(sweep, recording.log, finalists.choose(rows, sweep.max_accuracy_drop))
-        if again:
-            stage(f"training the best weight of each regularizer again: {len(again)} trials")
+        before: list[dict[str, Any]] = []
+        while True:
+            chosen = finalists.choose_finalists(sweep, recording.log, rows)
+            again = finalists.missing(sweep, recording.log, chosen)
+            if not again or again == before:  # those that failed are tried once
+                break
+            stage(f"training the best weights again with new seeds: {len(again)} trials")
             run_finalists(sweep, recording, units, again)
+            before = again
         finalize(sweep, units, rows, recording)
     return SweepResult.load(sweep.name, sweep.storage)

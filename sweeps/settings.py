@@ -34,7 +34,7 @@ Sampler = Literal["dial", "tpe", "random", "grid"]
 Allocation = Literal["equal", "adaptive"]
 Objectives = Literal["robust", "both"]
 # What may be changed when a sweep is resumed or extended.
-CHANGEABLE = {"resume": ("max_accuracy_drop",), "extend": ("seeds", "max_accuracy_drop", "max_concurrent")}
+CHANGEABLE = {"resume": ("max_accuracy_drop",), "extend": ("seeds", "finalists", "max_accuracy_drop", "max_concurrent")}
 FIRST_NEW_SEED = 1_000_000  # behind every seed a search will ever reach
 
 
@@ -69,8 +69,9 @@ class Sweep:
             win (`adaptive`): by `dial` once each had two, by `tpe` once each had one.
         objectives: objective of the search: robust accuracy (`robust`), or accuracy and robust accuracy (`both`), for
             which `dial` is TPE.
-        seeds: number of new seeds with which the best weight of each regularizer is trained again after the search,
-            for means with 95 % intervals; 0 does without.
+        seeds: number of new seeds with which the best weights are trained again after the search; the pick is made of
+            the means over them. 0 makes it of the search's own trials, one seed each.
+        finalists: number of regularizers whose best weight is trained again, beside the baseline.
         strengths: weights to try, in calibrated units (0.1 to 1000), instead of a search.
         fixed: values of other tunable fields, which are then not searched, such as `psnr_hvs.error=0.5`.
         scheduler: stop trials early that the selection rule would surely refuse (`rule`), or those of low robust
@@ -98,7 +99,8 @@ class Sweep:
     sampler: Sampler = "dial"
     allocation: Allocation = "equal"
     objectives: Objectives = "robust"
-    seeds: int = 0
+    seeds: int = 3
+    finalists: int = 3
     strengths: tuple[float, ...] | None = None
     fixed: Mapping[str, float] = field(default_factory=dict)
     scheduler: Scheduler = "rule"
@@ -178,7 +180,7 @@ class Sweep:
             drop = self.max_accuracy_drop
             points = f"; {drop:g} points are {drop / 100:g}" if 1 <= drop <= 100 else ""
             raise FieldError("max_accuracy_drop", drop, f"give a fraction from 0 to below 1{points}")
-        for name in ("trials_per_regularizer", "max_concurrent"):
+        for name in ("trials_per_regularizer", "max_concurrent", "finalists"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise FieldError(name, value, "give a whole number of at least 1")
         for number in self.extensions:
@@ -228,8 +230,8 @@ class Sweep:
             verbose: whether to print more, as in `run`.
 
         Raises:
-            UsageError: if it has not ended, or other settings than `seeds`, `max_accuracy_drop` and `max_concurrent`
-                were changed.
+            UsageError: if it has not ended, or other settings than `seeds`, `finalists`, `max_accuracy_drop` and
+                `max_concurrent` were changed.
         """
         set_environment()
         from sweeps.run import run_more
@@ -336,6 +338,13 @@ class Sweep:
     def total_trials(self) -> int:
         """Trials of the search, all parts together."""
         return len(self.names) * sum(self.parts)
+
+    @property
+    def most_repetitions(self) -> int:
+        """Trials of the final round, if every finalist turns out too inaccurate and another follows it."""
+        penalties = len(self.names) - 1
+        weights = min(2 * min(self.finalists, penalties), penalties * sum(self.parts))
+        return self.seeds * (1 + weights) if weights else 0
 
     def fixed_of(self, name: str) -> dict[str, float]:
         """What `fixed` says of one regularizer, by field."""

@@ -84,7 +84,7 @@ def read_status(storage: str, name: str) -> Status:
     if state == "running" and is_driven(sweep) is False:  # killed before it could log its end
         state = "interrupted"
     trials = [trial for trial in read_trials(events).values() if not trial.started.resumed_from]
-    total = sweep.total_trials + len(sweep.names) * sweep.seeds
+    total = sweep.total_trials + sweep.most_repetitions
     return Status(state=state, since=since, total=total, epochs=sweep.trial.epochs, trials=trials)
 
 

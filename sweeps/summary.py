@@ -26,10 +26,13 @@ def print_result(result: SweepResult, console: Console) -> None:
 
     sweep, picked, recording = result.sweep, result.pick, Recording(result.sweep)
     console.print(table(result.trials, picked))
-    console.print(reason(result.trials, sweep.max_accuracy_drop), highlight=False)
+    console.print(result.verdict, highlight=False, markup=False)
     if picked is not None:
+        why = reason(result.trials, sweep.max_accuracy_drop, sweep.seeds, result.finalists)
+        console.print(why, highlight=False, markup=False)
         clean, robust = (100 * picked.metrics[name] for name in (TEST_ACCURACY, TEST_ROBUST_ACCURACY))
-        console.print(f"On test, which chose nothing: accuracy {clean:.1f} %, robust {robust:.1f} %.", highlight=False)
+        its = f"On test, which chose nothing, trial {picked.tag} has accuracy {clean:.1f} %, robust {robust:.1f} %."
+        console.print(its, highlight=False)
     if repeated := finalists.gather(sweep, recording.log, result.trials):
         console.print(finalists.table(repeated))
     if not sweep.mlflow.startswith("http"):
@@ -42,7 +45,7 @@ def print_result(result: SweepResult, console: Console) -> None:
         if (sweep.local_folder / "models" / picked.trial_id).exists():
             line(f"Load it with MLflow:  models:/{sweep.name}@{ALIAS}")
     if sum(sweep.parts) == 1:
-        line("One weight of each was tried: this ranks weights, not regularizers. --extend 4, and --seeds, tell more.")
+        line("One weight of each was tried: this ranks weights, not regularizers. --extend 4 tells more.")
     if queued := recording.queued():
         line(queued)
     failed = sum(trial.status == "failed" for trial in result.trials)

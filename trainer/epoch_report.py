@@ -4,7 +4,7 @@ Imports no PyTorch: the process that drives a trial reads these reports too.
 """
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from trainer.metrics import (
@@ -25,6 +25,7 @@ REPORTED = (
 PARTIAL = "partial"  # marks a report that brings a checkpoint within an epoch and no metrics
 FAILED = "failed"  # the reason, in the report of a trial that is not to be retried
 DIGEST, CHECKPOINT_FOLDER = "digest", "checkpoint_folder"
+WITHSTOOD = "withstood"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,7 @@ class EpochReport:
         images_seen: number of training images of all workers, over all epochs.
         diverged: whether the training loss is not finite; nothing is evaluated then, and the training ends.
         metrics: what was measured, `split/name`.
+        withstood: after the last epoch, which examples of val and test withstood, as `Measured` has it, by split.
     """
 
     epoch: int
@@ -44,24 +46,27 @@ class EpochReport:
     images_seen: int
     diverged: bool
     metrics: Metrics
+    withstood: dict[str, str] = field(default_factory=dict)
 
     def is_last(self, epochs: int) -> bool:
         """Whether the training ends here, given the number of epochs it is to have."""
         return self.epoch == epochs or self.diverged
 
-    def to_dict(self) -> dict[str, float]:
-        """Everything in one dictionary of floats, as checkpoints hold it."""
-        return self.metrics | {name: float(getattr(self, name)) for name in _COUNTS}
+    def to_dict(self) -> dict[str, Any]:
+        """Everything in one dictionary, as checkpoints hold it: floats, but for `withstood`."""
+        counts = {name: float(getattr(self, name)) for name in _COUNTS}
+        return self.metrics | counts | {WITHSTOOD: self.withstood}
 
     @classmethod
-    def from_dict(cls, values: dict[str, float]) -> "EpochReport":
+    def from_dict(cls, values: dict[str, Any]) -> "EpochReport":
         """The report of `to_dict`."""
         return cls(
             epoch=int(values["epoch"]),
             step=int(values["step"]),
             images_seen=int(values["images_seen"]),
             diverged=bool(values["diverged"]),
-            metrics={name: value for name, value in values.items() if name not in _COUNTS},
+            metrics={name: value for name, value in values.items() if name not in (*_COUNTS, WITHSTOOD)},
+            withstood=values.get(WITHSTOOD, {}),  # checkpoints of earlier versions lack it
         )
 
     def for_ray(self, digest: str, checkpoint_folder: str | None) -> dict[str, Any]:
@@ -78,7 +83,7 @@ class EpochReport:
         return values | {DIGEST: digest}
 
 
-_COUNTS = tuple(field.name for field in fields(EpochReport) if field.name != "metrics")
+_COUNTS = tuple(one.name for one in fields(EpochReport) if one.name not in ("metrics", WITHSTOOD))
 
 
 def failed_report(reason: str) -> dict[str, Any]:

@@ -23,15 +23,17 @@ from trainer.distributed import data_parallel, rank, sum_over_workers, world_siz
 from trainer.double_backprop import name_missing_derivative
 from trainer.epoch_report import EpochReport
 from trainer.evaluate import plan as plans
-from trainer.evaluate.measure import evaluate
+from trainer.evaluate.measure import measure
 from trainer.metrics import (
     LOSSES,
     STEP_LOSSES,
+    TEST,
     TRAIN_IMAGES_PER_SECOND,
     TRAIN_LOSS,
     TRAIN_LOSSES,
     TRAIN_NONFINITE_EXAMPLES,
     TRAIN_SHARE_WAITING_FOR_DATA,
+    VAL,
     WORST,
     Metrics,
 )
@@ -193,13 +195,14 @@ def fit(
             if metrics is None:
                 return training.state_dict()
             diverged = not math.isfinite(metrics[TRAIN_LOSS])
-            metrics |= WORST if diverged else evaluate_epoch(training, val, test, cache)
+            found, withstood = (WORST, {}) if diverged else evaluate_epoch(training, val, test, cache)
             epoch = EpochReport(
                 epoch=training.epoch,
                 step=training.step,
                 images_seen=training.step * training.images_per_step,
                 diverged=diverged,
-                metrics=metrics,
+                metrics=metrics | found,
+                withstood=withstood,
             )
             report(epoch, training.state_dict() | {"metrics": epoch.to_dict()})
             if diverged:
@@ -258,16 +261,23 @@ def train_epoch(
     }
 
 
-def evaluate_epoch(training: TrainState, val: Shards, test: Shards, cache: ShardCache | None) -> Metrics:
-    """Evaluate on val after an epoch; after the last one on all of val and, for the final figures, on test."""
+def evaluate_epoch(
+    training: TrainState, val: Shards, test: Shards, cache: ShardCache | None
+) -> tuple[Metrics, dict[str, str]]:
+    """Evaluate on val after an epoch; after the last one on all of val and, for the final figures, on test.
+
+    Returns:
+        The metrics and, after the last epoch, which examples of each split withstood.
+    """
     trial, model, device = training.trial, training.model, training.device
     if training.epoch < trial.epochs:
-        return evaluate(model, val, trial, plans.light(trial, val.total), device, cache)
+        return measure(model, val, trial, plans.light(trial, val.total), device, cache).metrics, {}
     plan = plans.closing(trial)
-    metrics = evaluate(model, val, trial, plan, device, cache)
+    on_val = measure(model, val, trial, plan, device, cache)
     if trial.evaluate == "full":
         plan = plans.full(trial, attacked=trial.robust_images)
-    return metrics | evaluate(model, test, trial, plan, device, cache)
+    on_test = measure(model, test, trial, plan, device, cache)
+    return on_val.metrics | on_test.metrics, {VAL: on_val.withstood, TEST: on_test.withstood}
 
 
 class _Records:

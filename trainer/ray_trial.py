@@ -110,14 +110,16 @@ class _Worker:
         if self.log is not None:
             if report.epoch == self.trial.epochs and not report.diverged:
                 _draw_gallery(self.log, self.trial, state, self.device, self.config.cache)
-            self.log.report(report.metrics, report.step)
+            self.log.report(report.metrics, report.step, report.withstood)
             checkpoint = self._save(state, f"epoch_{report.epoch:04d}")
         self._report_to_ray(report, checkpoint)
 
     def _report_again(self, ended: EpochReport) -> None:
         """Report the end of a trial whose driving process was killed before it kept the report."""
         if rank() == 0:  # storage may have taken the checkpoint and not the report
-            TrialLog(self.config.folder, self.trial.digest(), ended.epoch).report(ended.metrics, ended.step)
+            TrialLog(self.config.folder, self.trial.digest(), ended.epoch).report(
+                ended.metrics, ended.step, ended.withstood
+            )
         self._report_to_ray(ended)
 
     def _report_to_ray(self, report: EpochReport, checkpoint: Any = None) -> None:

@@ -15,7 +15,8 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from trainer.errors import UsageError
@@ -72,15 +73,21 @@ class TrialLog:
                 self._last |= dict.fromkeys(new, step)
                 self._changed = True
 
-    def report(self, metrics: Metrics, step: int) -> None:
-        """Keep what was measured after the epoch, which ends its log; the next epoch begins."""
+    def report(self, metrics: Metrics, step: int, withstood: Mapping[str, str] = MappingProxyType({})) -> None:
+        """Keep what was measured after the epoch, which ends its log; the next epoch begins.
+
+        Args:
+            metrics: what was measured, `split/name`.
+            step: number of steps done, over all epochs.
+            withstood: which examples of each split withstood, as `trainer.epoch_report` has it.
+        """
         self.flush()  # readers take a report for the end of the epoch's points
         earlier = None
         with contextlib.suppress(OSError):
             earlier = read_report(self.folder, self.epoch)
         if earlier is None or earlier["digest"] != self.digest:
             content = {"epoch": self.epoch, "step": step, "time": _now(), "digest": self.digest, "metrics": metrics}
-            self.keep(_report(self.epoch), json.dumps(content).encode())
+            self.keep(_report(self.epoch), json.dumps(content | {"withstood": dict(withstood)}).encode())
         with self._lock:
             self._begin(self.epoch + 1)
 
@@ -134,7 +141,10 @@ def read_points(folder: str, epoch: int) -> list[Point]:
 
 
 def read_report(folder: str, epoch: int) -> dict[str, Any] | None:
-    """What was measured after an epoch: `epoch`, `step`, `time`, `digest` and `metrics`; None before its end."""
+    """What was measured after an epoch, None before its end.
+
+    `epoch`, `step`, `time`, `digest`, `metrics` and, after the last epoch, `withstood`.
+    """
     return read_file(folder, _report(epoch))
 
 

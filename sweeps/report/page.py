@@ -22,7 +22,7 @@ from trainer.errors import UsageError
 from trainer.evaluate.gallery import IMAGES, explain
 from trainer.evaluate.subject import load_subject
 from trainer.locations import read_json, whole_file
-from trainer.metrics import TEST_ACCURACY, TEST_ROBUST_ACCURACY
+from trainer.metrics import TEST_ACCURACY, TEST_ROBUST_ACCURACY, VAL_ACCURACY
 from trainer.shards import evaluation_splits
 
 PAGE = "report.html"
@@ -55,7 +55,7 @@ def page(result: SweepResult, drawn: dict[str, Figure], no_gallery: str | None) 
         front=pareto(result.trials),
         unseen=[name for name in result.sweep.names if name not in {row.regularizer for row in result.champions}],
         figures=FIGURES,
-        rule=rule(result.sweep.max_accuracy_drop),
+        rule=rule(result.sweep.max_accuracy_drop, result.sweep.seeds),
         excluded=excluded(result),
         settings=settings(result),
     )
@@ -115,28 +115,19 @@ def picture(name: str, figure: Figure) -> Markup:
 
 
 def verdict(result: SweepResult) -> list[str]:
-    """What the sweep found, in sentences."""
-    picked, reference = result.pick, result.baseline
-    found = [reason(result.trials, result.sweep.max_accuracy_drop)]
-    if picked is None or reference is None:
-        return found
-    if picked.regularizer == "none":
-        return [*found, "No penalty made the model more robust at an accuracy the rule allows."]
-    key = TEST_ROBUST_ACCURACY
-    clean, robust, before = picked.metrics[TEST_ACCURACY], picked.metrics[key], reference.metrics[key]
-    found.append(
-        f"On test, which chose nothing, its accuracy is {_percent(clean)} % and its robust accuracy {_percent(robust)} "
-        f"%; the baseline's are {_percent(reference.metrics[TEST_ACCURACY])} % and {_percent(before)} %."
-    )
-    intervals = {one["regularizer"]: one["figures"][key]["interval"] for one in repeated(result)}
-    mine, its = intervals.get(picked.regularizer), intervals.get("none")
-    if mine and its:
-        apart = mine[0] > its[1] or its[0] > mine[1]
-        found.append(
-            f"Trained again with {result.sweep.seeds} new seeds, the 95 % intervals of the two robust accuracies on "
-            f"test {'lie apart' if apart else 'overlap: the lead may be luck'}."
-        )
-    return found
+    """What the sweep found, and why, in sentences."""
+    if result.pick is None:
+        return [result.verdict]
+    found = [
+        result.verdict,
+        reason(result.trials, result.sweep.max_accuracy_drop, result.sweep.seeds, result.finalists),
+    ]
+    clean, robust = (result.pick.metrics.get(key) for key in (TEST_ACCURACY, TEST_ROBUST_ACCURACY))
+    return [
+        *found,
+        f"On test, which chose nothing, trial {result.pick.tag} has accuracy {_percent(clean)} %, robust "
+        f"{_percent(robust)} %.",
+    ]
 
 
 def repeated(result: SweepResult) -> list[dict[str, Any]]:
@@ -147,6 +138,9 @@ def repeated(result: SweepResult) -> list[dict[str, Any]]:
 def excluded(result: SweepResult) -> list[tuple[Row, str]]:
     """The trials that could not be picked, each with the reason."""
     found: list[tuple[Row, str]] = []
+    repeated_accuracy = {
+        one["chosen"]: one["figures"][VAL_ACCURACY]["mean"] for one in repeated(result) if one["regularizer"] != "none"
+    }
     for row in result.trials:
         if row.status == "failed":
             failure = read_json(f"{result.sweep.folder}/trials/{row.trial_id}/failure.json") or {}
@@ -159,7 +153,10 @@ def excluded(result: SweepResult) -> list[tuple[Row, str]]:
             why = "no baseline finished to compare with"
         elif row.accuracy < result.least_accuracy:
             below = 100 * (result.baseline.accuracy - row.accuracy)
-            why = f"too inaccurate: {below:.1f} points below the baseline"
+            why = f"too inaccurate: {below:.1f} points below the mean of the baselines"
+        elif (mean := repeated_accuracy.get(row.trial_id, 1.0)) < result.least_accuracy:
+            below = 100 * (result.baseline.accuracy - mean)
+            why = f"too inaccurate in the mean of its repetitions: {below:.1f} points below that of the baselines"
         else:
             continue
         found.append((row, why))

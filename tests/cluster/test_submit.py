@@ -89,7 +89,8 @@ def test_a_sweep_is_submitted_loses_a_host_and_its_pick_is_resumed(hosts):
     sweep = hosts.start(
         "laptop",
         f"ray submit {CONFIG} sweeps/all_regularizers.py -- --regularizers l2 --strengths 3 --scheduler none "
-        "--epochs 3 --images-per-epoch 512 --robust-images 8 --workers-per-trial 2 --name shared > ~/sweep.log 2>&1",
+        "--epochs 3 --images-per-epoch 512 --robust-images 8 --seeds 0 --workers-per-trial 2 --name shared "
+        "> ~/sweep.log 2>&1",
     )
     until(lambda: list(storage.glob("shared/trials/*/epoch_0001/state.pt.sha256")), sweep)
     used = trains_on(hosts)

@@ -11,7 +11,8 @@ from trainer.trial_log import TrialLog
 def new_sweep(folder, uri, name="s", **change):
     """Settings of a sweep, in its folder."""
     trial = Trial(data="nowhere", model="resnet8", epochs=2)
-    sweep = Sweep(name=name, storage=str(folder), tracking_uri=uri or None, trial=trial, regularizers=("l2",), **change)
+    settings = {"regularizers": ("l2",), "seeds": 0} | change
+    sweep = Sweep(name=name, storage=str(folder), tracking_uri=uri or None, trial=trial, **settings)
     sweep.save()
     return sweep
 

@@ -101,9 +101,9 @@ def test_the_object_that_began_a_sweep_continues_it_but_not_with_other_settings(
     assert kept != asked
     assert as_kept(asked, "resume") == as_kept(kept, "extend") == kept
     assert as_kept(dataclasses.replace(asked, max_accuracy_drop=0.1), "resume").max_accuracy_drop == 0.1
-    assert as_kept(dataclasses.replace(asked, seeds=3, max_concurrent=1), "extend").seeds == 3
-    with pytest.raises(UsageError, match="seeds=3: .* only max_accuracy_drop can be changed"):
-        as_kept(dataclasses.replace(asked, seeds=3), "resume")
+    assert as_kept(dataclasses.replace(asked, seeds=4, max_concurrent=1), "extend").seeds == 4
+    with pytest.raises(UsageError, match="seeds=4: .* only max_accuracy_drop can be changed"):
+        as_kept(dataclasses.replace(asked, seeds=4), "resume")
     with pytest.raises(UsageError, match="epochs=5: a sweep keeps its settings; only"):
         as_kept(dataclasses.replace(kept, trial=dataclasses.replace(kept.trial, epochs=5)), "extend")
     made = dataclasses.replace(
@@ -179,7 +179,9 @@ def resumed(tmp_path_factory, digits):
     trial = Trial(
         data=str(digits), model="resnet8", epochs=2, images_per_epoch=64, batch_size=32, robust_images=8, pgd_steps=1
     )
-    sweep = Sweep(name="s", storage=str(storage), trial=trial, regularizers=("l2",), scheduler="none", keep="all")
+    sweep = Sweep(
+        name="s", storage=str(storage), trial=trial, regularizers=("l2",), seeds=0, scheduler="none", keep="all"
+    )
 
     def interrupting(message):
         first = isinstance(message, EpochReported) and not any(isinstance(one, EpochReported) for one in told)

@@ -76,7 +76,8 @@ def ended(tmp_path_factory):
     done = run(
         "sweeps/all_regularizers.py --data shards",
         "--regularizers", "l2", "--strengths", "3,10", "--scheduler", "none", "--images-per-epoch", 64,
-        "--batch-size", 16, "--image-size", 32, "--robust-images", 16, "--name", "SWEEP",
+        "--batch-size", 16, "--image-size", 32, "--robust-images", 16, "--seeds", 0, "--name",
+        "SWEEP",
     )  # fmt: skip
     assert done.stderr == "", "nothing of Ray's internals"
     experiment = server.client.get_experiment_by_name("heatmap-sweeps").experiment_id

@@ -116,7 +116,7 @@ def test_the_size_is_that_of_a_checkpoint_and_too_little_room_is_refused(tmp_pat
     size = state_size(trial)
     assert size < (tmp_path / "state.pt").stat().st_size < 1.2 * size
     needed = space_needed(sweep)
-    assert needed == pytest.approx((3 * (4 + 2) * 2 + 3) * size, rel=0.1)
+    assert needed == pytest.approx(((3 * 4 + 2 * (1 + 2 * 2)) * 2 + 3) * size, rel=0.05)
     (tmp_path / "s").mkdir()
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=needed))
     assert "are free" in check_space(sweep)

@@ -108,9 +108,9 @@ def test_flags_that_cannot_change_an_earlier_sweep_are_refused(asked, tmp_path):
     for arguments, words in (
         (("--resume", "--epochs", 3, "--seed", 1), "^--epochs, --seed: with --resume a sweep keeps its settings"),
         (("--resume", "--no-flip"), "^--no-flip|--flip: .* only --name, --storage, --verbose, --max-accuracy-drop can"),
-        (("--resume", "--seeds", 3), "^--seeds: with --resume"), (("--resume", "--config", "x"), "^--config: with"),
+        (("--resume", "--seeds", 4), "^--seeds: with --resume"), (("--resume", "--config", "x"), "^--config: with"),
         (("--resume", "--cache-size", 3, "--gpus-per-worker", 1), "^--gpus-per-worker, --cache-size: with --resume"),
-        (("--extend", 1, "--keep", "all"), "^--keep: with --extend .* --seeds, --max-accuracy-drop, --max-concurr"),
+        (("--extend", 1, "--keep", "all"), "^--keep: with --extend .* --seeds, --finalists, --max-accuracy-drop, --m"),
     ):  # fmt: skip
         with pytest.raises(UsageError, match=words):
             again(*arguments)
@@ -119,8 +119,8 @@ def test_flags_that_cannot_change_an_earlier_sweep_are_refused(asked, tmp_path):
     with pytest.raises(FieldError, match="extensions=2: sweep s has not ended"):
         again("--extend", 2)
     (tmp_path / "s/result.json").write_text('{"trials_per_regularizer": [1]}')
-    more = again("--extend", 2, "--seeds", 3, "--max-concurrent", 1)
-    assert more == dataclasses.replace(sweep, seeds=3, max_concurrent=1)
+    more = again("--extend", 2, "--seeds", 4, "--finalists", 2, "--max-concurrent", 1)
+    assert more == dataclasses.replace(sweep, seeds=4, finalists=2, max_concurrent=1)
 
 
 def test_a_sweep_whose_search_never_began_is_not_called_unknown(tmp_path):

@@ -1,6 +1,7 @@
 """What is left of a sweep once its trials have ended, whatever goes wrong meanwhile."""
 
 import dataclasses
+import html
 import json
 from pathlib import Path
 
@@ -26,7 +27,7 @@ UNITS = {"l2": 2.0}
 def sweep(tmp_path, digits):
     trial = Trial(data=str(digits), model="resnet8")
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    sweep = Sweep(name="s", storage=str(tmp_path), tracking_uri=uri, trial=trial, regularizers=("l2",))
+    sweep = Sweep(name="s", storage=str(tmp_path), tracking_uri=uri, trial=trial, regularizers=("l2",), seeds=0)
     Path(sweep.folder).mkdir()
     return sweep
 
@@ -66,7 +67,10 @@ def rows(sweep):
 def recording(sweep, rows):
     recording = start_sweep(sweep, {})
     for row in rows:
-        begin(recording, row.trial_id, row.trial_id, regularizer=row.regularizer)
+        log = begin(recording, row.trial_id, row.trial_id, regularizer=row.regularizer)
+        hits = round(200 * row.robust_accuracy)
+        log.report({}, 1)
+        log.report({}, 2, {"test": "1" * hits + "0" * (200 - hits)})
     return recording
 
 
@@ -88,7 +92,14 @@ def test_a_sweep_leaves_result_report_figures_and_model(sweep, rows, recording):
     assert artifacts(recording) == {"ranking.txt", "ranking.csv", "result.json", "report.html", *figures}
     run = MlflowClient(recording.sweep.tracking_uri).get_run(run_of(recording))
     assert run.data.metrics["best/test/robust_accuracy"] == 0.4
-    assert run.data.tags["mlflow.note.content"].startswith("Pick: l2, trial l2")
+    sweep.save()
+    Path(sweep.folder, "calibration.json").write_text("{}")
+    said = sweep.result().verdict
+    assert said.startswith("Pick: l2, trial l2: strength 3, robust accuracy 40.0 % on test, of one training.")
+    assert "It leads the baseline by 30.0 points, 95 % interval +" in said
+    assert run.data.tags["mlflow.note.content"].startswith(said)
+    assert said in Path(sweep.folder, "ranking.txt").read_text()
+    assert html.escape(said) in Path(sweep.folder, "report.html").read_text()
     assert MlflowClient(recording.sweep.tracking_uri).get_model_version_by_alias("s", "pick").run_id == run_of(
         recording, "l2"
     )

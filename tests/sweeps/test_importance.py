@@ -38,5 +38,32 @@ def test_a_weight_whose_good_values_are_few_matters(recwarn):
 
 
 def test_few_trials_say_nothing():
-    assert importances(study(FEWEST - 1, narrow)) == {}
-    assert importances(study(FEWEST, narrow))
+    assert importances(study(3 * (FEWEST - 1), narrow)) == {}, "of the regularizer alone: it would be 1"
+    assert set(importances(study(3 * FEWEST, narrow))) == {"regularizer", "weight_l2", "weight_tv"}
+
+
+def test_one_trial_of_each_regularizer_says_nothing():
+    """However many there are: `weight 0.00` was said of weights that had one trial."""
+    found = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(seed=0))
+    names = ("l2", *(f"r{number}" for number in range(20)))
+    space = Space(names, {"l2": 1.0})
+    for name in (*names, *["l2"] * FEWEST):
+        found.enqueue_trial({"regularizer": name})
+        trial = found.ask()
+        space(trial)
+        found.tell(trial, len(trial.params["regularizer"]) / 10 + trial.params.get("weight_l2", 0.0))
+    assert importances(found) == {}
+
+
+def test_what_too_few_trials_have_is_left_out_of_the_sum():
+    found = study(60, narrow)
+    of_l2 = {
+        "regularizer": optuna.distributions.CategoricalDistribution(["none", "l2", "tv"]),
+        "l2.extra": optuna.distributions.FloatDistribution(0.0, 1.0),
+    }
+    for number in range(FEWEST - 1):
+        params = {"regularizer": "l2", "l2.extra": number / FEWEST}
+        found.add_trial(optuna.trial.create_trial(params=params, distributions=of_l2, value=number))
+    left = importances(found)
+    assert "l2.extra" not in left
+    assert sum(left.values()) == pytest.approx(1)

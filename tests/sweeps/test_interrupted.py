@@ -28,7 +28,7 @@ def terminated(folder):
 @pytest.mark.slow
 def test_a_sweep_whose_driver_was_killed_is_resumed(start, script, digits, tmp_path):
     arguments = ["--data", digits, "--model", "resnet8", "--regularizers", "l2", "--trials-per-regularizer", 2,
-                 "--epochs", 2, "--images-per-epoch", 256, "--robust-images", 8, "--storage", tmp_path,
+                 "--epochs", 2, "--images-per-epoch", 256, "--robust-images", 8, "--seeds", 0, "--storage", tmp_path,
                  "--name", "killed"]  # fmt: skip
     driver = start("all_regularizers.py", *arguments, TUNE_GLOBAL_CHECKPOINT_S="1")  # before the last trial ends
     line = next(line for line in driver.stdout if line.startswith("[1/4]"))
@@ -94,7 +94,7 @@ def stop(driver, times, timeout):
 @pytest.mark.slow
 def test_a_sweep_stopped_by_the_keyboard_loses_no_step(start, script, digits, tmp_path):
     arguments = ["--data", digits, "--model", "resnet8", "--batch-size", 32, "--regularizers", "l2",
-                 "--images-per-epoch", 1600, "--epochs", 1, "--scheduler", "none", "--robust-images", 8,
+                 "--images-per-epoch", 1600, "--epochs", 1, "--scheduler", "none", "--robust-images", 8, "--seeds", 0,
                  "--storage", tmp_path, "--name", "stopped"]  # fmt: skip
     status, out, err = stop(start("all_regularizers.py", *arguments), times=1, timeout=120)
     assert status == 130, (out, err)

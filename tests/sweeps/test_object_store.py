@@ -22,7 +22,8 @@ def test_a_sweep_in_a_bucket_outlives_the_machine_that_drives_it(start, script, 
     where = ["--storage", "s3://sweeps/runs", "--name", "s"]
     driver = start(
         "all_regularizers.py", "--regularizers", "l2", "--strengths", 30, "--images-per-epoch", 256, "--epochs", 2,
-        "--max-concurrent", 1, "--robust-images", 8, "--scheduler", "none", "--local-dir", tmp_path, *where,
+        "--max-concurrent", 1, "--robust-images", 8, "--seeds", 0, "--scheduler", "none", "--local-dir", tmp_path,
+        *where,
     )  # fmt: skip
     assert any(line.startswith("[1/2]") for line in driver.stdout), driver.stderr.read()
     trials = "s3://sweeps/runs/s/trials"

@@ -232,18 +232,22 @@ NONE = row("base", {}, 0.1, regularizer="none", weight=0.0, strength=0.0)
 def test_finalists_are_told_apart_by_them_and_trained_with_them(sweep):
     sweep, recording = dataclasses.replace(sweep, seeds=2), start_sweep(sweep, {})
     rows = [NONE, row("a", CHANGED)]
-    configs = finalists.missing(sweep, recording.log, finalists.choose(rows, 0.5))
-    assert [settings_of(config) for config in configs] == [CHANGED, {}] * 2
+
+    def missing():
+        return finalists.missing(sweep, recording.log, finalists.choose_finalists(sweep, recording.log, rows))
+
+    configs = missing()
+    assert [settings_of(config) for config in configs] == [{}, CHANGED] * 2
     for number, config in enumerate(configs):
         recording.append(trial_started(sweep, UNITS, "finalists", f"r{number}", {"fixed": config}))
         asked = trial_of(sweep, {"fixed": config})
         recording.append(TrialEnded(trial_id=f"r{number}", epoch=2, digest=asked.digest(), metrics=FIGURES))
-    assert finalists.missing(sweep, recording.log, finalists.choose(rows, 0.5)) == []
-    (first, _) = finalists.gather(sweep, recording.log, rows)
+    assert missing() == []
+    (_, first) = finalists.gather(sweep, recording.log, rows)
     assert [one.penalty_settings for one in first.repetitions] == [CHANGED, CHANGED]
     assert finalists.as_dicts([first])[0]["penalty_settings"] == CHANGED
     rows.append(row("b", CHANGED | {"edge": 0.5}, 0.6))  # the same weight
-    configs = finalists.missing(sweep, recording.log, finalists.choose(rows, 0.5))
+    configs = missing()
     assert [config["psnr_hvs.edge"] for config in configs] == [0.5, 0.5]
 
 
@@ -293,7 +297,7 @@ def test_the_report_shows_them(sweep, tmp_path):
     sweep = dataclasses.replace(sweep, seeds=2, fixed={"psnr_hvs.error": 0.5})
     rows = [row("a", CHANGED, 0.6), row("c", {"structure": 0.125}, 0.1, status="failed"), NONE]
     again = [finalists.Finalist(regularizer="psnr_hvs", weight=0.5, strength=1.0, chosen="a", penalty_settings=CHANGED,
-                                repetitions=(row("r", CHANGED), row("q", CHANGED)))]  # fmt: skip
+                                repetitions=(row("r", CHANGED, 0.9), row("q", CHANGED, 0.9)))]  # fmt: skip
     trials = [TrialResult(**vars(one), sweep=sweep) for one in rows]
     result = SweepResult(sweep=sweep, trials=trials, finalists=finalists.as_dicts(again), units=UNITS)
     page, _ = write_report(result, str(tmp_path / "page.html"))

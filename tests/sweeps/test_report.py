@@ -14,6 +14,7 @@ from PIL import Image
 
 from regularizers import REGULARIZERS
 from sweeps import plots
+from sweeps.comparison import Comparison
 from sweeps.finalists import FIGURES, Finalist, as_dicts
 from sweeps.ranking import Row, as_dict, pick
 from sweeps.report import __main__ as command
@@ -52,11 +53,14 @@ class Page(HTMLParser):
         self.text += data
 
 
+IMAGES = {f"{split}/{name}": 359.0 for split in ("val", "test") for name in ("examples", "attacked_examples")}
+
+
 def row(name, strength, accuracy, robust, status="finished", checkpoint=""):
     return Row(
         trial_id=f"{name}_{strength:g}", regularizer=name, weight=7 * strength, strength=strength, seed=0,
         status=status, accuracy=accuracy, robust_accuracy=robust, heatmap_ssim=0.0, heatmap_correlation=0.0,
-        checkpoint=checkpoint, metrics=dict(zip(FIGURES, (accuracy, robust) * 2, strict=True)),
+        checkpoint=checkpoint, metrics=dict(zip(FIGURES, (accuracy, robust) * 2, strict=True)) | IMAGES,
     )  # fmt: skip
 
 
@@ -115,7 +119,8 @@ def test_the_page_holds_everything_and_needs_nothing(ended, monkeypatch, capsys)
     assert 'name="viewport"' in html
     text = " ".join(page.text.split())
     for words in (
-        NAME, "<script>alert(1)</script>", "Pick: l2, trial l2_3", "best robust accuracy on val", "89.0 ± 0.0",
+        NAME, "<script>alert(1)</script>", "Pick: l2, trial l2_3", "89.0 ± 3.3",
+        "best mean over 2 new seeds of the robust accuracy on val",
         "too inaccurate: 40.0 points below", "stopped early", "diverged", "resnet8", "pgd_eps",
     ):  # fmt: skip
         assert words in text, words
@@ -162,7 +167,7 @@ def test_without_its_data_only_the_heatmaps_are_missing(ended, monkeypatch):
 
 def test_a_sweep_that_has_not_ended_is_one_line(ended, monkeypatch, capsys):
     (ended / NAME / "result.json").unlink()
-    for name, words in ((NAME, "no result yet"), ("other", f"there is {NAME}")):
+    for name, words in ((NAME, "no result yet"), ("other", f"it has {NAME}")):
         assert run(monkeypatch, "--name", name, "--storage", ended) == 2
         err = capsys.readouterr().err
         assert err.startswith("error: ")
@@ -211,15 +216,19 @@ def test_every_figure_is_a_picture_too_and_importances_are_told(ended):
     assert "weight_l20.75regularizer0.25" in text
 
 
-def test_the_verdict_says_whether_intervals_overlap(ended):
+def test_the_page_has_the_verdict_and_every_comparison(ended):
     result = SweepResult.load(NAME, str(ended))
-    # t(0.975, 1) = 12.706: two values 0.01 apart have an interval of ± 0.0635 around their mean.
-    assert "lie apart" in verdict(result)[-1]
-    close = json.loads(json.dumps(result.finalists).replace("0.41", "0.1"))
-    close[1]["figures"]["test/robust_accuracy"]["interval"] = [0.1, 0.5]
-    assert "overlap" in verdict(dataclasses.replace(result, finalists=close))[-1]
+    pairs = [Comparison(regularizer=name, difference=difference, interval=(difference - 0.05, difference + 0.05),
+                        images=200, seeds=2, comparisons=2)
+             for name, difference in (("tv", 0.02), ("none", 0.3))]  # fmt: skip
+    sure = dataclasses.replace(result, comparisons=pairs)
+    assert verdict(sure)[0] == sure.verdict
+    assert "It leads the runner-up tv by 2.0 points, 95 % interval -3.0 to +7.0: a tie; the baseline" in sure.verdict
+    text = " ".join(Page(report_page(sure, *figures(sure))).text.split())
+    assert sure.verdict in text
+    assert "tv+2.0 -3.0 to +7.0 tie none+30.0 +25.0 to +35.0 Robust accuracy on test" in text
     only = [row for row in result.trials if row.regularizer == "none"]
-    assert "No penalty" in verdict(dataclasses.replace(result, trials=only))[-1]
+    assert "no penalty made the model more robust" in dataclasses.replace(result, trials=only, finalists=[]).verdict
 
 
 def test_settings_name_what_the_trials_shared(ended):

@@ -29,7 +29,8 @@ def log(tmp_path):
     """Of a sweep of 2 regularizers, 3 trials each and 2 epochs, that began four minutes ago."""
     folder = tmp_path / "mine"
     Sweep(
-        name="mine", storage=str(tmp_path), regularizers=("l2", "none"), trials_per_regularizer=2, extensions=(1,)
+        name="mine", storage=str(tmp_path), regularizers=("l2", "none"), trials_per_regularizer=2, extensions=(1,),
+        seeds=0,
     ).save()  # fmt: skip
     log = EventLog(folder / "events.jsonl")
     log.append(SweepStarted(time=START, name="mine"))

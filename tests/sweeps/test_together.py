@@ -16,7 +16,7 @@ from trainer.config import Trial, UsageError
 def test_two_sweeps_at_once_keep_apart(start, server, digits, tmp_path):
     server.start()
     arguments = ["--data", digits, "--model", "resnet8", "--regularizers", "l2", "--epochs", 1, "--robust-images", 8,
-                 "--images-per-epoch", 128, "--max-concurrent", 1, "--storage", tmp_path / "runs",
+                 "--images-per-epoch", 128, "--seeds", 0, "--max-concurrent", 1, "--storage", tmp_path / "runs",
                  "--tracking-uri", server.uri]  # fmt: skip
     names = ("one", "two")
     drivers = {

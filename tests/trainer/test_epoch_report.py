@@ -11,14 +11,17 @@ from trainer.metrics import TRAIN_LOSS, VAL_ACCURACY, VAL_ROBUST_ACCURACY
 @pytest.fixture
 def report():
     metrics = {TRAIN_LOSS: 2.5, VAL_ACCURACY: 0.5, VAL_ROBUST_ACCURACY: math.nan, "val/heatmap_tv": 0.1}
-    return EpochReport(epoch=2, step=8, images_seen=128, diverged=False, metrics=metrics)
+    outcomes = {"val": "0110", "test": "1"}
+    return EpochReport(epoch=2, step=8, images_seen=128, diverged=False, metrics=metrics, withstood=outcomes)
 
 
 def test_a_report_comes_back_from_its_dictionary(report):
     flat = report.to_dict()
-    assert flat.keys() == {*report.metrics, "epoch", "step", "images_seen", "diverged"}
-    assert all(type(value) is float for value in flat.values())
+    assert flat.keys() == {*report.metrics, "epoch", "step", "images_seen", "diverged", "withstood"}
     assert EpochReport.from_dict(flat) == report
+    assert flat.pop("withstood") == {"val": "0110", "test": "1"}
+    assert all(type(value) is float for value in flat.values())
+    assert EpochReport.from_dict(flat).withstood == {}, "of a checkpoint of an earlier version"
 
 
 def test_ray_takes_the_small_part_and_finite_numbers(report):

@@ -6,6 +6,7 @@ cost many passes, over a subset, the same for all trials of a sweep.
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from hashlib import sha256
 from itertools import repeat
 
@@ -47,6 +48,20 @@ from trainer.preprocess import Transform
 from trainer.shards import Shards
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What an evaluation found.
+
+    Args:
+        metrics: means over the examples, `split/name`.
+        withstood: `1` for each attacked example that withstood the first attack and `0` for the others, in the order of
+            the split: trials that were attacked on the same images are compared image by image.
+    """
+
+    metrics: Metrics
+    withstood: str
+
+
 def evaluate(
     model: nn.Module,
     shards: Shards,
@@ -56,6 +71,19 @@ def evaluate(
     cache: ShardCache | None = None,
     progress: Callable[[str, float], None] = lambda stage, done: None,
 ) -> Metrics:
+    """The metrics of `measure`."""
+    return measure(model, shards, trial, plan, device, cache, progress).metrics
+
+
+def measure(
+    model: nn.Module,
+    shards: Shards,
+    trial: Trial,
+    plan: Plan,
+    device: torch.device,
+    cache: ShardCache | None = None,
+    progress: Callable[[str, float], None] = lambda stage, done: None,
+) -> Measured:
     """Measure what the plan says.
 
     Args:
@@ -87,25 +115,30 @@ def evaluate(
                 sums.add(accuracy(logits, batch.labels), calibration_gaps(logits, batch.labels))
             sums.labels.update(batch.labels.tolist())
         for batch in batches(plan.attacked, "robustness and heatmaps"):
-            sums.add(_measure_subset(classify, batch, trial.normalization, trial.seed, plan))
+            values = _measure_subset(classify, batch, trial.normalization, trial.seed, plan)
+            sums.add(values)
+            if ROBUST_ACCURACY in values:
+                assert batch.indices is not None
+                sums.withstood |= zip(batch.indices.tolist(), values[ROBUST_ACCURACY].tolist(), strict=True)
     sums = sums.over_workers(device)
     examples, attacked = sums.counts[ACCURACY], sums.counts[SUBSET_ACCURACY]
     for whole, wanted in ((attacked, plan.attacked), (examples, plan.examples)):
         asked = _asked(wanted, shards)
         if asked:
             refuse_broken(asked - whole, asked, shards)
-    values: Metrics = {
+    metrics: Metrics = {
         CALIBRATION_ERROR: calibration_error(sums.calibration_means(examples)),
         EXAMPLES: float(examples),
         BROKEN_EXAMPLES: float(_asked(plan.examples, shards) - examples),
         ATTACKED_EXAMPLES: float(attacked),
     }
-    values |= sums.means()
+    metrics |= sums.means()
     if plan.majority:
-        values[MAJORITY] = max(sums.labels.values(), default=0) / (examples or 1)
+        metrics[MAJORITY] = max(sums.labels.values(), default=0) / (examples or 1)
     if plan.full:
-        values |= _corrupted_accuracies(values)
-    return {metric(shards.split, name): value for name, value in values.items()}
+        metrics |= _corrupted_accuracies(metrics)
+    withstood = "".join("1" if sums.withstood[index] else "0" for index in sorted(sums.withstood))
+    return Measured({metric(shards.split, name): value for name, value in metrics.items()}, withstood)
 
 
 def _asked(examples: int | None, shards: Shards) -> int:

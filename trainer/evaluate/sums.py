@@ -21,12 +21,14 @@ class Sums:
         counts: number of examples in them.
         calibration: sums of `calibration_gaps` by bin, for each batch.
         labels: number of examples by class.
+        withstood: whether each attacked example withstood the first attack, by its index in the split.
     """
 
     values: dict[str, list[float]] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
     calibration: list[list[float]] = field(default_factory=list)
     labels: Counter[int] = field(default_factory=Counter)
+    withstood: dict[int, bool] = field(default_factory=dict)
 
     def add(self, values: dict[str, Float[Tensor, " b"]], calibration: Float[Tensor, "b bins"] | None = None) -> None:
         """Take what was measured on each example of a batch; one transfer from the device for all of it."""
@@ -42,14 +44,15 @@ class Sums:
     def over_workers(self, device: torch.device) -> "Sums":
         """Sums of all workers together."""
         total = Sums()
-        for values, counts, calibration, labels in gather_over_workers(
-            (self.values, self.counts, self.calibration, self.labels), device
+        for values, counts, calibration, labels, withstood in gather_over_workers(
+            (self.values, self.counts, self.calibration, self.labels, self.withstood), device
         ):
             for name, sums in values.items():
                 total.values.setdefault(name, []).extend(sums)
             total.counts += counts
             total.calibration += calibration
             total.labels += labels
+            total.withstood |= withstood
         return total
 
     def means(self) -> Metrics:

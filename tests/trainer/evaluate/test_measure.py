@@ -17,7 +17,7 @@ from whole import whole_split
 from trainer.config import UsageError
 from trainer.data import spread
 from trainer.evaluate import plan as plans
-from trainer.evaluate.measure import evaluate
+from trainer.evaluate.measure import evaluate, measure
 from trainer.models import build_model
 from trainer.readers import EvalReader
 from trainer.shards import Sample, encode_jpeg, read_shards, write_shards
@@ -44,6 +44,17 @@ def test_the_report_is_over_the_whole_split_and_its_subset(trial, solved, digits
     assert values["val/calibration_error"] == pytest.approx(float(error), abs=1e-6)
 
 
+def test_who_withstood_is_kept_image_by_image(trial, solved, digits):
+    plan = dataclasses.replace(plans.closing(trial), examples=1)
+    found = measure(solved, read_shards(digits, "val"), trial, plan, CPU)
+    assert len(found.withstood) == 60
+    assert found.withstood.count("1") / 60 == found.metrics["val/robust_accuracy"]
+    batch = whole_split(digits, "val")
+    wrong = solved(batch.images[list(spread(359, 60))]).argmax(1) != batch.labels[list(spread(359, 60))]
+    assert 0 < wrong.sum() < 30
+    assert all(found.withstood[place] == "0" for place in wrong.nonzero()[:, 0]), "in the order of the split"
+
+
 def everything(trial):
     plan = plans.full(trial, attacked=trial.robust_images, eps=(0.2,), l2_eps=(2.0,), steps=2)
     return dataclasses.replace(plan, attacks=(*plan.attacks[:-1], dataclasses.replace(plan.attacks[-1], queries=3)))
@@ -54,7 +65,8 @@ def worker(rank, size, port, trial, weights, path):
     dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=size)
     model = build_model(trial.model, 10)
     model.load_state_dict(torch.load(weights, weights_only=True))
-    values = evaluate(model, read_shards(trial.data, "test"), trial, everything(trial), CPU)
+    found = measure(model, read_shards(trial.data, "test"), trial, everything(trial), CPU)
+    values = found.metrics | {"withstood": found.withstood}
     with open(f"{path}.{rank}", "w") as stream:
         json.dump(values, stream)
     dist.destroy_process_group()
@@ -66,9 +78,11 @@ def test_workers_change_no_digit(trial, solved, digits, tmp_path, size, loader_w
     trial = dataclasses.replace(trial, robust_images=20, batch_size=16)
     torch.save(solved.state_dict(), tmp_path / "weights.pt")
     torch.set_num_threads(1)
-    alone = evaluate(solved, read_shards(digits, "test"), trial, everything(trial), CPU)
-    assert len(alone) > 90
-    assert all(np.isfinite(value) for value in alone.values())
+    found = measure(solved, read_shards(digits, "test"), trial, everything(trial), CPU)
+    assert len(found.metrics) > 90
+    assert all(np.isfinite(value) for value in found.metrics.values())
+    assert len(found.withstood) == 20
+    alone = found.metrics | {"withstood": found.withstood}
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -6,10 +6,11 @@ import logging
 import pytest
 import torch
 from torch import nn
+from whole import whole_split
 
 from trainer.config import UsageError
 from trainer.evaluate.autoattack import AutoAttack
-from trainer.evaluate.robustness import Gradient, Square, fgsm
+from trainer.evaluate.robustness import Gradient, Square, _soft_margins, fgsm
 from trainer.normalization import IMAGENET
 
 
@@ -169,15 +170,57 @@ def grays():
     return images, (levels < 0).long()
 
 
+def staircase(images):
+    """`bright` of pixels in steps of 4 gray levels: the same classes, and no gradient anywhere."""
+    pixels = IMAGENET.to_pixels(images)
+    return bright(IMAGENET.from_pixels((pixels * 255 / 4).round() * 4 / 255))
+
+
 def test_a_model_that_hides_its_gradient_is_found_out(grays):
-    """Huge logits round the loss and its gradient to zero; the random squares do not care."""
+    """Its gradient is zero; the random squares do not care."""
     attacks = Gradient(eps=20.5), Square(eps=20.5)
-    white, black = (share(attack, lambda images: 1e6 * bright(images), *grays) for attack in attacks)
+    white, black = (share(attack, staircase, *grays) for attack in attacks)
     assert white > 0.9, "what a random start finds by chance"
     assert black < 0.75
     white, black = (outcome(attack, bright, *grays) for attack in attacks)
     assert white.double().mean() == 0.5, "the 20 grays on each side that are farther away"
     assert not (white & ~black).any()
+
+
+@pytest.mark.parametrize("attack", [Gradient(eps=0.2, steps=8), Gradient(norm="l2", eps=4.0, steps=8), fgsm(0.3)])
+def test_larger_logits_make_no_model_more_robust(solved, digits, attack):
+    """In float32 the cross-entropy of such logits is 0, and so is its gradient."""
+    batch = whole_split(digits, "test")
+    images, labels = batch.images[:80], batch.labels[:80]
+    shares = [share(attack, lambda points, k=k: k * solved(points), images, labels) for k in (1, 10, 100, 1000)]
+    assert 0.2 < shares[0] < 0.75
+    assert max(shares) - min(shares) < 0.03, "an image or two, as rounding tips them"
+
+
+def test_the_loss_finds_no_less_than_the_cross_entropy(solved, digits):
+    """Of logits that are not large, to which the cross-entropy's gradient is as good a guide."""
+    batch = whole_split(digits, "test")
+    images, labels = batch.images[:80], batch.labels[:80]
+    adversarial = images
+    for _ in range(8):  # steps of PGD from the image on the cross-entropy, inside the ball of 0.2 gray levels
+        points = adversarial.detach().requires_grad_()
+        loss = torch.nn.functional.cross_entropy(solved(points), labels, reduction="sum")
+        moved = IMAGENET.to_pixels(points) + 2.5 * 0.2 / 8 / 255 * torch.autograd.grad(loss, points)[0].sign()
+        clean = IMAGENET.to_pixels(images)
+        moved = (clean + (moved - clean).clamp(-0.2 / 255, 0.2 / 255)).clamp(0, 1)
+        adversarial = IMAGENET.from_pixels(moved).detach()
+    cross_entropy = float((solved(adversarial).argmax(1) == labels).double().mean())
+    own = share(Gradient(eps=0.2, steps=8, random_start=False), solved, images, labels)
+    assert own <= cross_entropy + 0.03
+
+
+@pytest.mark.parametrize("logits", [torch.zeros(1, 4), torch.full((1, 4), 1e30), torch.tensor([[1e9, 1e9, 1e9, -1e9]]),
+                                    torch.tensor([[3.0]]), torch.tensor([[1.0, 2.0]])])  # fmt: skip
+def test_the_loss_has_a_finite_gradient_wherever_logits_are_equal_or_few(logits):
+    """A gradient that is not finite would move the image there, and the model would seem to be wrong."""
+    logits = logits.requires_grad_()
+    _soft_margins(logits, torch.tensor([0])).sum().backward()
+    assert logits.grad.isfinite().all()
 
 
 def test_more_queries_find_more(grays):
