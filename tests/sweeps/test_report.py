@@ -162,7 +162,7 @@ def test_without_its_data_only_the_heatmaps_are_missing(ended, monkeypatch):
 
 def test_a_sweep_that_has_not_ended_is_one_line(ended, monkeypatch, capsys):
     (ended / NAME / "result.json").unlink()
-    for name, words in ((NAME, "no result yet"), ("other", f"there is {NAME}")):
+    for name, words in ((NAME, "no result yet"), ("other", f"it has {NAME}")):
         assert run(monkeypatch, "--name", name, "--storage", ended) == 2
         err = capsys.readouterr().err
         assert err.startswith("error: ")
