@@ -115,7 +115,7 @@ def _typed(kind: Any, value: Any, words: dict[type, str]) -> Any:
     if origin is Literal:
         if isinstance(value, str):
             return value  # `check_choices` names the nearest
-        raise TypeError(" or ".join(args))
+        raise TypeError(" or ".join(filter(None, (", ".join(args[:-1]), args[-1]))))
     if kind is str and isinstance(value, os.PathLike):
         return os.fspath(value)
     if kind is str and isinstance(value, str) and not value.strip():
