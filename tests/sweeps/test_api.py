@@ -206,7 +206,7 @@ def test_a_notebook_runs_a_sweep_interrupts_and_resumes_it(resumed):
     assert result.table().loc[0, "regularizer"] == "none"
     assert result.pick in result.trials
     assert result.trial(1).load_model().training is False
-    with pytest.raises(UsageError, match="name=s: a sweep of that name is already"):
+    with pytest.raises(UsageError, match="name=s: .* has a sweep of that name; choose another"):
         sweep.run()
 
 

@@ -52,7 +52,7 @@ def test_a_sweep_in_a_bucket_outlives_the_machine_that_drives_it(start, script, 
     loser = next(row["trial_id"] for row in result["trials"] if row["trial_id"] != result["pick"])
     status, _, err = script("resume_best.py", *where, "--trial", loser)
     assert status == 2
-    assert "only the weights were kept" in err
+    assert "only its weights were kept" in err
     status, out, err = script("resume_best.py", *where, "--epochs", 1, timeout=200)
     assert status == 0, (out, err)
     assert load_state(out.partition("checkpoint: ")[2].strip())["epoch"] == 3

@@ -159,7 +159,8 @@ def test_a_small_sweep_end_to_end_and_its_pick_resumed(start, script, tmp_path):
 
     picked = next(row for row in result["trials"] if row["trial_id"] == result["pick"])
     test = {name: value for name, value in picked["metrics"].items() if name.startswith("test/")}
-    assert f"accuracy {100 * test['test/accuracy']:.1f} %, robust {100 * test['test/robust_accuracy']:.1f} %" in out
+    said = " ".join(out.split())
+    assert f"accuracy {100 * test['test/accuracy']:.1f} %, robust {100 * test['test/robust_accuracy']:.1f} %" in said
     logged = client.get_run(run_of(client, picked["trial_id"])).data.metrics
     assert {name: logged[name] for name in test} == test
     # One process measures what the trial's two workers did, to the last digit.
