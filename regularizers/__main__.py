@@ -25,7 +25,7 @@ class _WrongUsage(Exception):
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, as in the other commands, whose code this package does without."""
+    """A parser whose errors are one line, as in the other commands, whose code this package does not import."""
 
     def error(self, message: str) -> NoReturn:
         if message.startswith("unrecognized arguments: "):

@@ -1,4 +1,4 @@
-"""What every regularizer must hold, one function each; the tests and `python -m regularizers check` run the same.
+"""What must hold for every regularizer, one function each; the tests and `python -m regularizers check` run the same.
 
 A check returns what it found in a few words, or raises: `Failed` with what is wrong and the remedy, `NotApplicable`
 with the reason.
@@ -26,11 +26,11 @@ ROOM = "regularizers.functional"
 
 
 class Failed(AssertionError):
-    """The regularizer is wrong; the message says how, and the remedy."""
+    """The regularizer is wrong; the message says how and gives the remedy."""
 
 
 class NotApplicable(Exception):
-    """The check has nothing to look at; the message says why."""
+    """The check does not apply; the message says why."""
 
 
 def per_example(regularizer: Regularizer) -> str:
@@ -44,7 +44,7 @@ def per_example(regularizer: Regularizer) -> str:
 
 
 def independent(regularizer: Regularizer) -> str:
-    """The value of an example is the same beside other examples and alone, given the same random draws."""
+    """The value of an example is the same in a batch and alone, given the same random draws."""
     model, (images, labels) = network(regularizer, nn.Softplus), batch(regularizer)
     before = penalty(regularizer, model, images, labels).detach()
     others = torch.cat([images[:1], 3 * images[1:].flip(0) + 1])
@@ -80,7 +80,7 @@ class _Recorded(TorchFunctionMode):
 
 
 class _Replayed(_Recorded):
-    """Gives the first example what it drew beside the others."""
+    """Gives the first example what it drew in the batch."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in RANDOM and self.draws:
@@ -152,7 +152,7 @@ def bad_example(regularizer: Regularizer) -> str:
 
 
 def derivative(regularizer: Regularizer) -> str:
-    """The gradient by the heatmap equals finite differences of `distance`, in float64."""
+    """The gradient with respect to the heatmap equals finite differences of `distance`, in float64."""
     _require_penalty(regularizer)
     _require_distance(regularizer)
     heatmap, images = (values[:2] for values in pair(regularizer))
@@ -170,7 +170,7 @@ def derivative(regularizer: Regularizer) -> str:
 
 
 def second_derivative(regularizer: Regularizer) -> str:
-    """The gradient by the weights of a smooth network equals finite differences, in float64."""
+    """The gradient with respect to a smooth network's parameters equals finite differences, in float64."""
     _require_penalty(regularizer)
     model, (images, labels) = network(regularizer, nn.Softplus), batch(regularizer)
 
@@ -187,7 +187,7 @@ def second_derivative(regularizer: Regularizer) -> str:
 
 
 def reaches_weights(regularizer: Regularizer) -> str:
-    """The gradient by the weights of a smooth and of a ReLU network is finite and not 0."""
+    """The gradient with respect to the parameters of a smooth and of a ReLU network is finite and not 0."""
     _require_penalty(regularizer)
     for activation in (nn.Softplus, nn.ReLU):
         model = network(regularizer, activation)
@@ -217,7 +217,7 @@ def ends_of_ranges(regularizer: Regularizer) -> str:
 
 
 def image_size(regularizer: Regularizer) -> str:
-    """Smaller images than it can work on are refused by an error that says the smallest size."""
+    """Images that are too small end in an error that states the smallest size."""
     _require_penalty(regularizer)
     _require_distance(regularizer)
     smallest = smallest_side(regularizer)
@@ -256,7 +256,7 @@ CHECKS: dict[str, Callable[[Regularizer], str]] = {
 def run(regularizer: Regularizer) -> Iterator[tuple[str, str, str]]:
     """Every check's name, how it ended (`ok`, `FAILED` or `-`) and what it found.
 
-    The first must hold for the others to mean anything; if it fails they are left out.
+    The first must pass for the others to mean anything; if it fails they are left out.
     """
     for name, check in CHECKS.items():
         try:

@@ -24,12 +24,12 @@ def held(
     like: Tensor,
     looked_at: tuple[Tensor, ...],
 ) -> Float[Tensor, " b"]:
-    """What a method of the regularizer returns, if it may.
+    """What a method of the regularizer returns, if it keeps the contract.
 
     Args:
         regularizer: named in errors.
         like: has as many examples, on the same device, with a graph where the values need one.
-        looked_at: what values may be NaN or infinite for, if not ordinary.
+        looked_at: inputs that excuse NaN or infinite values, unless they are ordinary.
     """
     if torch.compiler.is_compiling():
         return getattr(regularizer, method)(*arguments)
@@ -99,7 +99,7 @@ def _told(error: BaseException, regularizer: Any, method: str) -> str:
 
 
 def name_of(regularizer: Any) -> str:
-    """Its name in the registry, or that of its class where it is in none."""
+    """Its name in the registry, or the name of its class if it is not there."""
     return getattr(regularizer, "name", type(regularizer).__name__)
 
 

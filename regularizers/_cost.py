@@ -1,4 +1,4 @@
-"""What a penalty costs: the time of a regularized step in plain ones, on a small network."""
+"""What a penalty costs: the time of a regularized step in plain steps, on a small network."""
 
 import time
 

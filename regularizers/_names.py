@@ -1,4 +1,4 @@
-"""Names of the regularizers, by their files; importing those takes PyTorch, and seconds."""
+"""Names of the regularizers, by their files; importing the files takes PyTorch, and seconds."""
 
 import pkgutil
 import sys
@@ -9,12 +9,12 @@ SHARED = ("base", "functional")  # beside the regularizers, and files whose name
 
 
 def file_names() -> list[str]:
-    """Every file of this folder but those that they share, and `_*.py`; sorted."""
+    """Every file of this folder, sorted; without the shared ones and `_*.py`."""
     names = [info.name for info in pkgutil.iter_modules([str(FOLDER)])]
     return sorted(name for name in names if not name.startswith("_") and name not in SHARED)
 
 
 def regularizer_names() -> list[str]:
-    """Those of the registry where that is imported, else those of the files."""
+    """Names in the registry if it is imported, else the names of the files."""
     registry = getattr(sys.modules.get(f"{__package__}._registry"), "REGULARIZERS", None)
     return file_names() if registry is None else sorted(registry)

@@ -1,4 +1,4 @@
-"""Draw what a penalty pulls a heatmap towards, whatever the network."""
+"""Draw what a penalty pulls a heatmap towards, independent of any network."""
 
 from pathlib import Path
 
@@ -40,10 +40,10 @@ def scene(side: int) -> Float[Tensor, "1 3 side side"]:
 
 
 def draw(regularizer: Regularizer, out: Path) -> None:
-    """Write a PNG: an image, noise taken for its heatmap, and that heatmap on its way down the penalty.
+    """Write a PNG: an image, noise taken for its heatmap, and that heatmap during the descent of the penalty.
 
     Shown is the sum over channels; blue is negative, red positive, and colors end at the 99th percentile of the noise,
-    or of the heatmap where it has become larger.
+    or of the heatmap if it has become larger.
 
     Raises:
         ModuleNotFoundError: if matplotlib is not installed.

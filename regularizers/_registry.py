@@ -1,4 +1,4 @@
-"""Find the one regularizer that each file defines; what is wrong with a file is one line that names it."""
+"""Find the one regularizer that each file defines; errors are one line that names the file."""
 
 import dataclasses
 import importlib
@@ -17,11 +17,11 @@ from regularizers.base import UNNEEDED, Regularizer, Tunable
 
 
 class RegularizerImportError(ImportError):
-    """A file that cannot be taken for a regularizer; the message names it, what is wrong and the remedy."""
+    """A file that cannot be used as a regularizer; the message names it, what is wrong and the remedy."""
 
 
 def discover() -> dict[str, type[Regularizer]]:
-    """The regularizers of this folder by name: every file but those that they share, and `_*.py`.
+    """The regularizers of this folder by name: every file except the shared ones and `_*.py`.
 
     Raises:
         RegularizerImportError: if one cannot be used. Where nobody catches it, it is printed without its trace.
@@ -38,10 +38,10 @@ def discover() -> dict[str, type[Regularizer]]:
 
 
 def load(path: Path, known: Mapping[str, type[Regularizer]]) -> type[Regularizer]:
-    """The regularizer of a file anywhere, by the rules for this folder's.
+    """The regularizer of a file in any folder, by the same rules as here.
 
     Args:
-        path: path of the file; one of this folder is that of the registry.
+        path: path of the file; for one of this folder the registry's is returned.
         known: the registry, whose names no file elsewhere may have.
 
     Raises:
@@ -68,7 +68,7 @@ def load(path: Path, known: Mapping[str, type[Regularizer]]) -> type[Regularizer
 
 
 def _imported(file: str, name: str, path: Path | None = None) -> ModuleType:
-    """The module of a file: of this folder, or of the path."""
+    """The module of a file in this folder, or at the path."""
     full = f"{__package__}.{name}"
     try:
         if path is None:
@@ -162,7 +162,7 @@ def _problem_of_range(given: Tunable) -> str | None:
 
 
 def class_name(name: str) -> str:
-    """The CamelCase of a file name; with an underscore behind it where Python keeps that word for itself."""
+    """The CamelCase of a file name; followed by an underscore if that is a keyword of Python."""
     camel = "".join(part[:1].upper() + part[1:] for part in name.split("_"))
     return f"{camel}_" if keyword.iskeyword(camel) else camel
 

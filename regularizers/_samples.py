@@ -17,7 +17,7 @@ def smallest_side(regularizer: Regularizer) -> int:
     """Side in pixels of the smallest square images that `distance` works on.
 
     Raises:
-        RegularizerError: if there is none up to `LARGEST_SIDE`; that of the largest.
+        RegularizerError: if there is none up to `LARGEST_SIDE`; the error is that of the largest.
     """
     for side in range(1, LARGEST_SIDE):
         try:
@@ -36,7 +36,7 @@ def has_formula(regularizer: Regularizer) -> bool:
 
 
 def usual_side(regularizer: Regularizer) -> int:
-    """Side in pixels of the images to check with: small, but not too small."""
+    """Side in pixels of the images used in checks: small, but not too small."""
     return max(USUAL_SIDE, smallest_side(regularizer)) if has_formula(regularizer) else USUAL_SIDE
 
 
@@ -67,7 +67,7 @@ def network(regularizer: Regularizer, activation: type[nn.Module]) -> nn.Sequent
 def penalty(
     regularizer: Regularizer, model: Callable[[Tensor], Tensor], images: Images, labels: Tensor, seed: int = 0
 ) -> Tensor:
-    """The penalty of each example; what it draws follows from the seed."""
+    """The penalty of each example; its random draws follow from the seed."""
     images = images.clone().requires_grad_()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -45,8 +45,8 @@ def tunable(default: Number, low: Number, high: Number, *, log: bool = False) ->
     """A dataclass field with its search range beside its default.
 
     The range of `weight` is one of strengths, multiples of the calibrated unit ‖∇θ CE‖ / ‖∇θ penalty‖ of the model at
-    hand, always searched on a logarithmic scale; so one range fits every penalty and image size. The range of any other
-    field is in the field's own units; of a field declared `int`, whole numbers are searched.
+    hand, always searched on a logarithmic scale, so one range fits every penalty and image size. The range of any other
+    field is in the field's own units; for a field declared `int` only whole numbers are searched.
 
     Args:
         default: value used when none is given; of `weight` the absolute one.
@@ -59,7 +59,7 @@ UNNEEDED = "has needs_heatmap = False, but no penalty() that does without; leave
 
 
 class NoHeatmap(ValueError):
-    """A score that has no gradient by the images; the message says why."""
+    """A score that has no gradient with respect to the images; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -154,15 +154,15 @@ class Regularizer:
         return held(self, "distance", (heatmap, images), heatmap, looked_at=(heatmap, images))
 
     def score(self, forward: Forward) -> Float[Tensor, " b"]:
-        """What the heatmap is the gradient of: the logit of the true class."""
+        """The score whose gradient is the heatmap: the logit of the true class."""
         return forward.class_logits
 
     def distance(self, heatmap: Float[Tensor, "b c h w"], images: Float[Tensor, "b c h w"]) -> Float[Tensor, " b"]:
         """The penalty as a pure function of heatmap and image, computed in float32 or better.
 
         An example with a NaN or an infinity in either, or whose value the data type cannot hold, counts 0 and has no
-        gradient; the others do not see it. NaN or infinity for every example of ordinary size is an error. To see it
-        the host waits for the values: on a CPU always, on an accelerator at this object's first call only.
+        gradient; the others are not affected. NaN or infinity for every example of ordinary size is an error. Detecting
+        it makes the host wait for the values: on a CPU always, on an accelerator at this object's first call only.
         torch.compile leaves all these checks out.
 
         Raises:
@@ -178,7 +178,7 @@ class Regularizer:
         return torch.where(finite & values.isfinite(), values, 0.0)
 
     def formula(self, heatmap: Float[Tensor, "b c h w"], images: Float[Tensor, "b c h w"]) -> Float[Tensor, " b"]:
-        """`distance` of finite examples, as the docstring of the class says it."""
+        """`distance` of finite examples, as stated in the docstring of the class."""
         raise NotImplementedError
 
     @classmethod
@@ -219,5 +219,5 @@ def finite_examples(values: Float[Tensor, "b ..."]) -> Bool[Tensor, " b"]:
 
 
 def at_least_float32(values: Tensor) -> Tensor:
-    """Half-precision numbers as float32: penalties square and subtract, which bf16 cannot carry."""
+    """Half-precision numbers as float32: penalties square and subtract, for which bf16 is too coarse."""
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values

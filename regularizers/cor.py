@@ -1,4 +1,4 @@
-"""Cor of heatmap and image."""
+"""Squared correlation of heatmap and image."""
 
 from dataclasses import dataclass
 
@@ -36,7 +36,7 @@ class Cor(Regularizer):
 def _centered(images: Images) -> Images:
     """Each channel minus its mean, at largest magnitude 1, so that no variance under- or overflows.
 
-    The correlation does not see the scale, so it is a constant for the gradient.
+    The correlation does not depend on the scale, which is therefore a constant in the gradient.
     """
     centered = images - images.mean(dim=(2, 3), keepdim=True)
     scale = centered.detach().abs().amax(dim=(2, 3), keepdim=True)

@@ -7,7 +7,7 @@ r"""Write images into webdataset shards with a meta.json that counts them, or ve
     heatmap-sweeps shards --tfrecords records/train-* --synsets synsets.txt --split train --out shards
     heatmap-sweeps shards --verify s3://bucket/imagenet
 
-`python -m trainer.shards` is the same. A command that was interrupted goes on when it is given again. Class indices
+`python -m trainer.shards` is the same. An interrupted command continues when it is repeated. Class indices
 follow the sorted class names.
 """
 
@@ -38,7 +38,7 @@ LINE_EVERY = 10  # seconds, where there is no terminal for a bar
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """Which shards are to be made of what, or verified.
+    """What to make shards of, or which shards to verify.
 
     Args:
         images: folder with one folder of images per class.
@@ -48,13 +48,13 @@ class Asked:
         verify: shards to read again, folder or URL: checksums, counts, every image.
         devkit: ILSVRC2012_devkit_t12.tar.gz, for classes and labels.
         synsets: file of WordNet ids: of each val image in order, or of each TFRecord class.
-        split: split to write; with --verify, the only one to read.
+        split: split to write; with --verify, read only this one.
         out: folder or URL (s3, gs) to write into; other splits there are kept.
         per_shard: number of images per shard; by default 1000.
         shard_megabytes: size of the images in a shard before they are re-encoded, in MB, instead of their number.
         seed: seed of the shuffle.
         shorter_side: side in pixels to which larger images are scaled down.
-        quality: quality of JPEGs that are encoded again, 1 to 95.
+        quality: quality of re-encoded JPEGs, 1 to 95.
         skip_broken: leave out images that cannot be decoded.
         processes: number of processes; by default one per CPU.
     """
@@ -199,7 +199,7 @@ def _verify(asked: Asked) -> int:
 
 @contextmanager
 def _progress(name: str, total: int | None) -> Iterator[Callable[[int], None]]:
-    """A bar with the time left in a terminal, now and then a line elsewhere."""
+    """A bar with the time left in a terminal, a line every few seconds elsewhere."""
     console = Console(stderr=True)
     if console.is_terminal:
         columns: list[Any] = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("images")]

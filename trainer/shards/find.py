@@ -32,7 +32,7 @@ class Shards:
         part: (first, step): the split is every step-th of the samples, from number `first` on.
         skipped: samples without an image or without a class, of shards that were counted here.
         empty: classes without a sample, of shards that were counted here.
-        hidden: names of shards in another layout, which are left out beside ours.
+        hidden: names of shards in another layout, which are ignored because there are some in ours.
     """
 
     split: str
@@ -70,7 +70,7 @@ def read_shards(location: str | Path | None, split: str) -> Shards:
             name or in that of its folder (`trainer.shards.layout`).
 
     Raises:
-        UsageError: if the folder, a shard, the split or all its samples are missing, or a label or shard is no good.
+        UsageError: if the folder, a shard, the split or all its samples are missing, or a label or shard is invalid.
     """
     if location is None:
         raise FieldError("data", None, "give shards; the handwritten digits are written once a sweep begins")
@@ -134,7 +134,7 @@ def read_shards(location: str | Path | None, split: str) -> Shards:
 def skipped_samples(data: str | None, *splits: Shards) -> str:
     """One line about what is left out of these splits, or is in two of them; empty if there is nothing to say.
 
-    Left out are samples that lack an image or a class, and shards in another layout than ours beside ours.
+    Samples that lack an image or a class are left out, and so are shards in other layouts if there are some in ours.
     """
     distinct = {shards.paths: shards for shards in reversed(splits)}  # val that is divided has the shards of test
     found = list(reversed(distinct.values()))
@@ -156,7 +156,7 @@ def named_classes(location: str | Path | None, split: str) -> tuple[str, ...]:
     """Names of the classes of a split.
 
     Raises:
-        UsageError: if nothing names them.
+        UsageError: if the data have no class names.
     """
     classes = read_shards(location, split).classes
     if not classes:

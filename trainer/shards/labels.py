@@ -1,4 +1,4 @@
-"""Class indices from the class members of samples, and one line for those that are none."""
+"""Class indices from the class members of samples, with a one-line error for invalid ones."""
 
 import re
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ def class_index(shard: str, key: str, content: bytes, classes: Sequence[str]) ->
     """The class index that a class member holds: an integer, or one of the class names.
 
     Args:
-        classes: name of each class index; empty where nothing names them, then any index from 0 on is taken.
+        classes: name of each class index; if empty, any index from 0 on is accepted.
 
     Raises:
         UsageError: if it is neither, or no index of these classes.
@@ -26,7 +26,7 @@ def read_label(shard: str, key: str, content: bytes, classes: Sequence[str]) -> 
     """As `class_index`, but an index may be too large.
 
     Raises:
-        UsageError: if it is no index.
+        UsageError: if it is not an index.
     """
     text = content.decode("utf-8", "replace").strip()
     if re.fullmatch("[+-]?[0-9]{1,18}", text):
@@ -61,7 +61,7 @@ def _wrong(shard: str, key: str, value: str, reason: str) -> UsageError:
 
 @lru_cache(maxsize=8)
 def _indices(classes: tuple[str, ...]) -> dict[str, int]:
-    """Index by name; -1 for names that several classes have."""
+    """Index by name; -1 for names of several classes."""
     found: dict[str, int] = {}
     for index, name in enumerate(classes):
         found[name] = -1 if name in found else index

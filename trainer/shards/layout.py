@@ -1,7 +1,7 @@
-"""Where the shards of a split lie: our own layout and those in which ImageNet is published.
+"""Where the shards of a split are: our own layout and those in which ImageNet is published.
 
-The split is part of the file's name (`train-000000.tar`, `imagenet1k-validation-00.tar`) or in that of its folder
-(`val/0.tar`), as a word of its own; numbers may have any width, since shards are put in natural order.
+The split is part of the file's name (`train-000000.tar`, `imagenet1k-validation-00.tar`) or of its folder's
+(`val/0.tar`), as a separate word; numbers may have any width, since shards are put in natural order.
 """
 
 import re
@@ -32,9 +32,9 @@ class Place:
     """What `--data` names.
 
     Args:
-        given: location as the user wrote it.
+        given: location as given by the user.
         root: folder or URL that holds meta.json and classes.json.
-        asked: names that braces ask for, relative to the root; None for all that are there.
+        asked: names in the braces, relative to the root; None for all there are.
     """
 
     given: str
@@ -48,7 +48,7 @@ def plan_name(split: str) -> str:
 
 
 def find_place(given: str) -> Place:
-    """The folder of a location and what its braces ask for; a folder may have braces in its own name.
+    """The folder of a location and the names in its braces; a folder name may have braces itself.
 
     Raises:
         UsageError: if the braces are of several hosts, or one of them is missing.
@@ -71,7 +71,7 @@ def find_place(given: str) -> Place:
 
 
 def split_of(name: str) -> str | None:
-    """The split of a shard by its name relative to the root; the file's own name goes before its folder's."""
+    """The split of a shard by its name relative to the root; the file's own name takes precedence over its folder's."""
     for part in reversed(name.split("/")):
         words = [SPLITS[word] for word in re.findall("[a-z]+", part.lower()) if word in SPLITS]
         if words:
@@ -80,24 +80,24 @@ def split_of(name: str) -> str | None:
 
 
 def of_split(names: Iterable[str], split: str) -> list[str]:
-    """Those names that are shards of a split, in natural order; where there are any of our own layout, only they."""
+    """Names that are shards of a split, in natural order; only those of our own layout if there are any."""
     shards = {name for name in names if _is_shard(name)}
     ours = {name for name in shards if name.startswith(f"{split}-")}
     return sorted(ours or {name for name in shards if split_of(name) == split}, key=_natural)
 
 
 def hidden_by_ours(names: Iterable[str], split: str) -> list[str]:
-    """Those names that are shards of the split in another layout, where there are some of our own."""
+    """Names that are shards of the split in another layout, if there are some of our own."""
     names = set(names)
     others = {name for name in names if _is_shard(name) and split_of(name) == split}
     return sorted(others - set(of_split(names, split)), key=_natural)
 
 
 def list_shards(place: Place, split: str) -> set[str] | None:
-    """Names of the files there, relative to the root, in it and in folders called like the split.
+    """Names of the files there, relative to the root, in it and in folders named after the split.
 
     Returns:
-        None where a web server cannot be asked.
+        None if a web server cannot list them.
 
     Raises:
         OSError: FileNotFoundError if there is no such folder.
@@ -124,7 +124,7 @@ def list_shards(place: Place, split: str) -> set[str] | None:
 
 
 def _natural(name: str) -> tuple[list[tuple[int, str]], str]:
-    """Numbers by value; where only their width differs, by name."""
+    """A sort key: numbers by value; if only their width differs, by name."""
     return [(int(digits or 0), text) for text, digits in re.findall("([^0-9]+)|([0-9]+)", name)], name
 
 

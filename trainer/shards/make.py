@@ -1,4 +1,4 @@
-"""Make all shards of a split from a source: planned first, written in parallel, taken up again after an interruption.
+"""Make all shards of a split from a source: planned first, written in parallel, continued after an interruption.
 
 Which image goes in which shard is a function of the source and the settings alone, so any number of workers, and any
 number of interruptions, give the same bytes. While a split is being made, `.{split}.json` holds what it is made of and
@@ -29,10 +29,10 @@ NAMED = 5  # broken images in a message
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What, besides the source, decides the bytes of the shards.
+    """The settings that, with the source, determine the bytes of the shards.
 
     Args:
-        per_shard: number of images in each shard but the last; not looked at where `shard_megabytes` is given.
+        per_shard: number of images in each shard but the last; ignored if `shard_megabytes` is given.
         shard_megabytes: size of the images in a shard before they are re-encoded, in MB of 10^6 bytes; at least one.
         seed: seed of the shuffle over the whole split.
         shorter_side: larger images are scaled down to it, in pixels; None leaves JPEGs as they are.
@@ -69,7 +69,7 @@ class _Job:
 
 @dataclass(frozen=True)
 class Done:
-    """One shard that is made, or was found whole."""
+    """One shard that was made, or found complete."""
 
     name: str
     record: dict[str, Any]
@@ -115,7 +115,7 @@ def make_shards(
         progress: callback for each shard, in order.
 
     Raises:
-        UsageError: if an image is broken, the folder cannot be written, or it holds this split made of something else.
+        UsageError: if an image is broken, the folder cannot be written, or it holds this split from another source.
     """
     identity = {**asdict(settings), "images": len(source.items), "listing": _listing(source)}
     known = _begin(folder, split, source, identity)
@@ -138,7 +138,7 @@ def make_shards(
 
 
 def _begin(folder: str, split: str, source: Source, identity: dict[str, Any]) -> dict[str, Any]:
-    """The shards known from a finished run of the same, after refusing to mix with anything else."""
+    """The shards of a finished run with the same source and settings; an error if the folder holds others."""
     meta = check_classes(folder, source.classes)
     try:
         begun = read_json(f"{folder}/{plan_name(split)}")
@@ -216,7 +216,7 @@ def _is_whole(location: str, record: dict[str, Any]) -> bool:
 
 
 def _listing(source: Source) -> str:
-    """A hash of all that is known of the images before they are read, but not of where they lie."""
+    """A hash of what is known of the images before they are read, without their locations."""
     digest = sha256()
     for item in source.items:
         digest.update(f"{item.key} {item.offset} {item.size} {item.label}\n".encode())

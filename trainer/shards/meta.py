@@ -1,4 +1,4 @@
-"""meta.json and classes.json as they are found, which other tools write too, in forms of their own."""
+"""Read meta.json and classes.json, which other tools write in other forms."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ def read_meta(folder: str) -> dict[str, Any]:
 
     Raises:
         OSError: if the folder cannot be reached.
-        UsageError: if it is no meta.json of `python -m trainer.shards`.
+        UsageError: if it is not a meta.json of `python -m trainer.shards`.
     """
     path = f"{folder}/meta.json"
     meta = _read(path, f"write it {OURS}, or move it away: local shards are counted without it")
@@ -37,7 +37,7 @@ def read_classes(folder: str) -> list[str]:
 
     Raises:
         OSError: if the folder cannot be reached.
-        UsageError: if it names no classes.
+        UsageError: if it has no class names.
     """
     path = f"{folder}/classes.json"
     found = _read(path, f"give {CLASSES}")
@@ -54,7 +54,7 @@ def _read(path: str, remedy: str) -> Any:
 
 
 def _wrong_meta(meta: Any) -> str:
-    """What is not as we write it, in words."""
+    """What differs from the form we write, in words."""
     if not isinstance(meta, dict):
         return f"is {_described(meta)}"
     if meta and not meta.keys() & {"classes", "splits"}:
@@ -76,10 +76,10 @@ def _wrong_meta(meta: Any) -> str:
 
 
 def class_names(path: str, found: Any) -> list[str]:
-    """Class names in the order of their indices, from any form that gives it.
+    """Class names in the order of their indices, from any form that states it.
 
     Raises:
-        UsageError: if this is none.
+        UsageError: if this is not such a form.
     """
     names: Any = found
     if isinstance(found, dict):

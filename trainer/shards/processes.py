@@ -19,7 +19,7 @@ Result = TypeVar("Result")
 def in_order(function: Callable[[Job], Result], jobs: Iterable[Job], workers: int) -> Iterator[Result]:
     """The results of jobs; one worker is this process itself.
 
-    Only as many jobs as keep the workers busy are handed out; after an exception the rest is not begun.
+    Only as many jobs as keep the workers busy are started; after an exception no more are.
 
     Raises:
         UsageError: if a worker is killed.

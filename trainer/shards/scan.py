@@ -1,4 +1,4 @@
-"""Count local shards that nothing describes, and check all their labels, before anything is trained on them.
+"""Count local shards without a meta.json, and check all their labels, before training.
 
 Only the headers of the tar files and the class members are read, no image.
 """
@@ -49,10 +49,10 @@ def count_samples(paths: Sequence[str], classes: tuple[str, ...]) -> Counted:
 
     Args:
         paths: paths of the shards, in order.
-        classes: name of each class index; empty where nothing names them.
+        classes: name of each class index; empty if they are unknown.
 
     Raises:
-        UsageError: if a shard is no whole tar file or a second copy of another, or a label is no class index.
+        UsageError: if a shard is not a complete tar file or duplicates another, or a label is not a class index.
     """
     scans = [_scan_again(path, classes) for path in paths]
     whole = {path: scan for path, scan in zip(paths, scans, strict=True) if scan.samples}

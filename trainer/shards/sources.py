@@ -1,6 +1,6 @@
 """Where images come from before they are in shards: class folders and TFRecords here, archives in imagenet.py.
 
-A source is a list of places, so each process reads just the images of its shards, and nothing is unpacked. Class
+A source is a list of locations, so each process reads only the images of its shards, and nothing is unpacked. Class
 indices follow the sorted class names (for ImageNet: WordNet ids, the order that published checkpoints expect).
 """
 
@@ -30,7 +30,7 @@ class Item:
         path: path of the file or archive.
         offset: position of the image or TFRecord in it, in bytes.
         size: size of the image or TFRecord, in bytes.
-        label: class index; None where it is in the TFRecord at the offset.
+        label: class index; None if it is in the TFRecord at the offset.
     """
 
     key: str
@@ -51,7 +51,7 @@ class Source:
         name: kept in meta.json.
         classes: name of each class index.
         items: items of all images.
-        ignored: number of files that are no images by their suffix, for each suffix.
+        ignored: number of files whose suffix is not that of an image, by suffix.
         empty: classes without an image.
     """
 
@@ -128,7 +128,7 @@ def read_item(item: Item, classes: Sequence[str]) -> tuple[bytes, int]:
     Raises:
         OSError: if the file cannot be read.
         ValueError: if a TFRecord is damaged.
-        UsageError: if its label is none of the classes.
+        UsageError: if its label is not one of the classes.
     """
     if item.label is not None:
         with open(item.path, "rb") as stream:
@@ -169,7 +169,7 @@ def new_source(
 
 
 def in_words(ignored: Counter[str]) -> str:
-    """The endings of files that were left alone, those of most files first."""
+    """The suffixes of ignored files, the most frequent first."""
     few = [f"{ending} ({number})" for ending, number in ignored.most_common(5)]
     return ", ".join(few) + (f" and {len(ignored) - 5} more" if len(ignored) > 5 else "")
 

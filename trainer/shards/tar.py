@@ -1,8 +1,8 @@
 """The samples of a shard: members of a tar file grouped by key, in any order.
 
 Counting and reading both use `open_samples`, so a split has the samples that are read from it. Keys are webdataset's: a
-member's name up to the first dot of its base name. What cannot be read as its writer meant it is refused by name:
-members that are there twice, links, images of other formats.
+member's name up to the first dot of its base name. What cannot be read as intended is an error that
+names it: duplicate members, links, images of other formats.
 """
 
 import bz2
@@ -74,7 +74,7 @@ def open_samples(name: str, stream: IO[bytes]) -> Iterator[tuple[IO[bytes], Cont
         stream: seekable, at its start.
 
     Raises:
-        UsageError: if it is no whole tar file, or holds what cannot be read correctly.
+        UsageError: if it is not a complete tar file, or holds what cannot be read correctly.
     """
     with _decompressed(name, stream) as plain:
         _check_start(name, plain)
@@ -89,7 +89,7 @@ def open_samples(name: str, stream: IO[bytes]) -> Iterator[tuple[IO[bytes], Cont
 
 @contextmanager
 def _decompressed(name: str, stream: IO[bytes]) -> Iterator[IO[bytes]]:
-    """The stream itself, or a temporary file of what is compressed in it: samples are looked up by place."""
+    """The stream itself, or a temporary file with its decompressed content: samples are read by position."""
     head = stream.read(6)
     stream.seek(0)
     for magic, how in NOT_READ.items():
@@ -110,7 +110,7 @@ def _decompressed(name: str, stream: IO[bytes]) -> Iterator[IO[bytes]]:
 
 
 def _check_start(name: str, stream: IO[bytes]) -> None:
-    """Refuse web pages, pointers of git's large file storage and empty files in words of their own."""
+    """Refuse web pages, Git LFS pointers and empty files with specific messages."""
     head = stream.read(tarfile.BLOCKSIZE)
     stream.seek(0)
     if not head:
@@ -123,7 +123,7 @@ def _check_start(name: str, stream: IO[bytes]) -> None:
 
 
 def _members(stream: IO[bytes]) -> Iterator[tarfile.TarInfo]:
-    """All members but folders, hidden files, and what systems leave behind (._000.jpg, __MACOSX)."""
+    """All members except folders, hidden files and those that systems add (._000.jpg, __MACOSX)."""
     with tarfile.open(fileobj=stream, mode="r:") as archive:
         for member in archive:
             archive.members = []  # type: ignore[attr-defined]  # else it remembers them all
@@ -167,8 +167,9 @@ class _Group:
 class _Groups:
     """Members by webdataset's keys.
 
-    One image and one class under a key are a sample. Of several, those whose names differ in the last suffix alone
-    belong together: `a.1.jpg`, `a.1.cls`, `a.2.jpg`, `a.2.cls` are two samples, `a.jpg`, `a.seg.png`, `a.cls` one.
+    One image and one class under a key are a sample. If there are several, those whose names differ only in the last
+    suffix belong together: `a.1.jpg`, `a.1.cls`, `a.2.jpg`, `a.2.cls` are two samples; `a.jpg`, `a.seg.png`, `a.cls`
+    are one.
     """
 
     def __init__(self, shard: str) -> None:
@@ -179,7 +180,7 @@ class _Groups:
         self.last = ""
 
     def add(self, member: tarfile.TarInfo, stream: IO[bytes]) -> None:
-        """Take a member, whose content the stream is at."""
+        """Take a member, at whose content the stream is positioned."""
         from webdataset.tariterators import base_plus_ext  # which imports PyTorch
 
         key, suffix = base_plus_ext(member.name.removeprefix("./"))

@@ -1,6 +1,6 @@
 """Read TensorFlow's TFRecord files of tf.train.Example, without TensorFlow.
 
-Our own, since the `tfrecord` package (1.14.6) reads past the checksums without a look, tells no record's place and
+Our own, since the `tfrecord` package (1.14.6) ignores the checksums, does not report positions of records and
 imports torch. A record is its length (8 bytes), the length's checksum, the data and the data's checksum; checksums are
 CRC-32C, rotated and shifted. Needs the `tfrecord` extra (google-crc32c).
 """
@@ -19,7 +19,7 @@ def record_places(path: Path) -> Iterator[tuple[int, int]]:
     """Offset and size of the data of each record; reads the lengths only.
 
     Raises:
-        UsageError: if this is no TFRecord file or it ends within a record.
+        UsageError: if this is not a TFRecord file or it ends within a record.
     """
     offset, end = 0, path.stat().st_size
     with path.open("rb") as stream:

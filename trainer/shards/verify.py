@@ -36,14 +36,14 @@ def verify(
 
     Args:
         folder: path or URL.
-        split: train, val or test; None checks all that are there.
+        split: train, val or test; None checks all there are.
         progress: callback for each shard, in order.
 
     Returns:
         The number of images read and a line for everything that is wrong.
 
     Raises:
-        UsageError: if no such shards are there, or they cannot be found.
+        UsageError: if there are no such shards, or they cannot be found.
     """
     root = find_place(folder).root
     try:
@@ -73,7 +73,7 @@ def verify(
 
 
 def _undescribed(folder: str, root: str, splits: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
-    """Shards without a meta.json, in the form of its entries."""
+    """Shards without a meta.json, in the form of entries of one."""
     found: list[tuple[str, dict[str, Any]]] = []
     for split in splits or ("train", "val", "test"):
         try:
@@ -121,7 +121,7 @@ def _check(folder: str, classes: Sequence[str], expected: tuple[str, dict[str, A
 
 @contextmanager
 def _opened(location: str) -> Iterator[Any]:
-    """A shard as it is there now, whatever copy a cache has."""
+    """A shard as it is there now, not a cached copy."""
     with tempfile.TemporaryFile() if is_url(location) else open(location, "rb") as stream:
         if is_url(location):
             with open_file(location) as source:

@@ -44,7 +44,7 @@ def write_shards(
     """Write one split; every file appears under its name only when it is whole.
 
     Args:
-        samples: images in the order to be written, read one by one; shuffled already, as neighbors land in one shard.
+        samples: images in the order to be written, read one by one; already shuffled, as neighbors share a shard.
         folder: folder or URL, created if missing; other splits already there are kept.
         classes: name of each class index.
         source: origin of the images, kept in meta.json.
@@ -98,7 +98,7 @@ def write_shard(samples: Iterable[Sample], location: str) -> dict[str, Any]:
 
 
 class _Hashed:
-    """Takes the checksum of what passes, so no shard is held in memory or read again."""
+    """Computes the checksum while writing, so no shard is held in memory or read again."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self.stream, self.digest, self.size = stream, sha256(), 0
@@ -113,7 +113,7 @@ def check_classes(folder: str, classes: Sequence[str]) -> dict[str, Any]:
     """The meta.json of a folder or URL, `{"splits": {}}` where there is none.
 
     Raises:
-        UsageError: if it cannot be read or has splits of other classes: their class indices would mean other things.
+        UsageError: if it cannot be read or has splits of other classes: their class indices would have other meanings.
     """
     try:
         meta = read_meta(folder)
@@ -130,7 +130,7 @@ def check_classes(folder: str, classes: Sequence[str]) -> dict[str, Any]:
 
 
 def write_meta(folder: str, split: str, classes: Sequence[str], entry: dict[str, Any]) -> None:
-    """Enter a finished split into meta.json; other splits stay."""
+    """Add a finished split to meta.json; other splits stay."""
     meta = check_classes(folder, classes)
     meta["classes"] = list(classes)
     meta["splits"][split] = entry
