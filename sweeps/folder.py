@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -82,10 +83,10 @@ def create_folder(sweep: Sweep) -> None:
         raise FieldError("storage", sweep.storage, f"cannot be written ({error})") from None
 
 
-def is_driven(sweep: Sweep) -> bool | None:
-    """Whether a process drives the sweep now; None where this machine cannot tell."""
+def is_driven(folder: Path) -> bool | None:
+    """Whether a process drives the sweep with this local folder now; None where this machine cannot tell."""
     try:
-        with (sweep.local_folder / DRIVER).open() as lock:
+        with (folder / DRIVER).open() as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 import yaml
 
 from sweeps.environment import set_environment
-from sweeps.folder import SETTINGS, no_sweep, read_yaml, was_prepared
+from sweeps.folder import SETTINGS, is_driven, no_sweep, read_yaml, was_prepared
 from sweeps.proposals import named, settings_of
 from trainer.command import how_to_run
 from trainer.config import Trial, check_choices, check_distinct, check_regularizers, regularizer_names
@@ -386,10 +386,12 @@ class Sweep:
         if file_size(f"{folder}/settings.json") is not None:
             raise UsageError(f"sweep {name!r} is of an earlier version, which kept settings.json; start another sweep")
         if was_prepared(folder):
-            raise UsageError(
-                f"sweep {name!r} ended before its search began, or is still being prepared; if it ended, give its "
-                "command again"
-            )
+            state = {
+                True: "is still being prepared; wait until its search begins",
+                False: "ended before its search began; give its command again",
+                None: "ended before its search began, or is still being prepared; if it ended, give its command again",
+            }
+            raise UsageError(f"sweep {name!r} {state[is_driven(Path(folder))]}")
         raise no_sweep(name, storage)
 
     @classmethod

@@ -77,9 +77,9 @@ def test_trials_refuse_other_types_and_lists_paths_and_whole_numbers_are_taken_f
 
 def test_whether_a_process_drives_a_sweep_is_known_where_it_did(tmp_path):
     sweep = Sweep(name="s", storage=str(tmp_path))
-    assert is_driven(sweep) is None
+    assert is_driven(sweep.local_folder) is None
     with driving(sweep):
-        assert is_driven(sweep)
-    assert is_driven(sweep) is False
+        assert is_driven(sweep.local_folder)
+    assert is_driven(sweep.local_folder) is False
     with Path(sweep.local_folder, DRIVER).open() as lock:  # the question itself keeps no driver away
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
