@@ -11,8 +11,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path.home() / "heatmap-sweeps"))  # `ray submit` brings the script alone, without its project
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the script runs without being installed
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path.home() / "heatmap-sweeps"))  # `ray submit` brings the script alone, without its project
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the script runs without being installed
 
 from sweeps.command_line import parse
 from sweeps.environment import set_environment

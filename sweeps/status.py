@@ -150,7 +150,7 @@ def headline(status: Status, name: str, now: float) -> str:
 
 
 def _shown(status: Status) -> list[TrialRecord]:
-    return status.trials + [status.continued] * (status.continued is not None)
+    return status.trials if status.continued is None else [*status.trials, status.continued]
 
 
 def _order(trial: TrialRecord) -> tuple[Any, ...]:

@@ -63,13 +63,19 @@ def test_the_table_has_every_trial_by_its_number_best_first(ended):
     assert table.loc[3, "test/accuracy"] == pytest.approx(0.86)
 
 
+def test_a_result_that_a_disk_spoiled_is_one_line(ended, tmp_path):
+    (tmp_path / "s/result.json").write_text('{"trials": [')
+    with pytest.raises(UsageError, match="s/result.json: is not valid JSON .*--resume.* writes it again$"):
+        ended.result()
+
+
 def test_pick_and_front(ended):
     result = ended.result()
     assert (result.pick.number, result.pick.regularizer) == (1, "l2")
     assert [one.number for one in result.front] == [0, 1, 2], "the most accurate first; trial 3 is beaten"
     without = dataclasses.replace(result, trials=[one for one in result.trials if one.regularizer != "none"])
     assert without.pick is None
-    with pytest.raises(UsageError, match="trial=none: sweep s has no pick; name a trial"):
+    with pytest.raises(UsageError, match="trial=None: sweep s has no pick; name a trial"):
         without.best()
 
 

@@ -178,7 +178,11 @@ def test_what_is_not_there_is_one_line(running, capsys):
     assert run("mine")[0] == 0
     (running / "mine/events.jsonl").rename(running / "elsewhere")
     (running / "begun").mkdir()  # a sweep that pretrains, say, has no settings yet
-    for name, words in (("mine", "run this there"), ("other", "it has mine"), ("begun", "its preparation failed, or another machine")):
+    for name, words in (
+        ("mine", "run this there"),
+        ("other", "it has mine"),
+        ("begun", "its preparation failed, or another machine"),
+    ):
         code, said = run(name)
         assert code == 2
         assert said.err.startswith("error: ")
