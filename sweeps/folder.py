@@ -29,6 +29,8 @@ def read_yaml(location: str) -> dict[str, Any]:
     try:
         with open_file(location) as stream:
             content = yaml.load(stream.read(), _EachOnce)
+    except FileNotFoundError:
+        raise UsageError(f"{location}: there is no such file") from None
     except OSError as error:
         raise UsageError(f"{location}: cannot be read ({error.strerror or error})") from None
     except (yaml.YAMLError, ValueError) as error:
