@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
+from urllib.parse import urlsplit
 
 import yaml
 
@@ -37,6 +38,7 @@ Objectives = Literal["robust", "both"]
 CHANGEABLE = {"resume": ("max_accuracy_drop",), "extend": ("seeds", "finalists", "max_accuracy_drop", "max_concurrent")}
 FIRST_NEW_SEED = 1_000_000  # behind every seed a search will ever reach
 LARGEST_SEED = 2**31  # those of trials come after it
+STORES = ("s3", "gs", "file")  # that can be written
 LONGEST_NAME = 200  # file systems take 255 bytes, and names of files beside the folder are made of it
 
 
@@ -111,7 +113,7 @@ class Sweep:
     head_steps: int = 200
     ema: bool = False
     source: str | None = None
-    keep: str = "best"
+    keep: str = field(default="best", metadata={"metavar": "{all,best,top-K}"})
     placement: Placement = Placement()
     max_concurrent: int | None = None
     max_accuracy_drop: float = 0.02
@@ -147,6 +149,8 @@ class Sweep:
             raise FieldError("name", repr(self.name), remedy)
         if len(self.name.encode()) > LONGEST_NAME:
             raise FieldError("name", self.name, f"give a name of at most {LONGEST_NAME} bytes")
+        if is_url(self.storage) and urlsplit(self.storage).scheme not in STORES:
+            raise FieldError("storage", self.storage, f"give a folder or a URL of {', '.join(STORES)}")
         if self.keep not in ("all", "best") and not re.fullmatch(r"top-[1-9]\d*", self.keep):
             raise FieldError("keep", self.keep, "give all, best or top-K, such as top-3")
         if self.seeds < 0 or self.seeds == 1:

@@ -41,6 +41,7 @@ def said(arguments, capsys):
     (("--image-size", 0), "--image-size 0: give a whole number of at least 1"),
     (("--name", "a" * 201), "--name a+: give a name of at most 200 bytes"),
     (("--name", "ä" * 101), "--name ä+: give a name of at most 200 bytes"),
+    (("--storage", "foo://bar"), "--storage foo://bar: give a folder or a URL of s3, gs"),
     (("--name=-a",), "--name '-a': give a name without"), (("--name", "a`b"), "--name 'a.b': give a name without"),
     (("--regularizers", "l2,l2"), "--regularizers l2,l2: give l2 only once"),
     (("--strengths", "1,10,1.0"), "--strengths 1,10,1: give 1 only once"),
