@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from regularizers._names import regularizer_names
+from regularizers._names import RegularizerImportError, regularizer_names
 
 
 class _WrongUsage(Exception):
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; the exit status: 1 if a check failed, 2 if there is nothing to check."""
     try:
         return _run(arguments)
-    except _WrongUsage as error:
+    except (_WrongUsage, RegularizerImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
@@ -63,15 +63,11 @@ def _run(arguments: Sequence[str] | None) -> int:
         advice = f"did you mean {near[0]}?" if near else f"choose from {', '.join(regularizer_names())}"
         parser.error(f"there is no regularizer {which[0]!r}; {advice} (a file is given with its .py)")
     from regularizers import _commands  # with PyTorch, once the flags are valid
-    from regularizers._registry import RegularizerImportError
 
     if not which:
         _commands.show_list(given.markdown)
         return 0
-    try:
-        regularizer = _commands.find(which[0])()
-    except RegularizerImportError as error:
-        parser.error(str(error))
+    regularizer = _commands.find(which[0])()
     return _commands.check(regularizer, given.out or Path(f"check-{regularizer.name}.png"))
 
 

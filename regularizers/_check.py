@@ -166,7 +166,7 @@ def derivative(regularizer: Regularizer) -> str:
             f"off by {error:.1g} (median of {DIRECTIONS} directions): something in formula is detached or rounded; "
             "compute every term from the heatmap with torch alone"
         )
-    return f"off by {error:.0e} in the median direction"
+    return f"median error against finite differences {error:.0e}"
 
 
 def second_derivative(regularizer: Regularizer) -> str:
@@ -183,7 +183,7 @@ def second_derivative(regularizer: Regularizer) -> str:
         raise Failed("is 0: the penalty trains nothing; compute it from the heatmap alone, without detach()")
     if error > TOLERANCE:
         raise Failed(f"off by {error:.1g} (median of {DIRECTIONS} directions): something on the way is detached")
-    return f"off by {error:.0e} in the median direction"
+    return f"median error against finite differences {error:.0e}"
 
 
 def reaches_weights(regularizer: Regularizer) -> str:
@@ -226,13 +226,13 @@ def image_size(regularizer: Regularizer) -> str:
     said = f"at least {smallest}x{smallest} pixels"
     try:
         regularizer.distance(*pair(regularizer, smallest - 1))
-        reason = "give a value"
+        reason = "it gives a value"
     except RegularizerError as error:
         if said in str(error):
             return f"from {smallest}x{smallest} pixels"
-        reason = f"end in {error}"
+        reason = str(error).removeprefix(f"regularizer {regularizer.name!r}: ")
     raise Failed(
-        f"images smaller than {smallest}x{smallest} {reason}; begin formula with require_size(heatmap, {smallest}, "
+        f"on images smaller than {smallest}x{smallest}, {reason}; begin formula with require_size(heatmap, {smallest}, "
         f"'{regularizer.name}') of {ROOM}"
     )
 

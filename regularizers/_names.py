@@ -8,6 +8,10 @@ FOLDER = Path(__file__).parent
 SHARED = ("base", "functional")  # beside the regularizers, and files whose names begin with an underscore
 
 
+class RegularizerImportError(ImportError):
+    """A file that cannot be taken for a regularizer; the message names it, what is wrong and the remedy."""
+
+
 def file_names() -> list[str]:
     """Every file of this folder, sorted; without the shared ones and `_*.py`."""
     names = [info.name for info in pkgutil.iter_modules([str(FOLDER)])]

@@ -10,30 +10,22 @@ import sys
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType, TracebackType
+from types import ModuleType
 
-from regularizers._names import FOLDER, file_names
+from regularizers._names import FOLDER, RegularizerImportError, file_names
 from regularizers.base import UNNEEDED, Regularizer, Tunable
-
-
-class RegularizerImportError(ImportError):
-    """A file that cannot be used as a regularizer; the message names it, what is wrong and the remedy."""
 
 
 def discover() -> dict[str, type[Regularizer]]:
     """The regularizers of this folder by name: every file except the shared ones and `_*.py`.
 
     Raises:
-        RegularizerImportError: if one cannot be used. Where nobody catches it, it is printed without its trace.
+        RegularizerImportError: if one cannot be used.
     """
     found = {}
     for name in file_names():
         file = f"{FOLDER.name}/{name}.py"
-        try:
-            found[name] = _defined(_imported(file, name), file, name)
-        except RegularizerImportError:
-            sys.excepthook = _without_trace  # every script imports this package, long before it could catch anything
-            raise
+        found[name] = _defined(_imported(file, name), file, name)
     return found
 
 
@@ -104,7 +96,7 @@ def _defined(module: ModuleType, file: str, name: str) -> type[Regularizer]:
         names = ", ".join(sorted(found.__name__ for found in own))
         raise RegularizerImportError(
             f"{file} defines {len(own)} Regularizer classes{f' ({names})' if names else ''}; a file defines exactly "
-            "one (helpers belong into a file whose name starts with an underscore)"
+            "one (helpers belong in a file whose name starts with an underscore)"
         )
     (regularizer,) = own
     problem = _problem(regularizer, name)
@@ -165,14 +157,6 @@ def class_name(name: str) -> str:
     """The CamelCase of a file name; followed by an underscore if that is a keyword of Python."""
     camel = "".join(part[:1].upper() + part[1:] for part in name.split("_"))
     return f"{camel}_" if keyword.iskeyword(camel) else camel
-
-
-def _without_trace(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    if not isinstance(error, RegularizerImportError):
-        sys.__excepthook__(kind, error, trace)
-        return
-    print(f"error: {error}", file=sys.stderr)
-    raise SystemExit(2)  # Python takes the exit status from here
 
 
 REGULARIZERS: dict[str, type[Regularizer]] = discover()

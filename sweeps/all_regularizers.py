@@ -11,11 +11,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path.home() / "heatmap-sweeps"))  # `ray submit` brings the script alone, without its project
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the script runs without being installed
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path.home() / "heatmap-sweeps"))  # `ray submit` brings the script alone, without its project
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the script runs without being installed
 
 from sweeps.command_line import parse
-from sweeps.environment import set_environment
+from sweeps.environment import check_copy, set_environment
 from trainer.command import command
 
 
@@ -23,14 +24,13 @@ from trainer.command import command
 def main(argv: Sequence[str] | None = None) -> int:
     """Run, resume or extend the sweep, and print how it ended; the exit status."""
     sweep, asked = parse(argv, "heatmap-sweeps sweep", __doc__ or "")
+    check_copy(__file__)
     if asked.new:
         sweep.check_start()
     set_environment()  # before Ray is imported, which is once all that was asked for is valid
-    from sweeps.cluster import check_copy
     from sweeps.summary import interrupted, print_result
     from sweeps.terminal import Terminal
 
-    check_copy(__file__)
     with Terminal().shown() as terminal:
         try:
             if asked.resume:

@@ -44,17 +44,6 @@ def where() -> str:
     return f"joining the Ray cluster at {there} with the code in {ROOT}, last changed {age}"
 
 
-def check_copy(script: str) -> None:
-    """Refuse to run the script that `ray submit` has just brought with an older project.
-
-    Raises:
-        UsageError: if it is a copy and differs from the project's own.
-    """
-    copy, own = Path(script).resolve(), ROOT / "sweeps" / Path(script).name
-    if copy.read_bytes() != own.read_bytes():
-        raise UsageError(f"{copy} is not the {own.name} of {ROOT}; `ray rsync-up` the project before `ray submit`")
-
-
 @contextlib.contextmanager
 def ray_cluster(num_cpus: int | None = None, verbose: bool = False, stock: bool = False) -> Iterator[None]:
     """The cluster there is, or one of this machine alone that ends with the block.

@@ -65,7 +65,8 @@ class Asked:
         config: file with settings, such as the sweep.yaml in the folder of an earlier sweep; flags override it.
         preset: settings of the code the losses come from (docs/original.md); flags override it.
         resume: continue the sweep --name with its own settings.
-        extend: run N trials more per regularizer of the sweep --name, which has ended.
+        extend: run N trials more per regularizer of the sweep --name, which has ended; also after `strengths` their
+            weights are searched.
         verbose: also print what Ray and the workers print.
     """
 

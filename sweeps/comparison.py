@@ -1,4 +1,4 @@
-"""How sure is the pick? It is compared with every rival image by image and seed by seed, on test, which chose nothing.
+"""How sure is the pick? It is compared with every rival image by image and seed by seed, on test.
 
 What comes of it is one sentence, the same in terminal, ranking.txt, report and MLflow.
 """

@@ -1,6 +1,11 @@
-"""What other libraries take from the environment alone: set by scripts and where MLflow is reached, by no import."""
+"""What the scripts see to before they import PyTorch, Ray or MLflow."""
 
 import os
+from pathlib import Path
+
+from trainer.errors import UsageError
+
+ROOT = Path(__file__).resolve().parents[1]
 
 SETTINGS = {
     # Ray reads this when it is imported. That a trial brings helper processes is no news to anybody.
@@ -14,6 +19,17 @@ SETTINGS = {
 
 
 def set_environment() -> None:
-    """Set what the user has not set otherwise."""
+    """Set what libraries take from the environment alone, unless the user has; no import does."""
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
+
+
+def check_copy(script: str) -> None:
+    """Refuse to run the script that `ray submit` has just brought with an older project.
+
+    Raises:
+        UsageError: if it is a copy and differs from the project's own.
+    """
+    copy, own = Path(script).resolve(), ROOT / "sweeps" / Path(script).name
+    if copy.read_bytes() != own.read_bytes():
+        raise UsageError(f"{copy} is not the {own.name} of {ROOT}; `ray rsync-up` the project before `ray submit`")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -10,7 +11,7 @@ from sweeps.checkpoints import keep_only
 from sweeps.comparison import compare, verdict
 from sweeps.events import FilesWritten, ModelSaved
 from sweeps.importance import importances
-from sweeps.messages import stage
+from sweeps.messages import Note, stage, tell
 from sweeps.plots import image
 from sweeps.ranking import Row, as_csv, as_dict, as_text, pick, plain, reason
 from sweeps.recording import Recording
@@ -24,6 +25,8 @@ from sweeps.tracking.server import reason as in_one_line
 from trainer.locations import write_files
 
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 
 def finalize(sweep: Sweep, units: dict[str, float], rows: list[Row], recording: Recording) -> None:
@@ -82,5 +85,6 @@ def _or_say(make: Callable[[], T], what: str) -> T | None:
     try:
         return make()
     except Exception as error:
-        stage(f"{what}: {in_one_line(error)}")
+        tell(Note(f"{what}: {in_one_line(error)}", warning=True))
+        log.info(what, exc_info=True)
         return None

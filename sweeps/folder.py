@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -28,6 +29,8 @@ def read_yaml(location: str) -> dict[str, Any]:
     try:
         with open_file(location) as stream:
             content = yaml.load(stream.read(), _EachOnce)
+    except FileNotFoundError:
+        raise UsageError(f"{location}: there is no such file") from None
     except OSError as error:
         raise UsageError(f"{location}: cannot be read ({error.strerror or error})") from None
     except (yaml.YAMLError, ValueError) as error:
@@ -82,10 +85,10 @@ def create_folder(sweep: Sweep) -> None:
         raise FieldError("storage", sweep.storage, f"cannot be written ({error})") from None
 
 
-def is_driven(sweep: Sweep) -> bool | None:
-    """Whether a process drives the sweep now; None where this machine cannot tell."""
+def is_driven(folder: Path) -> bool | None:
+    """Whether a process drives the sweep with this local folder now; None where this machine cannot tell."""
     try:
-        with (sweep.local_folder / DRIVER).open() as lock:
+        with (folder / DRIVER).open() as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True

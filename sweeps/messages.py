@@ -1,6 +1,6 @@
 """What a running sweep reports: small values, passed to one callback.
 
-The terminal (`sweeps.terminal`) is such a callback. Without one, stages and notes go to `logging`.
+The terminal (`sweeps.terminal`) is such a callback. Without one, stages, notes and how each trial ends go to `logging`.
 """
 
 import logging
@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
-from sweeps.events import Event
+from sweeps.events import Event, TrialEnded, TrialStarted
+from trainer.metrics import VAL_ACCURACY, VAL_ROBUST_ACCURACY
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ class Note:
     """A line for the user.
 
     Args:
-        warning: whether it tells of what may keep the sweep from an answer.
+        warning: whether it warns that the result may be inconclusive.
     """
 
     text: str
@@ -81,6 +82,12 @@ def to_log(message: Message) -> None:
             log.info(text)
         case Note(text, warning):
             log.log(logging.WARNING if warning else logging.INFO, text)
+        case TrialStarted():
+            log.info("trial %s begins: %s", message.trial_id, message.name)
+        case TrialEnded():
+            figures = (100 * message.metrics.get(name, 0.0) for name in (VAL_ACCURACY, VAL_ROBUST_ACCURACY))
+            ended = message.error or "accuracy {:.1f} %, robust {:.1f} %".format(*figures)
+            log.info("trial %s ended after epoch %d: %s", message.trial_id, message.epoch, ended)
 
 
 # Tune restores its own callback from a pickle, without arguments; so the callback of a sweep is found here.

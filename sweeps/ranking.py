@@ -189,7 +189,7 @@ def table(rows: Sequence[Row], picked: Row | None) -> Table:
         out.add_column(name, justify="right", no_wrap=True)
     out.add_column("state", no_wrap=True)
     for row in rank(rows):
-        mark = "→" if row is picked else "*" if row.trial_id in front else ""
+        mark = "→" if row is picked else ""
         out.add_row(
             mark,
             row.tag,
@@ -197,7 +197,7 @@ def table(rows: Sequence[Row], picked: Row | None) -> Table:
             f"{row.weight:.3g}" if row.weight else "-",
             f"{row.strength:.3g}" if row.weight else "-",
             f"{100 * row.accuracy:.1f}",
-            f"{100 * row.robust_accuracy:.1f}",
+            f"{100 * row.robust_accuracy:.1f}{'*' if row.trial_id in front else ' '}",
             f"{row.heatmap_ssim:+.3f}",
             f"{row.heatmap_correlation:+.3f}",
             row.status,

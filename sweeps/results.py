@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from json import JSONDecodeError
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,8 @@ class TrialResult(Row):
 
     def load_model(self) -> nn.Module:
         """The model as the trial's last epoch left it, on the CPU and in evaluation mode.
+
+        It takes images normalized by the mean and deviation of `sweep.trial` (`sweep.trial.normalization`).
 
         Raises:
             UsageError: if the trial left no checkpoint, or it cannot be read.
@@ -92,7 +95,11 @@ class SweepResult:
             UsageError: if there is no such sweep, or it has not ended.
         """
         sweep = Sweep.load(name, storage)
-        result = read_json(f"{sweep.folder}/result.json")
+        try:
+            result = read_json(f"{sweep.folder}/result.json")
+        except JSONDecodeError as error:
+            again = f"`{sweep.command('sweep', '--resume')}` writes it again"
+            raise UsageError(f"{sweep.folder}/result.json: is not valid JSON ({error}); {again}") from None
         if result is None:
             raise UsageError(
                 f"sweep {name} has no result yet; `{sweep.command('status')}` shows how far it is, and "

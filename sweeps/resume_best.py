@@ -11,11 +11,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path.home() / "heatmap-sweeps"))  # `ray submit` brings the script alone, without its project
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the script runs without being installed
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path.home() / "heatmap-sweeps"))  # `ray submit` brings the script alone, without its project
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the script runs without being installed
 
 from sweeps.command_line import TrainOn
-from sweeps.environment import set_environment
+from sweeps.environment import check_copy, set_environment
 from trainer.command import command, parse
 
 
@@ -23,16 +24,15 @@ from trainer.command import command, parse
 def main(argv: Sequence[str] | None = None) -> int:
     """Train the trial further, and print what that did; the exit status."""
     asked = parse(TrainOn, argv, prog="heatmap-sweeps resume-best", description=__doc__ or "")
+    check_copy(__file__)
     from sweeps.results import SweepResult
 
     result = SweepResult.load(asked.name, asked.storage)
     before = result.best() if asked.trial is None else result.trial(asked.trial)
     set_environment()  # before Ray is imported, which is once all that was asked for is valid
-    from sweeps.cluster import check_copy
     from sweeps.summary import print_trained_on
     from sweeps.terminal import Terminal
 
-    check_copy(__file__)
     with Terminal().shown() as terminal:
         after = before.train_on(asked.epochs, terminal, asked.verbose)
         print_trained_on(before, after, terminal.console)

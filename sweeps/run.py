@@ -106,7 +106,9 @@ def _joined(sweep: Sweep, verbose: bool) -> Iterator[None]:
     """Say what comes, then join the cluster."""
     stage(f"sweep {sweep.name} in {sweep.folder}")
     parts = " + ".join(str(len(sweep.names) * part) for part in sweep.parts)
-    stage(f"{parts} trials to search, {len(sweep.names)} regularizers with the baseline")
+    count, each = len(sweep.names) - 1, " + ".join(map(str, sweep.parts))
+    regularizers, weights = f"regularizer{'s' * (count != 1)}", "weight" if each == "1" else "weights"
+    stage(f"{parts} trials: {count} {regularizers} and the baseline, {each} {weights} each")
     if sweep.seeds:
         stage(f"then up to {sweep.most_repetitions} more: the best weights again with `seeds` {sweep.seeds}")
     stage(where())
@@ -157,7 +159,7 @@ def search(sweep: Sweep, units: dict[str, float]) -> SweepResult:
     """All trials of the sweep, recorded, and what they leave."""
     params = sweep.trial.to_dict() | {
         "regularizers": ",".join(sweep.names),
-        "trials_per_regularizer": sweep.trials_per_regularizer,
+        "trials_per_regularizer": sweep.parts[0],
         "sampler": sweep.sampler,
         "allocation": sweep.allocation,
         "objectives": sweep.objectives,

@@ -10,11 +10,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
+from urllib.parse import urlsplit
 
 import yaml
 
 from sweeps.environment import set_environment
-from sweeps.folder import SETTINGS, no_sweep, read_yaml, was_prepared
+from sweeps.folder import SETTINGS, is_driven, no_sweep, read_yaml, was_prepared
 from sweeps.proposals import named, settings_of
 from trainer.command import how_to_run
 from trainer.config import Trial, check_choices, check_distinct, check_regularizers, regularizer_names
@@ -36,6 +37,9 @@ Objectives = Literal["robust", "both"]
 # What may be changed when a sweep is resumed or extended.
 CHANGEABLE = {"resume": ("max_accuracy_drop",), "extend": ("seeds", "finalists", "max_accuracy_drop", "max_concurrent")}
 FIRST_NEW_SEED = 1_000_000  # behind every seed a search will ever reach
+LARGEST_SEED = 2**31  # those of trials come after it
+STORES = ("s3", "gs", "file")  # that can be written
+LONGEST_NAME = 200  # file systems take 255 bytes, and names of files beside the folder are made of it
 
 
 def usual_storage() -> str:
@@ -60,7 +64,8 @@ class Sweep:
         tracking_uri: address of MLflow; None is that of MLFLOW_TRACKING_URI, else an SQLite file in the storage.
         trial: settings that all trials share; each trial gets its own regularizer, weight and seed.
         regularizers: names of the regularizers to compare; the baseline `none` is always added.
-        trials_per_regularizer: number of weights tried for each regularizer; the average, if allocation is `adaptive`.
+        trials_per_regularizer: number of weights tried for each regularizer, one by default, or as many as `strengths`
+            has; the average, if allocation is `adaptive`.
         extensions: number of further trials per regularizer, one entry for each time the sweep was extended.
         sampler: search for the strength that `max_accuracy_drop` would pick (`dial`), by Optuna's TPE, with that limit
             as a constraint (`tpe`), at random, or on a logarithmic grid (`grid`). Other tunable fields are searched
@@ -94,7 +99,7 @@ class Sweep:
     tracking_uri: str | None = None
     trial: Trial = field(default_factory=_digits)
     regularizers: tuple[str, ...] = field(default_factory=lambda: tuple(regularizer_names()))
-    trials_per_regularizer: int = 1
+    trials_per_regularizer: int | None = None
     extensions: tuple[int, ...] = ()
     sampler: Sampler = "dial"
     allocation: Allocation = "equal"
@@ -108,7 +113,7 @@ class Sweep:
     head_steps: int = 200
     ema: bool = False
     source: str | None = None
-    keep: str = "best"
+    keep: str = field(default="best", metadata={"metavar": "{all,best,top-K}"})
     placement: Placement = Placement()
     max_concurrent: int | None = None
     max_accuracy_drop: float = 0.02
@@ -119,8 +124,6 @@ class Sweep:
         object.__setattr__(self, "storage", absolute(self.storage).rstrip("/"))  # nodes and shells stand elsewhere
         if is_url(self.storage):
             object.__setattr__(self, "local_dir", absolute(self.local_dir or "runs"))
-        if self.strengths is not None and self.trials_per_regularizer == 1:
-            object.__setattr__(self, "trials_per_regularizer", len(self.strengths))
         self.check()
 
     def check(self) -> None:
@@ -133,8 +136,21 @@ class Sweep:
         check_regularizers("regularizers", self.regularizers)
         check_choices(self)
         check_distinct("regularizers", self.regularizers)
-        if re.search(r"[/\\:'%@\x00-\x1f]|^[. ]| $", self.name):
-            raise FieldError("name", repr(self.name), "give a name without / \\ : ' % @, and no dot or space around it")
+        if not self.regularizers:
+            raise FieldError("regularizers", self.regularizers, "give at least one name")
+        if self.trial.regularizer != "none" or self.trial.penalty_settings:
+            own = "regularizer" if self.trial.regularizer != "none" else "penalty_settings"
+            remedy = "each trial of a sweep gets its own; give `regularizers` and `fixed` of the sweep instead"
+            raise FieldError(own, getattr(self.trial, own), remedy)
+        if self.trial.seed >= LARGEST_SEED:
+            raise FieldError("seed", self.trial.seed, f"give a whole number from 0 to below {LARGEST_SEED}")
+        if re.search(r"[/\\:'%@`\x00-\x1f]|^[-. ]| $", self.name):
+            remedy = "give a name without / \\ : ' % @ `, that begins with no dot, dash or space and ends with no space"
+            raise FieldError("name", repr(self.name), remedy)
+        if len(self.name.encode()) > LONGEST_NAME:
+            raise FieldError("name", self.name, f"give a name of at most {LONGEST_NAME} bytes")
+        if is_url(self.storage) and urlsplit(self.storage).scheme not in STORES:
+            raise FieldError("storage", self.storage, f"give a folder or a URL of {', '.join(STORES)}")
         if self.keep not in ("all", "best") and not re.fullmatch(r"top-[1-9]\d*", self.keep):
             raise FieldError("keep", self.keep, "give all, best or top-K, such as top-3")
         if self.seeds < 0 or self.seeds == 1:
@@ -145,7 +161,7 @@ class Sweep:
             check_distinct("strengths", self.strengths)
             if self.allocation == "adaptive":
                 raise FieldError("strengths", self.strengths, "leave Optuna nothing to choose; leave out `allocation`")
-            if len(self.strengths) != self.trials_per_regularizer:
+            if self.trials_per_regularizer not in (None, len(self.strengths)):
                 raise FieldError(
                     "strengths",
                     self.strengths,
@@ -332,7 +348,7 @@ class Sweep:
     @property
     def parts(self) -> tuple[int, ...]:
         """Trials per regularizer of the sweep as it began and of each extension."""
-        return (self.trials_per_regularizer, *self.extensions)
+        return (self.trials_per_regularizer or len(self.strengths or (1,)), *self.extensions)
 
     @property
     def total_trials(self) -> int:
@@ -382,14 +398,22 @@ class Sweep:
         storage = absolute(usual_storage() if storage is None else storage).rstrip("/")
         folder = f"{storage}/{name}"
         if file_size(f"{folder}/{SETTINGS}") is not None:
-            return cls.read(f"{folder}/{SETTINGS}")
+            sweep = cls.read(f"{folder}/{SETTINGS}")
+            if absolute(folder) != absolute(sweep.folder):  # its settings, results and MLflow have paths of the other
+                raise UsageError(
+                    f"{folder} is a copy of the sweep in {sweep.folder}, or was moved from there; move it back, or "
+                    "make a symbolic link from there to here"
+                )
+            return sweep
         if file_size(f"{folder}/settings.json") is not None:
             raise UsageError(f"sweep {name!r} is of an earlier version, which kept settings.json; start another sweep")
         if was_prepared(folder):
-            raise UsageError(
-                f"sweep {name!r} ended before its search began, or is still being prepared; if it ended, give its "
-                "command again"
-            )
+            state = {
+                True: "is still being prepared; wait until its search begins",
+                False: "ended before its search began; give its command again",
+                None: "ended before its search began, or is still being prepared; if it ended, give its command again",
+            }
+            raise UsageError(f"sweep {name!r} {state[is_driven(Path(folder))]}")
         raise no_sweep(name, storage)
 
     @classmethod

@@ -151,8 +151,8 @@ class StartCheck:
     @property
     def _ties(self) -> str:
         return (
-            f"two trials closer than {_percent(self.accuracy_tie)} points in accuracy, {_percent(self.robust_tie)} "
-            "points in robust accuracy are a tie"
+            f"two trials closer than {_percent(self.accuracy_tie)} points in accuracy or "
+            f"{_percent(self.robust_tie)} in robust accuracy are a tie"
         )
 
     @property

@@ -7,18 +7,21 @@ Prints one line on the sweep and a table of its trials, those that train first. 
 another machine than the one that drives the sweep sees what Tune's last snapshot brought there.
 """
 
+from __future__ import annotations
+
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from sweeps.command_line import OfSweep
-from sweeps.events import SweepEnded, SweepStarted, log_in
+from sweeps.events import EpochReported, SweepEnded, SweepStarted, TrialStarted, log_in
 from sweeps.folder import SETTINGS, is_driven
 from sweeps.ranking import with_settings
 from sweeps.settings import Sweep, usual_storage
@@ -27,6 +30,10 @@ from trainer.command import command, parse
 from trainer.errors import UsageError
 from trainer.locations import absolute, file_size, folders_in
 from trainer.metrics import VAL_ACCURACY, VAL_ROBUST_ACCURACY
+from trainer.trial_log import read_report
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,18 +41,20 @@ class Status:
     """How far a sweep is.
 
     Args:
-        state: running, ended, failed or interrupted.
+        state: preparing, running, ended, failed or interrupted.
         since: time at which it began, or went on, in ms since 1970.
         total: trials it will have at most, those of --seeds too.
         epochs: number of epochs of a whole trial.
         trials: trials that have begun.
+        continued: trial that `resume-best` trains further now, None without.
     """
 
     state: str
-    since: int
-    total: int
-    epochs: int
-    trials: list[TrialRecord]
+    since: int = 0
+    total: int = 0
+    epochs: int = 0
+    trials: list[TrialRecord] = field(default_factory=list, repr=False)
+    continued: TrialRecord | None = field(default=None, repr=False)
 
     @property
     def seconds_left(self) -> float | None:
@@ -59,6 +68,17 @@ class Status:
         )
         return left * (max(paces) - self.since) / 1000 / len(paces)
 
+    def table(self) -> DataFrame:
+        """The trials that have begun, with what the last epoch of each measured; fractions of 1."""
+        from pandas import DataFrame
+
+        asked = ("number", "trial_id", "regularizer", "weight", "strength", "seed", "epochs")
+        rows = [
+            {name: getattr(trial.started, name) for name in asked} | {"state": trial.state.value} | trial.metrics
+            for trial in self.trials
+        ]
+        return DataFrame(rows, columns=None if rows else [*asked, "state"])
+
 
 def read_status(storage: str, name: str) -> Status:
     """Read the sweep's files.
@@ -68,28 +88,51 @@ def read_status(storage: str, name: str) -> Status:
     """
     folder = f"{storage}/{name}"
     if file_size(f"{folder}/{SETTINGS}") is None and name in folders_in(storage):
-        raise UsageError(f"{name}: no trial has begun; data, checkpoint and weights are being prepared, or that failed")
+        if is_driven(Path(folder)):
+            return Status(state="preparing")
+        raise UsageError(f"{name}: no trial has begun; its preparation failed, or another machine is at it")
     sweep = Sweep.load(name, storage)
     log = log_in(folder, sweep.local_folder)
     if not log.size():
         raise UsageError(f"{name}: its event log lies in {log.path} of the machine that drives it; run this there")
     events = list(log)
-    state, since = "running", 0
+    state, since, continued = "running", 0, ""
     for event in events:
         match event:
             case SweepStarted():
                 state, since = "running", event.time
+            case TrialStarted() if event.resumed_from:  # the sweep itself has ended
+                state, continued = "ended", event.trial_id
             case SweepEnded():
                 state = {"FINISHED": "ended", "FAILED": "failed"}.get(event.status, "interrupted")
-    if state == "running" and is_driven(sweep) is False:  # killed before it could log its end
-        state = "interrupted"
-    trials = [trial for trial in read_trials(events).values() if not trial.started.resumed_from]
-    total = sweep.total_trials + sweep.most_repetitions
-    return Status(state=state, since=since, total=total, epochs=sweep.trial.epochs, trials=trials)
+    trials = read_trials(events)
+    further = trials.get(continued)
+    if is_driven(sweep.local_folder) is False:  # killed before it could log its end
+        state, further = "interrupted" if state == "running" else state, None
+    if further is not None and further.state.runs:
+        _add_reports(further, f"{sweep.trials_folder}/{continued}", sweep.trial.epochs)
+    return Status(
+        state=state,
+        since=since,
+        total=sweep.total_trials + sweep.most_repetitions,
+        epochs=sweep.trial.epochs,
+        trials=[trial for trial in trials.values() if not trial.started.resumed_from],
+        continued=further if further is not None and further.state.runs else None,
+    )
+
+
+def _add_reports(trial: TrialRecord, folder: str, trained: int) -> None:
+    """Add the epochs after those of the sweep, which are in the trial's own folder alone."""
+    for epoch in range(trained + 1, trial.started.epochs + 1):
+        if (report := read_report(folder, epoch)) is not None:
+            metrics = {"epoch": float(epoch)} | report["metrics"]
+            trial.reports[epoch] = EpochReported(time=report["time"], trial_id=trial.started.trial_id, metrics=metrics)
 
 
 def headline(status: Status, name: str, now: float) -> str:
     """The sweep in one line; `now` in seconds since 1970."""
+    if status.state == "preparing":
+        return f"{name}: preparing data, checkpoint and weights; no trial has begun"
     done = sum(not trial.state.runs for trial in status.trials)
     running = status.state == "running"
     words = [
@@ -98,10 +141,16 @@ def headline(status: Status, name: str, now: float) -> str:
     ]
     if status.seconds_left is not None:
         words.append(f"at most {status.seconds_left / 60:.0f} min left")
-    reported = [report.time for trial in status.trials for report in trial.reports.values()]
-    if running and reported:
+    if status.continued is not None:
+        words.append(f"trial {status.continued.started.tag.removesuffix(' resumed')} is being trained further")
+    reported = [report.time for trial in _shown(status) for report in trial.reports.values()]
+    if (running or status.continued) and reported:
         words.append(f"last epoch reported {max(0, now - max(reported) / 1000) / 60:.0f} min ago")
     return ", ".join(words)
+
+
+def _shown(status: Status) -> list[TrialRecord]:
+    return status.trials if status.continued is None else [*status.trials, status.continued]
 
 
 def _order(trial: TrialRecord) -> tuple[Any, ...]:
@@ -110,13 +159,13 @@ def _order(trial: TrialRecord) -> tuple[Any, ...]:
     return not trial.state.runs, trial.state != "finished", *figures, trial.started.trial_id
 
 
-def table(trials: Iterable[TrialRecord], epochs: int) -> Table:
+def table(trials: Iterable[TrialRecord]) -> Table:
     """The trials: those that run first, then as they rank."""
     out = Table(
         box=SIMPLE_HEAD,
         show_edge=False,
         padding=(0, 0),
-        caption="in % on val, of the last epoch; before the end on fewer images",
+        caption="in % on val, of the last epoch; unfinished trials: on fewer images",
     )
     for name in ("trial", "regularizer"):
         out.add_column(name, no_wrap=True)
@@ -130,7 +179,7 @@ def table(trials: Iterable[TrialRecord], epochs: int) -> Table:
             with_settings(asked.regularizer, asked.penalty_settings),
             f"{asked.strength:.3g}" if asked.strength else "-",
             f"{asked.weight:.3g}" if asked.weight else "-",
-            f"{len(trial.reports)}/{epochs}",
+            f"{max(trial.reports, default=0)}/{asked.epochs}",
             *(
                 f"{100 * trial.metrics[key]:.1f}" if key in trial.metrics else ""
                 for key in (VAL_ACCURACY, VAL_ROBUST_ACCURACY)
@@ -147,7 +196,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     status = read_status(absolute(asked.storage or usual_storage()), asked.name)
     console = Console()
     console.print(headline(status, asked.name, time.time()), markup=False, highlight=False)
-    console.print(table(status.trials, status.epochs))
+    if shown := _shown(status):
+        console.print(table(shown))
     return 0
 
 

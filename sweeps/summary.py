@@ -31,8 +31,7 @@ def print_result(result: SweepResult, console: Console) -> None:
         why = reason(result.trials, sweep.max_accuracy_drop, sweep.seeds, result.finalists)
         console.print(why, highlight=False, markup=False)
         clean, robust = (100 * picked.metrics[name] for name in (TEST_ACCURACY, TEST_ROBUST_ACCURACY))
-        its = f"On test, which chose nothing, trial {picked.tag} has accuracy {clean:.1f} %, robust {robust:.1f} %."
-        console.print(its, highlight=False)
+        line(f"On test (not used for the choice) trial {picked.tag} has accuracy {clean:.1f} %, robust {robust:.1f} %.")
     if repeated := finalists.gather(sweep, recording.log, result.trials):
         console.print(finalists.table(repeated))
     if not sweep.mlflow.startswith("http"):
@@ -40,12 +39,12 @@ def print_result(result: SweepResult, console: Console) -> None:
         line(f"Start MLflow:  {shlex.join(ui)}")
     line(f"Look at it:  {recording.page()}")
     line(f"See which won, and why:  {sweep.folder}/{PAGE}")
-    if picked is not None:
+    if picked is not None and picked.regularizer != "none":
         line(f"Train the pick further:  {sweep.command('resume-best')}")
-        if (sweep.local_folder / "models" / picked.trial_id).exists():
-            line(f"Load it with MLflow:  models:/{sweep.name}@{ALIAS}")
+    if picked is not None and (sweep.local_folder / "models" / picked.trial_id).exists():
+        line(f"Load it with MLflow:  models:/{sweep.name}@{ALIAS}")
     if sum(sweep.parts) == 1:
-        line("One weight of each was tried: this ranks weights, not regularizers. --extend 4 tells more.")
+        line("One weight of each was tried: this ranks weights, not regularizers. --extend 4 gives a firmer answer.")
     if queued := recording.queued():
         line(queued)
     failed = sum(trial.status == "failed" for trial in result.trials)
@@ -72,5 +71,6 @@ def print_trained_on(before: TrialResult, after: TrialResult, console: Console) 
         console.print(
             f"on {split}: accuracy {accuracy:.1f} → {new_accuracy:.1f} %, robust {robust:.1f} → {new_robust:.1f} %",
             highlight=False,
+            markup=False,
         )
-    console.print(f"checkpoint: {after.checkpoint}", soft_wrap=True, highlight=False)
+    console.print(f"checkpoint: {after.checkpoint}", soft_wrap=True, highlight=False, markup=False)

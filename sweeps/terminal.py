@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import Progress as Bars
+from rich.text import Text
 
 from sweeps.events import Event
 from sweeps.messages import Advanced, Message, Note, Stage, TrialsBegan, TrialsEnded, TrialsGoOn
@@ -34,7 +35,7 @@ class Terminal(logging.Handler):
         match message:
             case Stage(text):
                 text = UsageError(text).said(flag)  # settings as flags, as errors show them
-                self.console.print(f"[bold]>[/bold] {text}", highlight=False)
+                self.console.print(Text.assemble((">", "bold"), f" {text}"), highlight=False)
             case Note(text, warning):
                 text = UsageError(text).said(flag)
                 self.line(f"warning: {text}" if warning else text)

@@ -40,7 +40,7 @@ def check(result: TrialResult, epochs: int) -> None:
         UsageError: saying why, and what to do instead.
     """
     sweep = result.sweep
-    if epochs < 1:
+    if not isinstance(epochs, int) or epochs < 1:
         raise FieldError("epochs", epochs, "give a whole number of at least 1")
     if not result.checkpoint:
         raise FieldError("trial", result.tag, f"it {result.status} and left no checkpoint")

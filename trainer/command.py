@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict, TypeVar, get_args, get_origin, get_type_hints
 
+from regularizers._names import RegularizerImportError
 from trainer.errors import FieldError, UsageError, shown
 from trainer.plain import DICTS, LISTS, convert, described, without_none
 
@@ -83,6 +84,9 @@ def command(interrupted: str = "interrupted") -> Callable[[Main], Main]:
                 return main(argv)
             except UsageError as error:
                 print(f"error: {in_flags(error)}", file=sys.stderr)
+                return 2
+            except RegularizerImportError as error:
+                print(f"error: {error}", file=sys.stderr)
                 return 2
             except KeyboardInterrupt as stopped:
                 print(str(stopped) or interrupted, file=sys.stderr)
@@ -217,6 +221,8 @@ def _flags_of(kind: type, skip: Sequence[str], also: Mapping[str, Mapping[str, A
         for name, values in (also or {}).items():
             if field.name in values and shown(values[field.name]) != defaults.get("default"):
                 defaults[name] = shown(values[field.name])
+        if not defaults.get("default") or (_default(field) is None and "by default" in helps[field.name]):
+            defaults.pop("default", None)
         hint = f"({'; '.join(f'{name}: {value}' for name, value in defaults.items())})" if defaults else ""
         flags[field.name] = Annotated[
             types[field.name],
@@ -267,6 +273,8 @@ def _read(kinds: dict[str, Any], found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _one(field: str, kind: Any, words: Sequence[str]) -> Any:
+    if len(words) > 1 and get_origin(without_none(kind)[0]) in LISTS:
+        raise UsageError(f"`{field}`: separate values by commas: {','.join(word.strip(',') for word in words)}")
     if len(words) != 1:
         expected = f"one value, not {', '.join(map(repr, words))}" if words else described(kind)
         raise UsageError(f"`{field}`: give {expected}")

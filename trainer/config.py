@@ -26,6 +26,8 @@ Evaluation = Literal["light", "full"]
 Precision = Literal["float32", "bfloat16"]
 Schedule = Literal["constant", "imagenet"]
 
+SEEDS = 2**32  # numpy takes no larger ones
+
 
 def check_regularizers(field: str, names: Iterable[str]) -> None:
     """Refuse names of regularizers there are none of.
@@ -36,7 +38,8 @@ def check_regularizers(field: str, names: Iterable[str]) -> None:
     known = regularizer_names()
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, known, 2)
+            word = name.lower()
+            near = difflib.get_close_matches(word, known, 2) or difflib.get_close_matches(word, known, 1, cutoff=0.5)
             meant = f"did you mean {' or '.join(near)}? " if near else ""
             raise FieldError(field, name, f"is unknown; {meant}choose from {', '.join(known)}")
 
@@ -50,7 +53,7 @@ def check_choices(settings: Any) -> None:
     for name, kind in get_type_hints(type(settings)).items():
         choices, value = get_args(kind), getattr(settings, name)
         if getattr(kind, "__origin__", None) is Literal and value not in choices:
-            near = difflib.get_close_matches(str(value), choices, 1)
+            near = difflib.get_close_matches(str(value).lower(), choices, 1)
             meant = f"did you mean {near[0]}? " if near else ""
             raise FieldError(name, value, f"{meant}choose from {', '.join(choices)}")
 
@@ -162,7 +165,7 @@ class Trial:
         check_choices(self)
         if self.compile and self.batch_norm != "frozen":
             raise FieldError("compile", True, f"needs `batch_norm` frozen, not {self.batch_norm}: change one of them")
-        for name in ("epochs", "images_per_epoch", "batch_size", "robust_images", "pgd_steps"):
+        for name in ("epochs", "images_per_epoch", "batch_size", "image_size", "robust_images", "pgd_steps"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise FieldError(name, value, "give a whole number of at least 1")
         for name in ("weight", "momentum", "weight_decay", "loader_workers"):
@@ -171,6 +174,10 @@ class Trial:
         for name in ("learning_rate", "clip_norm"):
             if (value := getattr(self, name)) is not None and not 0 < value < math.inf:
                 raise FieldError(name, value, "give a finite number above 0")
+        if self.momentum >= 1:
+            raise FieldError("momentum", self.momentum, "give a fraction, from 0 to below 1")
+        if not 0 <= self.seed < SEEDS:
+            raise FieldError("seed", self.seed, f"give a whole number from 0 to below {SEEDS}")
         if not 0 <= self.label_smoothing < 1:
             raise FieldError("label_smoothing", self.label_smoothing, "give a fraction, from 0 to below 1")
         if not 0 <= self.pgd_eps < 1:

@@ -38,7 +38,9 @@ class FieldError(UsageError):
 
     def said(self, name: Callable[[str], str] = str) -> str:
         """The message, with each setting under the name that this function has for it."""
-        return f"{name(self.field)}={shown(self.value)}: {NAMED.sub(lambda found: name(found[1]), self.remedy)}"
+        python = name is str and (self.value is None or isinstance(self.value, bool))
+        value = self.value if python else shown(self.value)
+        return f"{name(self.field)}={value}: {NAMED.sub(lambda found: name(found[1]), self.remedy)}"
 
 
 def shown(value: Any) -> str:

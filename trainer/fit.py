@@ -166,12 +166,14 @@ def fit(
     """Train until `trial.epochs` are done.
 
     Args:
+        trial: settings of the training.
         report: callback of every worker after each epoch; it takes the report, over all workers, and a state to resume
             from, tensors and plain types only.
         record: callback of rank 0 for the losses of every step, in order; a continued epoch repeats those of its
             earlier steps.
         state: what an earlier `report` was given, or `fit` returned; training continues there as if uninterrupted.
         device: device of the training; the CPU by default.
+        cache: shard cache of this node; None reads remote shards anew each time.
         interrupted: callback after every step, with the same answer on all workers; True ends the training at once.
 
     Returns:

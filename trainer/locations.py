@@ -160,7 +160,10 @@ def folders_in(location: str) -> set[str]:
     from pyarrow.fs import FileSelector, FileType
 
     system, path = _file_system(location)
-    found = system.get_file_info(FileSelector(path, allow_not_found=True))
+    try:
+        found = system.get_file_info(FileSelector(path, allow_not_found=True))
+    except NotADirectoryError:
+        raise UsageError(f"{location}: is a file, not a folder") from None
     return {Path(info.path).name for info in found if info.type == FileType.Directory}
 
 

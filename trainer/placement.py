@@ -38,9 +38,10 @@ class Placement:
             raise FieldError("workers", self.workers, "give a whole number of at least 1")
         if not 0 < self.cache.size < float("inf"):
             raise FieldError("size", self.cache.size, "give a finite number of GB above 0")
-        for name in ("gpus_per_worker", "cpus_per_worker"):
-            if (value := getattr(self, name)) is not None and value < 0:
-                raise FieldError(name, value, "give 0 or more")
+        if self.gpus_per_worker is not None and not 0 <= self.gpus_per_worker < float("inf"):
+            raise FieldError("gpus_per_worker", self.gpus_per_worker, "give a finite number, 0 or above")
+        if self.cpus_per_worker is not None and not 0 < self.cpus_per_worker < float("inf"):
+            raise FieldError("cpus_per_worker", self.cpus_per_worker, "give a finite number above 0")
 
     @property
     def gpus(self) -> float:

@@ -41,6 +41,8 @@ def from_plain(kind: type[T], content: dict[str, Any], where: str, flags: Contai
     values = {}
     for name, value in content.items():
         if name not in fields:
+            if place := _place(kind, name):
+                raise UsageError(f"{where}: {name} belongs under {' and '.join(f'{one}:' for one in place)}, indented")
             near = difflib.get_close_matches(str(name), fields, 1)
             raise UsageError(f"{where}: there is no setting {name}{f'; did you mean {near[0]}?' if near else ''}")
         try:
@@ -61,6 +63,16 @@ def from_plain(kind: type[T], content: dict[str, Any], where: str, flags: Contai
         if error.field in flags or error.field not in _names(content):
             raise
         raise UsageError(f"{where}: {error}") from None
+
+
+def _place(kind: type, name: str) -> list[str]:
+    """The fields, from the outside in, whose dataclass has this field; empty where none has."""
+    for outer, one in get_type_hints(kind).items():
+        if dataclasses.is_dataclass(one):
+            within = [] if name in get_type_hints(one) else _place(one, name)  # type: ignore[arg-type]  # a class
+            if within or name in get_type_hints(one):
+                return [outer, *within]
+    return []
 
 
 # How types are called: in Python, and in a file.
@@ -179,7 +191,7 @@ def convert(kind: Any, text: str) -> Any:
             return float(above) / float(below or 1)
         return kind(text)
     except (ValueError, ZeroDivisionError):
-        near = difflib.get_close_matches(text, get_args(kind), 1) if get_origin(kind) is Literal else []
+        near = difflib.get_close_matches(text.lower(), get_args(kind), 1) if get_origin(kind) is Literal else []
         meant = f"; did you mean {near[0]}?" if near else ""
         raise ValueError(f"give {described(kind)}, not {text!r}{meant}") from None
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from sweeps.events import log_in
 from sweeps.folder import no_sweep, sweeps_in
 from sweeps.settings import Sweep, usual_storage
-from trainer.command import command, parse
+from trainer.command import command, in_flags, parse
 from trainer.errors import UsageError
 from trainer.locations import absolute
 
@@ -84,17 +84,34 @@ def send(storage: str, name: str, uri: str | None, again: bool) -> bool:
     return not uploader.refused
 
 
+REBUILD = """Send MLflow everything of a sweep again, from the sweep's storage alone.
+
+    heatmap-sweeps rebuild --name SWEEP       # of one sweep; or python -m sweeps.tracking rebuild
+    heatmap-sweeps rebuild                    # of all sweeps under ./runs
+
+For a database that was lost or is new. Prints what was sent of each run. The exit status is 2 if no server answers.
+"""
+
+
 @command()
 def main(argv: Sequence[str] | None = None) -> int:
     """Send what is missing of all sweeps that are asked for; the exit status."""
     words = sys.argv[1:] if argv is None else list(argv)
     name = words.pop(0) if words[:1] in (["flush"], ["rebuild"]) else "flush"
-    asked = parse(Asked, words, prog=f"heatmap-sweeps {name}", description=__doc__ or "")
+    description = REBUILD if name == "rebuild" else __doc__ or ""
+    asked = parse(Asked, words, prog=f"heatmap-sweeps {name}", description=description)
     for logger in ("alembic", "mlflow"):
         logging.getLogger(logger).setLevel(logging.WARNING)
     storage = absolute(asked.storage or usual_storage())
     sweeps = choose(storage, asked.name)
-    return 0 if all([send(storage, sweep, asked.tracking_uri, name == "rebuild") for sweep in sweeps]) else 1
+    status = 0
+    for sweep in sweeps:  # one that cannot be read keeps no other from being sent
+        try:
+            status = max(status, 0 if send(storage, sweep, asked.tracking_uri, name == "rebuild") else 1)
+        except UsageError as error:
+            print(f"error: {in_flags(error)}", file=sys.stderr)
+            status = 2
+    return status
 
 
 if __name__ == "__main__":

@@ -3,7 +3,9 @@
 import contextlib
 import fcntl
 import logging
+import os
 import socket
+import textwrap
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -11,7 +13,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from sweeps.environment import set_environment
-from trainer.errors import FieldError
+from trainer.errors import FieldError, UsageError
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +38,8 @@ def connect(uri: str) -> MlflowClient:
 def reason(error: Exception) -> str:
     """The error in one line."""
     text = str(error).partition("\n")[0]
-    return (text if isinstance(error, MlflowException) and text else f"{type(error).__name__} {text}".strip())[:200]
+    said = text if isinstance(error, MlflowException) and text else f"{type(error).__name__} {text}"
+    return textwrap.shorten(said, 200, placeholder=" …")
 
 
 def check_tracking(uri: str) -> None:
@@ -49,11 +52,10 @@ def check_tracking(uri: str) -> None:
         connect(uri)
     except Exception as error:
         if not _is_away(uri, error):
-            raise FieldError(
-                "tracking_uri",
-                uri,
-                f"no MLflow answers there; give http://HOST:PORT of a server or sqlite:///PATH ({reason(error)[:120]})",
-            ) from None
+            remedy = f"no MLflow answers there; give http://HOST:PORT of a server or sqlite:///PATH ({reason(error)})"
+            if uri == os.environ.get("MLFLOW_TRACKING_URI"):
+                raise UsageError(f"MLFLOW_TRACKING_URI={uri}: {remedy}") from None
+            raise FieldError("tracking_uri", uri, remedy) from None
         log.warning(
             "MLflow at %s does not answer yet. The sweep continues, and its metrics are queued in its storage.",
             uri,

@@ -82,3 +82,11 @@ def test_a_broken_file_among_the_others_is_one_line(words, tmp_path):
     assert done.stdout == ""
     assert done.stderr.startswith("error: regularizers/mine.py: class Mine gives `weight` no range")
     assert done.stderr.count("\n") == 1
+    code = """if True:
+        import sys
+        try:
+            import regularizers._registry
+        except ImportError:
+            print(sys.excepthook is sys.__excepthook__)"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.stdout == "True\n", "a library leaves that as it is"

@@ -31,6 +31,14 @@ def test_an_address_that_cannot_be_right_is_refused(uri, message, tmp_path):
             other.kill()
 
 
+def test_an_address_of_the_environment_is_named_so(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "foo")
+    with pytest.raises(UsageError, match="^MLFLOW_TRACKING_URI=foo: no MLflow answers there"):
+        check_tracking("foo")
+    with pytest.raises(UsageError, match="^tracking_uri=foo://bar: no MLflow answers there"):
+        check_tracking("foo://bar")
+
+
 def test_a_server_that_is_away_is_told_of_and_not_refused(caplog):
     check_tracking(f"http://127.0.0.1:{free_port()}")
     assert "The sweep continues" in caplog.text

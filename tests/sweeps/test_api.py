@@ -1,6 +1,7 @@
 """A sweep as a notebook runs it, interrupts it, and goes on."""
 
 import dataclasses
+import io
 import logging
 import os
 import signal
@@ -18,7 +19,7 @@ from rich.console import Console
 
 from sweeps import Sweep, capacity, presets
 from sweeps.callback import SweepCallback
-from sweeps.events import EpochReported, TrialEnded
+from sweeps.events import EpochReported, TrialEnded, TrialStarted
 from sweeps.messages import Advanced, Note, Stage, TrialsBegan, TrialsEnded, TrialsGoOn, note, stage, tell, told_to
 from sweeps.prepare import filled_in, on_cluster
 from sweeps.recording import start_sweep
@@ -119,10 +120,24 @@ def test_without_a_callback_a_sweep_only_logs(caplog, capsys):
         stage("calibrating")
         tell(Note("few images", warning=True))
         tell(TrialsGoOn())
+        asked = dict(part="tune", regularizer="l2", weight=0.5, strength=0.25, seed=0, epochs=2, digest="d")
+        tell(TrialStarted(trial_id="abc", name="l2 w=0.5 #07", **asked))
+        tell(TrialEnded(trial_id="abc", epoch=2, metrics={"val/accuracy": 0.9, "val/robust_accuracy": 0.25}))
+        tell(TrialEnded(trial_id="abd", error="it is broken"))
     assert [(one.levelname, one.message) for one in caplog.records] == [
-        ("INFO", "calibrating"), ("WARNING", "few images")
+        ("INFO", "calibrating"), ("WARNING", "few images"),
+        ("INFO", "trial abc begins: l2 w=0.5 #07"),
+        ("INFO", "trial abc ended after epoch 2: accuracy 90.0 %, robust 25.0 %"),
+        ("INFO", "trial abd ended after epoch 0: it is broken"),
     ]  # fmt: skip
     assert capsys.readouterr().out == ""
+
+
+def test_the_terminal_prints_paths_as_they_are():
+    console = Console(file=io.StringIO(), width=80)
+    with told_to(Terminal(console)):
+        stage("sweep s in /runs/[red]/[/a]")
+    assert console.file.getvalue() == "> sweep s in /runs/[red]/[/a]\n"
 
 
 def test_each_sweep_tells_its_own_callback():

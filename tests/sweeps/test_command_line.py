@@ -35,6 +35,7 @@ OTHER_VALUES = {
     "strengths": "3,30", "seeds": "2", "keep": "top-3", "local_dir": "/mine", "data": "/shards", "model": "resnet20",
     "checkpoint": "w.pt", "image_size": "16", "mean": "0.5,0.5,0.25", "std": "0.5,0.5,1", "max_accuracy_drop": "1/20",
     "label_smoothing": "0.1", "fixed": "psnr_hvs.error=0.25", "pgd_eps": "4/255", "folder": "/cache",
+    "momentum": "0.5",
 }  # fmt: skip
 BESIDE = {  # what some fields need to make sense
     "new_head": ["--data", "/shards", "--checkpoint", "w.pt"], "ema": ["--data", "/shards", "--checkpoint", "w.pt"],
@@ -89,6 +90,8 @@ def test_every_field_has_one_flag_with_its_help_and_its_default(part, field, hel
         assert re.search(r"\(default: sweep-\d{8}-\d{6}\)", words)
     elif default is dataclasses.MISSING:
         assert "(digits: resnet8)" in words
+    elif shown(default) == "" or (default is None and "by default" in words):
+        assert "(default" not in words, "it is said already"
     else:
         assert re.search(rf"\(default:{re.escape(shown(default))}[;)]", words.replace(" ", ""))
     if part is Trial and field.name in presets.DIGITS and presets.DIGITS[field.name] != default:

@@ -7,7 +7,7 @@ from asking import parse
 from test_command_line import OTHER_VALUES
 
 from trainer.command import command, flag, in_flags
-from trainer.errors import FieldError, UsageError
+from trainer.errors import NAMED, FieldError, UsageError
 
 
 @command()
@@ -25,12 +25,24 @@ def said(arguments, capsys):
     line = capsys.readouterr().err
     assert line.startswith("error: ")
     assert line.count("\n") == 1
-    assert "`" not in line
+    assert not NAMED.search(line)
     return line.removeprefix("error: ").strip()
 
 
 @pytest.mark.parametrize(("arguments", "words"), [
     (("--regularizers", "l2,sim"), "--regularizers sim: is unknown; did you mean ssim"),
+    (("--regularizers", "l3"), "--regularizers l3: is unknown; did you mean l2?"),
+    (("--regularizers", "SSIM"), "--regularizers SSIM: is unknown; did you mean ssim"),
+    (("--seed", -1), "--seed -1: give a whole number from 0"), (("--seed", 2**31), "--seed 2147483648: give a whole"),
+    (("--gpus-per-worker", "nan"), "--gpus-per-worker nan: give a finite"),
+    (("--cpus-per-worker", 0), "--cpus-per-worker 0: give a finite number above 0"),
+    (("--cpus-per-worker", "inf"), "--cpus-per-worker inf: give a finite number above 0"),
+    (("--momentum", 1), "--momentum 1: give a fraction, from 0 to below 1"),
+    (("--image-size", 0), "--image-size 0: give a whole number of at least 1"),
+    (("--name", "a" * 201), "--name a+: give a name of at most 200 bytes"),
+    (("--name", "ä" * 101), "--name ä+: give a name of at most 200 bytes"),
+    (("--storage", "foo://bar"), "--storage foo://bar: give a folder or a URL of s3, gs"),
+    (("--name=-a",), "--name '-a': give a name without"), (("--name", "a`b"), "--name 'a.b': give a name without"),
     (("--regularizers", "l2,l2"), "--regularizers l2,l2: give l2 only once"),
     (("--strengths", "1,10,1.0"), "--strengths 1,10,1: give 1 only once"),
     (("--model", "resnet9"), "--model resnet9: is unknown; did you mean resnet8"),
@@ -75,6 +87,9 @@ def test_what_cannot_be_is_told_in_terms_of_the_flags(arguments, words, capsys):
     (("--preset", "orginal"), "--preset: give original, not 'orginal'; did you mean original?"),
     (("--epochs", "x"), "--epochs: give a whole number, not 'x'"),
     (("--epochs", 2, 3), "--epochs: give one value, not '2', '3'"),
+    (("--regularizers", "l2", "ssim"), "--regularizers: separate values by commas: l2,ssim"),
+    (("--regularizers", "l2,", "ssim"), "--regularizers: separate values by commas: l2,ssim"),
+    (("--activation", "Gelu"), "--activation: give relu or gelu or softplus or silu, not 'Gelu'; did you mean gelu?"),
     (("--epochs", "--no-flip"), "--epochs: give a whole number"),
     (("--pgd-eps", "2/0"), "--pgd-eps: give a number, or a fraction such as 8/255, not '2/0'"),
     (("--strengths", "1;2"), "--strengths: give numbers with commas between, not '1;2'"),
@@ -102,5 +117,9 @@ def test_an_error_names_the_field_in_python_and_its_flag_in_a_command():
     assert str(error) == "batch_size=0: raise it, or lower workers; `ray status` says more"
     assert in_flags(error) == "--batch-size 0: raise it, or lower --workers-per-trial; `ray status` says more"
     assert in_flags(FieldError("flip", False, "x")) == "--flip no: x"
+    assert (str(FieldError("flip", False, "x")), str(FieldError("trial", None, "x"))) == (
+        "flip=False: x",
+        "trial=None: x",
+    )
     assert in_flags(FieldError("new_head", True, "x")) == "--new-head: x"
     assert in_flags(UsageError("two\nlines, and `epochs`")) == "two lines, and --epochs"

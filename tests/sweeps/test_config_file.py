@@ -27,6 +27,8 @@ def test_what_an_earlier_sweep_wrote_begins_another_and_flags_override_it(asked,
 
 @pytest.mark.parametrize(("text", "words"), [
     ("trial: {epoch: 3}", "there is no setting epoch; did you mean epochs?"),
+    ("epochs: 3", "epochs belongs under trial:, indented"),
+    ("size: 3", "size belongs under placement: and cache:, indented"),
     ("seedz: 3", "there is no setting seedz; did you mean seeds?"),
     ("seeds: many", 'seeds: give a whole number, not "many"'), ("seeds: 2.5", "seeds: give a whole number, not 2.5"),
     ("seeds: true", "seeds: give a whole number, not true"), ("trial: 3", "trial: give its settings, indented"),
@@ -50,7 +52,7 @@ def test_what_a_file_of_settings_says_wrong_is_named(text, words, tmp_path):
     file.write_text(text)
     with pytest.raises(UsageError, match=f"^{re.escape(f'{file}: {words}')}"):
         parse("--config", file)
-    with pytest.raises(UsageError, match="cannot be read"):
+    with pytest.raises(UsageError, match="nothing.yaml: there is no such file$"):
         parse("--config", tmp_path / "nothing.yaml")
 
 
@@ -58,6 +60,15 @@ def test_a_wrong_flag_beside_a_file_is_the_flags_fault(tmp_path):
     (tmp_path / "sweep.yaml").write_text("trial: {epochs: 3}\nseeds: 2")
     with pytest.raises(FieldError, match="^epochs=0: give a whole number"):
         parse("--config", tmp_path / "sweep.yaml", "--epochs", 0)
+
+
+def test_strengths_of_a_file_are_overridden_with_their_number(tmp_path):
+    (tmp_path / "mine.yaml").write_text("strengths: [1, 10, 100]")
+    sweep, _ = parse("--config", tmp_path / "mine.yaml", "--strengths", "2")
+    assert (sweep.strengths, sweep.parts) == ((2.0,), (1,))
+    assert dataclasses.replace(sweep, strengths=(1, 2)).parts == (2,)
+    with pytest.raises(FieldError, match="strengths=1,2: one trial runs for each of the 2, but trials_per_regularizer"):
+        dataclasses.replace(sweep, strengths=(1, 2), trials_per_regularizer=1)
 
 
 def test_a_part_of_the_settings_by_hand_will_do(tmp_path):

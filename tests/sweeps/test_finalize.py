@@ -3,6 +3,7 @@
 import dataclasses
 import html
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from recorded import begin, run_of
 
 from sweeps import finalize as module
 from sweeps.finalize import finalize
-from sweeps.messages import told_to
+from sweeps.messages import Note, told_to
 from sweeps.ranking import Row
 from sweeps.recording import start_sweep
 from sweeps.search import make_search, open_study
@@ -107,15 +108,18 @@ def test_a_sweep_leaves_result_report_figures_and_model(sweep, rows, recording):
     assert "optimizer" not in torch.load(Path(rows[0].checkpoint) / "state.pt"), "the baseline's, only weights"
 
 
-def test_what_cannot_be_made_is_said_and_the_result_is_there(sweep, rows, recording, monkeypatch):
+def test_what_cannot_be_made_is_said_and_the_result_is_there(sweep, rows, recording, monkeypatch, caplog):
     def fail(*rest):
         raise RuntimeError("no space\nleft")
 
     monkeypatch.setattr(module, "write_report", fail)
     monkeypatch.setattr(module, "save_model", fail)
-    said = []  # and the study is gone
-    with told_to(lambda message: said.append(message.text)):
+    messages = []  # and the study is gone
+    with told_to(messages.append), caplog.at_level(logging.INFO, "sweeps.finalize"):
         finalize(sweep, UNITS, rows, recording)
+    said = [message.text for message in messages]
+    assert [one.text[:2] for one in messages if isinstance(one, Note) and one.warning] == ["no"] * 3
+    assert "in fail\n" in caplog.text, "the trace is for the log"
     assert said[0].startswith("no importances: KeyError")
     assert said[1:] == [
         "writing the report", "no report: RuntimeError no space",

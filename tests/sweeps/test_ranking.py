@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from sweeps.finalists import choose
-from sweeps.ranking import Row, as_csv, as_dict, baseline, least_accuracy, pareto, pick, rank, reason, table
+from sweeps.ranking import Row, as_csv, as_dict, as_text, baseline, least_accuracy, pareto, pick, rank, reason, table
 
 
 def row(name, accuracy, robust, status="finished"):
@@ -35,6 +35,13 @@ def test_pick_is_the_most_robust_within_the_allowed_drop():
     assert pick(ROWS, 0.02).regularizer == "l2"
     assert pick(ROWS, 0.2).regularizer == "tv"
     assert pick(ROWS, 0.001).regularizer == "none"
+
+
+def test_a_pick_that_is_unbeaten_is_marked_as_both():
+    lines = [line.split() for line in as_text([*ROWS, row("mse", 0.7, 0.6)], ROWS[1]).splitlines()]
+    marks = {words[-8]: [words[0] == "→", words[-4][-1] == "*"] for words in lines if len(words) > 8}
+    one = {"l2": [True, True], "none": [False, True], "tv": [False, True], "mse": [False, False]}
+    assert {name: marks[name] for name in one} == one
 
 
 def test_the_limit_is_the_mean_of_the_baselines_not_the_luckiest():

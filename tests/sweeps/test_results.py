@@ -1,15 +1,17 @@
 """What a sweep left, as Python has it: table, pick, front and each trial by its number."""
 
 import dataclasses
+import io
 import json
 
 import pytest
 import torch
+from rich.console import Console
 
 from sweeps import Sweep, SweepResult, TrialResult
 from sweeps.finalists import Finalist, as_dicts, choose
 from sweeps.ranking import Row, as_dict, pick
-from sweeps.summary import print_trained_on
+from sweeps.summary import print_result, print_trained_on
 from sweeps.train_on import check
 from trainer.config import Trial, UsageError
 from trainer.models import build_model
@@ -63,13 +65,31 @@ def test_the_table_has_every_trial_by_its_number_best_first(ended):
     assert table.loc[3, "test/accuracy"] == pytest.approx(0.86)
 
 
+def test_a_baseline_that_wins_is_not_offered_for_more_training(ended):
+    result = ended.result()
+    trials = [dataclasses.replace(one, metrics=one.metrics | {"test/robust_accuracy": 0.1}) for one in result.trials]
+    for drop, picked in ((0.05, "l2"), (0.0, "none")):
+        sweep = dataclasses.replace(ended, max_accuracy_drop=drop, seeds=0)
+        console = Console(file=io.StringIO(), width=200)
+        print_result(dataclasses.replace(result, sweep=sweep, trials=trials), console)
+        said = console.file.getvalue()
+        assert f"Pick: {picked}, trial" in said
+        assert ("Train the pick further" in said) == (picked != "none")
+
+
+def test_a_result_that_a_disk_spoiled_is_one_line(ended, tmp_path):
+    (tmp_path / "s/result.json").write_text('{"trials": [')
+    with pytest.raises(UsageError, match="s/result.json: is not valid JSON .*--resume.* writes it again$"):
+        ended.result()
+
+
 def test_pick_and_front(ended):
     result = ended.result()
     assert (result.pick.number, result.pick.regularizer) == (1, "l2")
     assert [one.number for one in result.front] == [0, 1, 2], "the most accurate first; trial 3 is beaten"
     without = dataclasses.replace(result, trials=[one for one in result.trials if one.regularizer != "none"])
     assert without.pick is None
-    with pytest.raises(UsageError, match="trial=none: sweep s has no pick; name a trial"):
+    with pytest.raises(UsageError, match="trial=None: sweep s has no pick; name a trial"):
         without.best()
 
 
@@ -123,6 +143,8 @@ def test_what_cannot_be_trained_on_is_refused(ended):
     check(result.pick, 1)
     with pytest.raises(UsageError, match="epochs=0: give a whole number of at least 1"):
         check(result.pick, 0)
+    with pytest.raises(UsageError, match="epochs=1.5: give a whole number of at least 1"):
+        check(result.pick, 1.5)
     with pytest.raises(UsageError, match="trial=#07: it failed and left no checkpoint"):
         check(result.trial(7), 1)
 

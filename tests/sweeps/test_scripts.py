@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -27,6 +28,13 @@ def weights_of_another_shape(tmp_path):
     path = tmp_path / "other.pt"
     torch.save(build_model("resnet8", 7).state_dict(), path)
     return path
+
+
+def test_scripts_that_are_imported_leave_the_search_path():
+    modules = "sweeps.all_regularizers, sweeps.resume_best"
+    code = f"import sys; before = list(sys.path); import {modules}; print(sys.path == before)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"
 
 
 def test_bad_input_is_one_line_before_anything_starts(

@@ -1,15 +1,16 @@
 """A sweep's settings as Python gives them."""
 
 import fcntl
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from sweeps import Sweep
+from sweeps import Sweep, presets
 from sweeps.folder import DRIVER, driving, is_driven
-from trainer.errors import FieldError
+from trainer.errors import FieldError, UsageError
 
 
 @pytest.mark.parametrize(
@@ -26,6 +27,9 @@ from trainer.errors import FieldError
         ({"trial": {"epochs": 1}}, "trial={'epochs': 1}: give a Trial"),
         ({"placement": None}, "placement=None: give a Placement"),
         ({"keep": None}, "keep=None: give a string"),
+        ({"regularizers": ()}, "regularizers=: give at least one name"),
+        ({"trial": presets.digits(regularizer="l2")}, "regularizer=l2: each trial of a sweep gets its own; give reg"),
+        ({"strengths": (1, 2), "trials_per_regularizer": 1}, "strengths=1,2: one trial runs for each of the 2, but"),
     ],
 )
 def test_a_value_of_another_type_is_refused_by_the_name_of_its_field(change, message):
@@ -75,11 +79,30 @@ def test_trials_refuse_other_types_and_lists_paths_and_whole_numbers_are_taken_f
     ], done.stderr
 
 
+def test_a_copy_of_a_sweep_is_not_taken_for_the_sweep(tmp_path):
+    sweep = Sweep(name="s", storage=str(tmp_path))
+    sweep.save()
+    for other in ("t", "elsewhere/s"):
+        shutil.copytree(tmp_path / "s", tmp_path / other)
+        folder = tmp_path / other
+        with pytest.raises(UsageError, match=f"^{folder} is a copy of the sweep in {tmp_path}/s, or was moved"):
+            Sweep.load(folder.name, folder.parent)
+    shutil.rmtree(tmp_path / "s")
+    (tmp_path / "s").symlink_to(tmp_path / "elsewhere/s")
+    assert Sweep.load("s", tmp_path).folder == sweep.folder, "a link has the same paths"
+
+
+def test_a_storage_that_is_a_file_is_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="file: is a file, not a folder$"):
+        Sweep.load("s", tmp_path / "file")
+
+
 def test_whether_a_process_drives_a_sweep_is_known_where_it_did(tmp_path):
     sweep = Sweep(name="s", storage=str(tmp_path))
-    assert is_driven(sweep) is None
+    assert is_driven(sweep.local_folder) is None
     with driving(sweep):
-        assert is_driven(sweep)
-    assert is_driven(sweep) is False
+        assert is_driven(sweep.local_folder)
+    assert is_driven(sweep.local_folder) is False
     with Path(sweep.local_folder, DRIVER).open() as lock:  # the question itself keeps no driver away
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -67,7 +67,7 @@ def test_a_good_start_is_one_line_without_a_warning(capsys, monkeypatch):
         tell_start(GOOD)
     assert capsys.readouterr().out == (
         "start: accuracy 80.6 % of 5000 val images (chance 10.0 %); 312 steps an epoch; two trials closer than 1.6 "
-        "points in accuracy, 8.7 points in robust accuracy are a tie\n"
+        "points in accuracy or 8.7 in robust accuracy are a tie\n"
     )
     with told_to(Terminal()):
         tell_start(None)  # of a sweep begun before this was measured

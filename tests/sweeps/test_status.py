@@ -7,8 +7,11 @@ from rich.console import Console
 
 from sweeps import status
 from sweeps.events import EpochReported, EventLog, SweepEnded, SweepStarted, TrialEnded, TrialStarted
+from sweeps.folder import driving
 from sweeps.ranking import rank
 from sweeps.settings import Sweep
+from trainer.errors import UsageError
+from trainer.trial_log import TrialLog
 
 MINUTE = 60_000
 START = 1_000_000 * MINUTE
@@ -99,10 +102,50 @@ def test_the_pick_trained_further_is_no_trial_of_the_sweep(running, log):
     assert again == {"a": False, "b": False, "c": False, "d": False, "e": True}
 
 
+def test_a_trial_that_is_trained_further_is_shown_with_its_own_epochs(running, log):
+    log.append(SweepEnded(time=START + 5 * MINUTE, status="FINISHED"))
+    log.append(SweepStarted(time=START + 6 * MINUTE, name="mine"))
+    log.append(trial(START + 6 * MINUTE, "resume-a", "none", part="", resumed_from="a", number=7, epochs=4))
+    written = TrialLog(str(running / "mine/trials/resume-a"), "d", epoch=3)
+    written.report({"val/accuracy": 0.8, "val/robust_accuracy": 0.4}, 30)
+    with driving(Sweep.load("mine", running)):
+        found = status.read_status(str(running), "mine")
+        assert status.main(["--name", "mine", "--storage", str(running)]) == 0
+    assert (found.state, found.seconds_left) == ("ended", None)
+    assert "mine: ended, 4 trials, trial #07 is being trained further, last epoch" in status.headline(found, "mine", 0)
+    console = Console(width=80, file=io.StringIO())
+    console.print(status.table([found.continued]))
+    row = console.file.getvalue().splitlines()[2].split()
+    assert row == ["#07", "resumed", "none", "-", "-", "3/4", "80.0", "40.0", "training"]
+    found = status.read_status(str(running), "mine")
+    assert (found.state, found.continued) == ("ended", None), "its process was killed"
+
+
+def test_a_sweep_that_is_being_prepared_is_no_error(tmp_path, capsys):
+    sweep = Sweep(name="new", storage=str(tmp_path))
+    with driving(sweep, new=True):
+        assert status.main(["--name", "new", "--storage", str(tmp_path)]) == 0
+        assert capsys.readouterr().out == "new: preparing data, checkpoint and weights; no trial has begun\n"
+        with pytest.raises(UsageError, match="is still being prepared; wait"):
+            Sweep.load("new", tmp_path)
+    assert status.main(["--name", "new", "--storage", str(tmp_path)]) == 2
+    with pytest.raises(UsageError, match="^sweep 'new' ended before its search began; give its command again$"):
+        Sweep.load("new", tmp_path)
+
+
+def test_the_status_in_python_is_short_and_has_a_table(running):
+    found = status.read_status(str(running), "mine")
+    assert len(repr(found)) < 100
+    table = found.table().set_index("trial_id")
+    assert table.loc["c", ["state", "epoch", "val/robust_accuracy"]].tolist() == ["stopped", 1.0, pytest.approx(0.15)]
+    assert list(table.index) == list("abcd")
+    assert len(status.Status(state="preparing").table()) == 0
+
+
 def test_the_table_has_those_that_run_first_and_fits_a_narrow_terminal(running):
     found = status.read_status(str(running), "mine")
     console = Console(width=80, file=io.StringIO())
-    console.print(status.table(found.trials, found.epochs))
+    console.print(status.table(found.trials))
     lines = console.file.getvalue().splitlines()
     assert [line.split()[0] for line in lines[2:6]] == ["b", "d", "a", "c"]
     assert lines[2].split() == ["b", "l2", "1", "5", "1/2", "90.0", "10.5", "training"]
@@ -122,7 +165,7 @@ def test_trials_that_ended_stand_as_in_the_ranking(running, log):
         log.append(TrialEnded(time=START + 2, trial_id=key, epoch=epochs, digest="d", metrics=metrics))
     found = [one for one in status.read_status(str(running), "mine").trials if one.started.trial_id in "zefgb"]
     console = Console(width=80, file=io.StringIO())
-    console.print(status.table(found, 2))
+    console.print(status.table(found))
     shown = [line.split()[0] for line in console.file.getvalue().splitlines()[2:7]]
     assert shown == ["b", *(row.trial_id for row in rank([one.result() for one in found if one.ended]))]
     assert shown == ["b", "g", "z", "e", "f"]
@@ -135,7 +178,11 @@ def test_what_is_not_there_is_one_line(running, capsys):
     assert run("mine")[0] == 0
     (running / "mine/events.jsonl").rename(running / "elsewhere")
     (running / "begun").mkdir()  # a sweep that pretrains, say, has no settings yet
-    for name, words in (("mine", "run this there"), ("other", "it has mine"), ("begun", "no trial has begun")):
+    for name, words in (
+        ("mine", "run this there"),
+        ("other", "it has mine"),
+        ("begun", "its preparation failed, or another machine"),
+    ):
         code, said = run(name)
         assert code == 2
         assert said.err.startswith("error: ")

@@ -66,7 +66,9 @@ def run(asked: "Asked") -> int:
             stream.write(json.dumps(report, indent=1).encode())
     Console(width=1000).print(report_table(report))  # a cut name is no name: rather let the terminal break the line
     console.print("accuracies in %")
-    console.print(f"{out / 'report.json'}, galleries of heatmaps beside it", soft_wrap=True, highlight=False)
+    console.print(
+        f"{out / 'report.json'}, galleries of heatmaps beside it", soft_wrap=True, highlight=False, markup=False
+    )
     return 0
 
 

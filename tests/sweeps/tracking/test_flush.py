@@ -239,3 +239,23 @@ def test_killed_while_it_trains_and_sends_no_step_is_missing_or_doubled(database
     run = assert_all_there(recording, "t1", last)
     assert run.info.status == "FINISHED"
     assert len(client_of(recording).search_runs([run.info.experiment_id])) == 2
+
+
+def test_a_sweep_that_cannot_be_read_keeps_no_other_from_being_sent(database, tmp_path, capsys):
+    with start(tmp_path / "runs", database, "b"):
+        pass
+    new_sweep(tmp_path / "runs", database, "a")
+    (tmp_path / "runs/a/sweep.yaml").write_text("[")
+    assert flush_main(["flush", "--storage", str(tmp_path / "runs")]) == 2
+    said = capsys.readouterr()
+    assert "b: MLflow has everything" in said.out
+    assert said.err.startswith(f"error: {tmp_path}/runs/a/sweep.yaml: is not valid YAML")
+
+
+def test_rebuild_has_a_help_of_its_own(capsys):
+    with pytest.raises(SystemExit):
+        flush_main(["rebuild", "--help"])
+    said = capsys.readouterr().out
+    assert "everything of a sweep again" in said
+    assert "still missing" not in said
+    assert "default: none" not in said
