@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict, TypeVar, get_args, get_origin, get_type_hints
 
+from regularizers._names import RegularizerImportError
 from trainer.errors import FieldError, UsageError, shown
 from trainer.plain import DICTS, LISTS, convert, described, without_none
 
@@ -84,11 +85,7 @@ def command(interrupted: str = "interrupted") -> Callable[[Main], Main]:
             except UsageError as error:
                 print(f"error: {in_flags(error)}", file=sys.stderr)
                 return 2
-            except ImportError as error:
-                from regularizers._names import RegularizerImportError  # what flags are made of needs no regularizers
-
-                if not isinstance(error, RegularizerImportError):
-                    raise
+            except RegularizerImportError as error:
                 print(f"error: {error}", file=sys.stderr)
                 return 2
             except KeyboardInterrupt as stopped:
