@@ -37,7 +37,7 @@ Objectives = Literal["robust", "both"]
 # What may be changed when a sweep is resumed or extended.
 CHANGEABLE = {"resume": ("max_accuracy_drop",), "extend": ("seeds", "finalists", "max_accuracy_drop", "max_concurrent")}
 FIRST_NEW_SEED = 1_000_000  # behind every seed a search will ever reach
-LARGEST_SEED = 2**31  # those of trials come after it
+SEED_LIMIT = 2**31  # those of trials come after it
 STORES = ("s3", "gs", "file")  # that can be written
 LONGEST_NAME = 200  # file systems take 255 bytes, and names of files beside the folder are made of it
 
@@ -142,8 +142,8 @@ class Sweep:
             own = "regularizer" if self.trial.regularizer != "none" else "penalty_settings"
             remedy = "each trial of a sweep gets its own; give `regularizers` and `fixed` of the sweep instead"
             raise FieldError(own, getattr(self.trial, own), remedy)
-        if self.trial.seed >= LARGEST_SEED:
-            raise FieldError("seed", self.trial.seed, f"give a whole number from 0 to below {LARGEST_SEED}")
+        if self.trial.seed >= SEED_LIMIT:
+            raise FieldError("seed", self.trial.seed, f"give a whole number from 0 to below {SEED_LIMIT}")
         if re.search(r"[/\\:'%@`\x00-\x1f]|^[-. ]| $", self.name):
             remedy = "give a name without / \\ : ' % @ `, that begins with no dot, dash or space and ends with no space"
             raise FieldError("name", repr(self.name), remedy)

@@ -88,9 +88,11 @@ def read_status(storage: str, name: str) -> Status:
     """
     folder = f"{storage}/{name}"
     if file_size(f"{folder}/{SETTINGS}") is None and name in folders_in(storage):
-        if is_driven(Path(folder)):
+        if driven := is_driven(Path(folder)):
             return Status(state="preparing")
-        raise UsageError(f"{name}: no trial has begun; its preparation failed, or another machine is at it")
+        why = "data, checkpoint and weights are being prepared, or that failed"  # another machine does, or a bucket
+        why = "its preparation ended before the search; give its command again" if driven is False else why
+        raise UsageError(f"{name}: no trial has begun; {why}")
     sweep = Sweep.load(name, storage)
     log = log_in(folder, sweep.local_folder)
     if not log.size():

@@ -276,7 +276,7 @@ def test_every_table_shows_those_that_are_not_the_default(sweep):
     for event in recording.log:
         progress.take(event)
     for table in (
-        ranking.table(rows, rows[1]), finalists.table(again), status.table(read_trials(recording.log).values(), 2),
+        ranking.table(rows, rows[1]), finalists.table(again), status.table(read_trials(recording.log).values()),
         progress._table(),
     ):  # fmt: skip
         lines = [line.split() for line in text(table).splitlines()]

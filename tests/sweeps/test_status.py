@@ -129,6 +129,7 @@ def test_a_sweep_that_is_being_prepared_is_no_error(tmp_path, capsys):
         with pytest.raises(UsageError, match="is still being prepared; wait"):
             Sweep.load("new", tmp_path)
     assert status.main(["--name", "new", "--storage", str(tmp_path)]) == 2
+    assert "no trial has begun; its preparation ended before the search" in capsys.readouterr().err
     with pytest.raises(UsageError, match="^sweep 'new' ended before its search began; give its command again$"):
         Sweep.load("new", tmp_path)
 
@@ -181,7 +182,7 @@ def test_what_is_not_there_is_one_line(running, capsys):
     for name, words in (
         ("mine", "run this there"),
         ("other", "it has mine"),
-        ("begun", "its preparation failed, or another machine"),
+        ("begun", "no trial has begun; data, checkpoint and weights are being prepared, or that"),
     ):
         code, said = run(name)
         assert code == 2
