@@ -22,7 +22,7 @@ def test_every_place_says_the_same_versions():
         text = (ROOT / name).read_text()
         assert f"not (3, {oldest}) <= sys.version_info[:2] <= (3, {newest})" in text, name
         assert f"3.{oldest} to 3.{newest} is needed" in text, name
-    assert f"You need python 3.{oldest} to 3.{newest} " in (ROOT / "README.md").read_text()
+    assert f"You need Python 3.{oldest} to 3.{newest} " in (ROOT / "README.md").read_text()
 
 
 @pytest.mark.parametrize("version", ["3.10.13", "3.11.2", "3.14.0", "3.15.0"])
