@@ -7,7 +7,7 @@
 
 Files in reading order:
 
-    settings, presets, folder    a sweep as a value, settings under a name, the sweep's folder
+    settings, checks, presets, folder    a sweep as a value, what it may be, settings under a name, its folder
     all_regularizers, command_line    the script that runs a sweep, and its flags
     cli, resume_best, environment    the other commands, and the environment they set
     run             from beginning to end; the files below in its order

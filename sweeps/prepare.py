@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from sweeps.capacity import in_words, nodes, per_trial, slots, wait_for_room, worker_defaults
+from sweeps.checks import check_ranges
 from sweeps.messages import note, stage
 from sweeps.preflight import check_shared
 from sweeps.settings import Sweep
@@ -70,7 +71,7 @@ def _with_data(trial: Trial, workers: int) -> Trial:
 def check(sweep: Sweep) -> None:
     """Refuse a model, data, a checkpoint or an MLflow that do not fit, before anything is written."""
     trial = sweep.trial
-    sweep.check_ranges()
+    check_ranges(sweep)
     build_model(trial.model, classes=2)  # refuses an unknown name
     if trial.data is not None:
         train = read_shards(trial.data, "train")

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import difflib
 import os
-import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
-from urllib.parse import urlsplit
 
 import yaml
 
+from sweeps.checks import check_ranges, check_sweep
 from sweeps.environment import set_environment
 from sweeps.folder import SETTINGS, is_driven, no_sweep, read_yaml, was_prepared
-from sweeps.proposals import named, settings_of
+from sweeps.proposals import settings_of
 from trainer.command import how_to_run
-from trainer.config import Trial, check_choices, check_distinct, check_regularizers, regularizer_names
+from trainer.config import Trial, regularizer_names
 from trainer.errors import FieldError, UsageError
 from trainer.locations import absolute, file_size, is_url, write_files
-from trainer.model_input import check_model
 from trainer.placement import Placement
 from trainer.plain import from_plain, set_types, to_plain
 
@@ -37,9 +34,6 @@ Objectives = Literal["robust", "both"]
 # What may be changed when a sweep is resumed or extended.
 CHANGEABLE = {"resume": ("max_accuracy_drop",), "extend": ("seeds", "finalists", "max_accuracy_drop", "max_concurrent")}
 FIRST_NEW_SEED = 1_000_000  # behind every seed a search will ever reach
-SEED_LIMIT = 2**31  # those of trials come after it
-STORES = ("s3", "gs", "file")  # that can be written
-LONGEST_NAME = 200  # file systems take 255 bytes, and names of files beside the folder are made of it
 
 
 def usual_storage() -> str:
@@ -124,86 +118,7 @@ class Sweep:
         object.__setattr__(self, "storage", absolute(self.storage).rstrip("/"))  # nodes and shells stand elsewhere
         if is_url(self.storage):
             object.__setattr__(self, "local_dir", absolute(self.local_dir or "runs"))
-        self.check()
-
-    def check(self) -> None:
-        """Refuse what cannot be, as far as it can be told without PyTorch.
-
-        Raises:
-            FieldError: naming the field.
-        """
-        check_model(self.trial.model)
-        check_regularizers("regularizers", self.regularizers)
-        check_choices(self)
-        check_distinct("regularizers", self.regularizers)
-        if not self.regularizers:
-            raise FieldError("regularizers", self.regularizers, "give at least one name")
-        if self.trial.regularizer != "none" or self.trial.penalty_settings:
-            own = "regularizer" if self.trial.regularizer != "none" else "penalty_settings"
-            remedy = "each trial of a sweep gets its own; give `regularizers` and `fixed` of the sweep instead"
-            raise FieldError(own, getattr(self.trial, own), remedy)
-        if self.trial.seed >= SEED_LIMIT:
-            raise FieldError("seed", self.trial.seed, f"give a whole number from 0 to below {SEED_LIMIT}")
-        if re.search(r"[/\\:'%@`\x00-\x1f]|^[-. ]| $", self.name):
-            remedy = "give a name without / \\ : ' % @ `, that begins with no dot, dash or space and ends with no space"
-            raise FieldError("name", repr(self.name), remedy)
-        if len(self.name.encode()) > LONGEST_NAME:
-            raise FieldError("name", self.name, f"give a name of at most {LONGEST_NAME} bytes")
-        if is_url(self.storage) and urlsplit(self.storage).scheme not in STORES:
-            raise FieldError("storage", self.storage, f"give a folder or a URL of {', '.join(STORES)}")
-        if self.keep not in ("all", "best") and not re.fullmatch(r"top-[1-9]\d*", self.keep):
-            raise FieldError("keep", self.keep, "give all, best or top-K, such as top-3")
-        if self.seeds < 0 or self.seeds == 1:
-            raise FieldError("seeds", self.seeds, "give at least 2, as one alone has no interval, or 0 for none")
-        if self.strengths is not None:
-            if not self.strengths:
-                raise FieldError("strengths", self.strengths, "give at least one number, or None for a search")
-            check_distinct("strengths", self.strengths)
-            if self.allocation == "adaptive":
-                raise FieldError("strengths", self.strengths, "leave Optuna nothing to choose; leave out `allocation`")
-            if self.trials_per_regularizer not in (None, len(self.strengths)):
-                raise FieldError(
-                    "strengths",
-                    self.strengths,
-                    f"one trial runs for each of the {len(self.strengths)}, but `trials_per_regularizer` is "
-                    f"{self.trials_per_regularizer}; leave that out",
-                )
-            if not all(0 < strength < float("inf") for strength in self.strengths):
-                raise FieldError("strengths", self.strengths, "give finite numbers above 0")
-        if self.trial.weight and (self.strengths is not None or self.allocation == "adaptive"):
-            raise FieldError(
-                "weight",
-                self.trial.weight,
-                "is that of every penalty and leaves nothing to search; leave it out, or `strengths` and `allocation` "
-                "adaptive",
-            )
-        if self.sampler == "grid" and (self.strengths is not None or self.trial.weight):
-            other = "strengths" if self.strengths is not None else "weight"
-            raise FieldError("sampler", self.sampler, f"`{other}` says what to try already; leave out one of the two")
-        if self.sampler in ("random", "grid") and self.allocation == "adaptive":
-            raise FieldError("sampler", self.sampler, "moves no trials; give dial or tpe, or leave out `allocation`")
-        for name in ("new_head", "ema"):
-            if getattr(self, name) and self.trial.checkpoint is None:
-                raise FieldError(name, True, "needs `checkpoint`, the weights to start from")
-        if self.head_steps < 0:
-            raise FieldError("head_steps", self.head_steps, "give a whole number; 0 leaves the layer random")
-        if self.head_steps != type(self).head_steps and not self.new_head:
-            raise FieldError("head_steps", self.head_steps, "needs `new_head`; give both, or leave both out")
-        if self.local_dir not in (None, self.storage) and not is_url(self.storage):
-            remedy = f"needs a `storage` that is a URL; leave it out, as everything is kept in {self.storage}"
-            raise FieldError("local_dir", self.local_dir, remedy)
-        if not 0 <= self.max_accuracy_drop < 1:
-            drop = self.max_accuracy_drop
-            points = f"; {drop:g} points are {drop / 100:g}" if 1 <= drop <= 100 else ""
-            raise FieldError("max_accuracy_drop", drop, f"give a fraction from 0 to below 1{points}")
-        for name in ("trials_per_regularizer", "max_concurrent", "finalists"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise FieldError(name, value, "give a whole number of at least 1")
-        for number in self.extensions:
-            if number < 1:
-                raise FieldError("extensions", number, "give a whole number of at least 1")
-        if self.trial.images_per_epoch is not None:
-            self.trial.steps_per_epoch(self.placement.workers)
+        check_sweep(self)
 
     def run(self, progress: Progress | None = None, verbose: bool = False) -> SweepResult:
         """Run the sweep: on the running Ray cluster, or on this machine.
@@ -284,26 +199,7 @@ class Sweep:
             remedy = f"{self.storage} has a sweep of that name; choose another name, or continue that one by `resume`"
             raise FieldError("name", self.name, remedy)
         if self.strengths is not None or self.fixed:
-            self.check_ranges()
-
-    def check_ranges(self) -> None:
-        """Refuse strengths and fixed settings outside the ranges of the regularizers, whose files need PyTorch.
-
-        Raises:
-            FieldError: naming those.
-        """
-        from regularizers import REGULARIZERS
-
-        ranges = [REGULARIZERS[name].strengths() for name in self.names[1:]]
-        low, high = (
-            max((low for low, _ in ranges), default=0.0),
-            min((high for _, high in ranges), default=float("inf")),
-        )
-        wrong = [strength for strength in self.strengths or () if not low <= strength <= high]
-        if wrong:
-            raise FieldError("strengths", wrong, f"give numbers from {low:g} to {high:g}")
-        for name, value in self.fixed.items():
-            check_fixed(name, value, self.names)
+            check_ranges(self)
 
     @property
     def new_seeds(self) -> range:
@@ -424,23 +320,3 @@ class Sweep:
             UsageError: if there is no such file, or it holds something else.
         """
         return from_plain(cls, read_yaml(location), location)
-
-
-def check_fixed(name: str, value: float, regularizers: Iterable[str]) -> None:
-    """Refuse a fixed setting that none of the regularizers has, or whose value is outside its range.
-
-    Raises:
-        FieldError: naming it.
-    """
-    from regularizers import REGULARIZERS
-
-    ranges = {key: one for own in regularizers for key, one in named(own, REGULARIZERS[own].settings()).items()}
-    if name.endswith(".weight"):
-        raise FieldError("fixed", name, "weights are set by `strengths` or `weight`")
-    if name not in ranges:
-        near = difflib.get_close_matches(name, ranges, n=1)
-        known = f"choose from {', '.join(ranges)}" if ranges else "they have none but the weight"
-        known = f"did you mean {near[0]}?" if near else known
-        raise FieldError("fixed", name, f"no regularizer of this sweep has that setting; {known}")
-    if not ranges[name].holds(value):
-        raise FieldError("fixed", {name: value}, f"give {ranges[name]}")

@@ -16,6 +16,7 @@ from rich.console import Console
 from regularizers import REGULARIZERS, Regularizer
 from regularizers.base import tunable
 from sweeps import finalists, ranking, status, train_on, trainable
+from sweeps.checks import check_fixed, check_ranges
 from sweeps.events import TrialEnded
 from sweeps.importance import importances
 from sweeps.outcomes import trial_of, trial_started
@@ -27,7 +28,7 @@ from sweeps.recording import start_sweep
 from sweeps.report.page import description, settings, write_report
 from sweeps.results import SweepResult, TrialResult
 from sweeps.search import METRIC, Space, make_search
-from sweeps.settings import Sweep, check_fixed
+from sweeps.settings import Sweep
 from sweeps.trials import read_trials
 from trainer.cache import ShardCache
 from trainer.calibrate import calibrate
@@ -175,7 +176,7 @@ def test_strengths_fix_the_strength_and_an_absolute_weight_everything(sweep):
 )  # fmt: skip
 def test_what_cannot_be_fixed_is_one_line(sweep, fixed, message):
     with pytest.raises(UsageError) as refused:
-        dataclasses.replace(sweep, regularizers=("l2", "psnr_hvs"), fixed=fixed).check_ranges()
+        check_ranges(dataclasses.replace(sweep, regularizers=("l2", "psnr_hvs"), fixed=fixed))
     assert message in str(refused.value)
 
 

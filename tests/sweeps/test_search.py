@@ -11,6 +11,7 @@ from optuna.trial import TrialState
 from ray import cloudpickle
 
 from regularizers import REGULARIZERS
+from sweeps.checks import check_ranges
 from sweeps.dial_sampler import MAX_DROP
 from sweeps.proposals import weight_of
 from sweeps.resuming import extended
@@ -93,8 +94,8 @@ def test_settings_that_cannot_be_are_refused(sweep, change, words):
 
 def test_strengths_outside_the_ranges_are_refused_before_the_search(sweep):
     with pytest.raises(UsageError, match="^strengths=0.05,1000.5: give numbers from 0.1 to 1000$"):
-        dataclasses.replace(sweep, strengths=(0.05, 1000.5)).check_ranges()
-    dataclasses.replace(sweep, strengths=(0.1, 1000.0)).check_ranges()
+        check_ranges(dataclasses.replace(sweep, strengths=(0.05, 1000.5)))
+    check_ranges(dataclasses.replace(sweep, strengths=(0.1, 1000.0)))
 
 
 def test_the_same_seed_proposes_the_same_weights(sweep):
