@@ -127,7 +127,8 @@ def test_a_small_sweep_end_to_end_and_its_pick_resumed(start, script, tmp_path):
         "--storage", tmp_path, "--name", "small", timeout=500,
     )  # fmt: skip
     assert status == 0, (out, err)
-    assert re.search(r"Train the pick further:  .*(resume_best.py|resume-best) --name small", out)
+    offered = re.search(r"Train the pick further:  .*(resume_best.py|resume-best) --name small", out)
+    assert bool(offered) == ("Pick: none, trial" not in out), "which wins may differ between CPUs"
     assert err == "", "nothing of Ray's internals"
 
     result = json.loads((tmp_path / "small" / "result.json").read_text())
