@@ -5,17 +5,20 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from sweeps.proposals import named
 from trainer.config import check_choices, check_distinct, check_regularizers
 from trainer.errors import FieldError
-from trainer.locations import is_url
+from trainer.locations import absolute, is_url
 from trainer.model_input import check_model
+from trainer.timm_names import PRETRAINED
 
 if TYPE_CHECKING:
     from sweeps.settings import Sweep
+    from trainer.config import Trial
 
 SEED_LIMIT = 2**31  # those of trials come after it
 STORES = ("s3", "gs", "file")  # that can be written
@@ -116,6 +119,20 @@ def _check_numbers(sweep: Sweep) -> None:
             raise FieldError("extensions", number, "give a whole number of at least 1")
     if sweep.trial.images_per_epoch is not None:
         sweep.trial.steps_per_epoch(sweep.placement.workers)
+
+
+def check_files(trial: Trial) -> None:
+    """Refuse local data and checkpoints that are not there; what they hold is read once PyTorch is imported.
+
+    Raises:
+        FieldError: naming the field.
+    """
+    for name in ("data", "checkpoint"):
+        location = getattr(trial, name)
+        if location in (None, PRETRAINED) or is_url(location) or re.search(r"[{*?[]", location):
+            continue
+        if not Path(absolute(location)).exists():
+            raise FieldError(name, location, "no such file or folder")
 
 
 def check_ranges(sweep: Sweep) -> None:

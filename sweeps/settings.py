@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 import yaml
 
-from sweeps.checks import check_ranges, check_sweep
+from sweeps.checks import check_files, check_ranges, check_sweep
 from sweeps.environment import set_environment
 from sweeps.folder import SETTINGS, is_driven, no_sweep, read_yaml, was_prepared
 from sweeps.proposals import settings_of
@@ -190,11 +190,12 @@ class Sweep:
         return read_status(self.storage, self.name)
 
     def check_start(self) -> None:
-        """Refuse a name that is taken and values outside their ranges; PyTorch is imported where those need it.
+        """Refuse a taken name, files that are not there and values outside their ranges, for which PyTorch is imported.
 
         Raises:
             FieldError: naming the field.
         """
+        check_files(self.trial)
         if file_size(f"{self.folder}/{SETTINGS}") is not None:
             remedy = f"{self.storage} has a sweep of that name; choose another name, or continue that one by `resume`"
             raise FieldError("name", self.name, remedy)

@@ -127,7 +127,7 @@ def _typed(kind: Any, value: Any, words: dict[type, str]) -> Any:
     if origin is Literal:
         if isinstance(value, str):
             return value  # `check_choices` names the nearest
-        raise TypeError(" or ".join(filter(None, (", ".join(args[:-1]), args[-1]))))
+        raise TypeError(one_of(args))
     if kind is str and isinstance(value, os.PathLike):
         return os.fspath(value)
     if kind is str and isinstance(value, str) and not value.strip():
@@ -204,7 +204,7 @@ def described(kind: Any) -> str:
     if get_origin(kind) in DICTS:
         return "names, each once, and numbers, such as a=1,b=2"
     if get_origin(kind) is Literal:
-        return " or ".join(get_args(kind))
+        return one_of(get_args(kind))
     return {int: "a whole number", float: "a number, or a fraction such as 8/255"}.get(kind, "a value")
 
 
@@ -214,3 +214,8 @@ def without_none(kind: Any) -> tuple[Any, bool]:
         return kind, False
     (alone,) = (one for one in get_args(kind) if one is not NoneType)
     return alone, True
+
+
+def one_of(choices: Sequence[str]) -> str:
+    """Such as `a, b or c`."""
+    return " or ".join(filter(None, (", ".join(choices[:-1]), choices[-1])))

@@ -18,7 +18,9 @@ HEAVY = {"torch", "ray", "mlflow", "optuna", "pyarrow", "timm"}
 WRONG = [  # a command line, the exit status, and what it prints
     *([name, "--help"] for name in COMMANDS),
     *([name, "--storrage", "x"] for name in COMMANDS),
-    ["sweep", "--batch-size", "0"], ["sweep", "--name", "taken"], ["sweep", "--name", "nothing", "--resume"],
+    ["sweep", "--data", "/nowhere", "--model", "resnet8"],
+    ["sweep", "--data", "tests", "--model", "resnet8", "--checkpoint", "/nowhere.pt"], ["sweep", "--batch-size", "0"],
+    ["sweep", "--name", "taken"], ["sweep", "--name", "nothing", "--resume"],
     ["sweep", "--name", "taken", "--extend", "1"], ["status", "--name", "nothing"], ["report", "--name", "nothing"],
     ["report", "--name", "taken"], ["resume-best", "--name", "nothing"], ["resume-best", "--name", "taken"],
     ["resume-best", "--name", "nothing", "--epochs", "0"], ["flush", "--name", "nothing"],

@@ -89,7 +89,7 @@ def test_what_cannot_be_is_told_in_terms_of_the_flags(arguments, words, capsys):
     (("--epochs", 2, 3), "--epochs: give one value, not '2', '3'"),
     (("--regularizers", "l2", "ssim"), "--regularizers: separate values by commas: l2,ssim"),
     (("--regularizers", "l2,", "ssim"), "--regularizers: separate values by commas: l2,ssim"),
-    (("--activation", "Gelu"), "--activation: give relu or gelu or softplus or silu, not 'Gelu'; did you mean gelu?"),
+    (("--activation", "Gelu"), "--activation: give relu, gelu, softplus or silu, not 'Gelu'; did you mean gelu?"),
     (("--epochs", "--no-flip"), "--epochs: give a whole number"),
     (("--pgd-eps", "2/0"), "--pgd-eps: give a number, or a fraction such as 8/255, not '2/0'"),
     (("--strengths", "1;2"), "--strengths: give numbers with commas between, not '1;2'"),
