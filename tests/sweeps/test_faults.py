@@ -160,7 +160,8 @@ def test_a_non_retryable_error_ends_its_trial_alone(cluster, trial, tmp_path, ca
         name="s", storage=str(tmp_path), tracking_uri=f"sqlite:///{tmp_path}/mlflow.db",
         regularizers=("l2", "ssim", "tv"),
         trial=dataclasses.replace(
-            trial, data=str(tmp_path / "tiny"), images_per_epoch=64, epochs=1, batch_size=32, weight=0.0
+            trial, data=str(tmp_path / "tiny"), images_per_epoch=64, epochs=1, batch_size=32,
+            regularizer="none", weight=0.0,
         ),
     )  # fmt: skip
     Path(sweep.folder).mkdir()
@@ -192,7 +193,8 @@ def test_a_non_retryable_error_ends_its_trial_alone(cluster, trial, tmp_path, ca
 def test_kills_in_a_sweep_cost_nothing_and_processes_go_on_to_the_next_trial(cluster, trial, tmp_path):
     sweep = Sweep(
         name="s", storage=str(tmp_path), tracking_uri=f"sqlite:///{tmp_path}/mlflow.db", regularizers=("spectreg",),
-        trial=trial, trials_per_regularizer=2, max_concurrent=1, scheduler="none",
+        trial=dataclasses.replace(trial, regularizer="none"), trials_per_regularizer=2, max_concurrent=1,
+        scheduler="none",
     )  # fmt: skip
     recording = start_sweep(sweep, {})
 
@@ -234,7 +236,7 @@ def test_kills_in_a_sweep_cost_nothing_and_processes_go_on_to_the_next_trial(clu
 @pytest.mark.slow
 def test_a_trial_whose_process_is_killed_each_time_is_given_up(cluster, trial, tmp_path):
     sweep = Sweep(
-        name="s", storage=str(tmp_path), tracking_uri=f"sqlite:///{tmp_path}/mlflow.db", regularizers=(),
+        name="s", storage=str(tmp_path), tracking_uri=f"sqlite:///{tmp_path}/mlflow.db", regularizers=("none",),
         trial=dataclasses.replace(trial, regularizer="none", weight=0.0),
     )  # fmt: skip
     killed, over = set(), threading.Event()

@@ -50,7 +50,7 @@ def announce(nodes):
 
 def make_sweep(settings, storage):
     sweep = Sweep(
-        name="s", storage=storage, tracking_uri=f"sqlite:///{storage}/mlflow.db", regularizers=(),
+        name="s", storage=storage, tracking_uri=f"sqlite:///{storage}/mlflow.db", regularizers=("none",),
         trial=Trial(**settings), placement=Placement(workers=2),
     )  # fmt: skip
     Path(sweep.folder).mkdir()

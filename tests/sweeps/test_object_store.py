@@ -47,7 +47,8 @@ def test_a_sweep_in_a_bucket_outlives_the_machine_that_drives_it(start, script, 
         assert points(client, run_of(client, row["trial_id"])) == list(range(1, 17))
         params = client.get_run(run_of(client, row["trial_id"])).data.params
         assert (params["digest"], float(params["weight"])) == (Trial(**state["trial"]).digest(), row["weight"])
-    assert "resume_best.py --name s --storage s3://sweeps/runs" in out
+    offered = "resume_best.py --name s --storage s3://sweeps/runs" in out
+    assert offered == ("Pick: none, trial" not in out), "which wins may differ between CPUs"
 
     loser = next(row["trial_id"] for row in result["trials"] if row["trial_id"] != result["pick"])
     status, _, err = script("resume_best.py", *where, "--trial", loser)
