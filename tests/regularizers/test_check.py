@@ -161,7 +161,7 @@ def test_without_matplotlib_the_picture_is_left_out(monkeypatch, capsys):
 
 @pytest.mark.parametrize(
     ("asked", "message"),
-    [("sim", "did you mean ssim?"), ("entropy", "choose from cor, "), ("nowhere/mine.py", "no such file")],
+    [("sim", "did you mean ssim?"), ("entropy", "; choose from "), ("nowhere/mine.py", "no such file")],
 )
 def test_what_cannot_be_checked_is_said_in_one_line(asked, message, capsys):
     assert command.main(["check", asked]) == 2
