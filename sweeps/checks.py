@@ -127,12 +127,13 @@ def check_files(trial: Trial) -> None:
     Raises:
         FieldError: naming the field.
     """
-    for name in ("data", "checkpoint"):
+    missing = {"data": "no such folder; give one that holds train-000000.tar …", "checkpoint": "no such file"}
+    for name, words in missing.items():
         location = getattr(trial, name)
         if location in (None, PRETRAINED) or is_url(location) or re.search(r"[{*?[]", location):
             continue
         if not Path(absolute(location)).exists():
-            raise FieldError(name, location, "no such file or folder")
+            raise FieldError(name, location, words)
 
 
 def check_ranges(sweep: Sweep) -> None:
