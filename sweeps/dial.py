@@ -132,7 +132,7 @@ class Dial:
             gain = self._admitted * np.maximum(self.robust - reached[:, None], 0)
             return np.asarray(self.accuracy_weights @ gain)
         likely = self.share_weights > 1e-4 * self.share_weights.max()  # the others cost time only
-        gain = self.accuracy * self._share(self._gained[likely]) - best
+        gain = self.accuracy_if_admitted * self._share(self._gained[likely]) - best
         return self.admitted * (self.share_weights[likely] @ np.maximum(gain, 0))
 
     @cached_property
@@ -171,6 +171,11 @@ class Dial:
     def accuracy(self) -> Array:
         """Expected accuracy at each strength of the grid."""
         return self.accuracy_weights @ self._accuracies
+
+    @cached_property
+    def accuracy_if_admitted(self) -> Array:
+        """Expected accuracy at each strength of the grid of a trial that the rule admits."""
+        return self.accuracy_weights @ (self._admitted * self._accuracies) / np.maximum(self.admitted, 1e-12)
 
     @property
     def _accuracies(self) -> Array:

@@ -84,7 +84,7 @@ def test_where_everything_is_admissible_it_goes_to_the_top():
 
 def test_where_nothing_is_admissible_it_goes_to_the_bottom():
     trials = search(curves(-3.0), 3)
-    assert min(t.strength for t in trials) == pytest.approx(LOW)
+    assert min(t.strength for t in trials) < 1.2 * LOW, "within a step of the grid"
 
 
 @pytest.mark.parametrize("fades", [-0.3, 0.0, 1.0])
