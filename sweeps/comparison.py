@@ -143,18 +143,24 @@ def verdict(result: SweepResult) -> str:
     found = [f"Pick: {picked.regularizer}, trial {picked.tag}: {', '.join(what)}"]
     found += ["; no penalty made the model more robust at an accuracy the rule allows"] * (picked.regularizer == "none")
     shown = [one for one in result.comparisons[1:] if one.regularizer == "none"]
-    leads = [_lead(one) for one in [*result.comparisons[:1], *shown]]
+    compared = [*result.comparisons[:1], *shown]
+    leads = [_lead(one, before) for one, before in zip(compared, [None, *compared], strict=False)]
     if not leads:
         return "".join([*found, "."])
     one = result.comparisons[0]
     seeds = f"{one.seeds} seeds" if one.seeds > 1 else "one seed, whose luck is not in the interval"
     corrected = f", corrected for {one.comparisons} comparisons" if one.comparisons > 1 else ""
-    leads[0] = f"It leads {leads[0]}"
     return "".join([*found, ". ", "; ".join(leads), f" ({one.images} images, {seeds}{corrected})."])
 
 
-def _lead(one: Comparison) -> str:
+def _lead(one: Comparison, before: Comparison | None) -> str:
+    """How far the pick is ahead or behind; the verb stands where it changes."""
     who = "the baseline" if one.regularizer == "none" else f"the runner-up {one.regularizer}"
-    low, high = (f"{100 * bound:+.1f}" for bound in one.interval)
-    judged = ": a tie" if one.tie else ", so it lies behind" if one.difference < 0 else ""
-    return f"{who} by {100 * one.difference:.1f} points, 95 % interval {low} to {high}{judged}"
+    verb, sign = ("trails", -1) if one.difference < 0 else ("leads", 1)
+    same = before is not None and (before.difference < 0) == (one.difference < 0)
+    subject = "" if same else f"{'It' if before is None else 'it'} {verb} "
+    low, high = (f"{100 * sign * bound:+.1f}" for bound in one.interval[::sign])
+    return (
+        f"{subject}{who} by {100 * abs(one.difference):.1f} points, 95 % interval {low} to {high}"
+        f"{': a tie' if one.tie else ''}"
+    )

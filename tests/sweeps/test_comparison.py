@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from sweeps.comparison import compare, paired_intervals, verdict
+from sweeps.comparison import Comparison, _lead, compare, paired_intervals, verdict
 from sweeps.finalists import Finalist, as_dicts
 from sweeps.ranking import Row
 from sweeps.results import SweepResult, ranked
@@ -161,3 +161,13 @@ def test_without_a_record_of_the_images_nothing_is_claimed(sweep):
     assert compare(sweep, SEARCH, []) == []
     assert verdict(result(sweep, [], [])).endswith("of one training.")
     assert compare(sweep, SEARCH[1:], []) == []
+
+
+def test_a_pick_that_is_behind_on_test_trails():
+    behind, ahead = (
+        Comparison(regularizer=name, difference=d, interval=(d - 0.02, d + 0.03), images=100, seeds=3, comparisons=2)
+        for name, d in (("tv", -0.01), ("none", 0.04))
+    )
+    assert _lead(behind, None) == "It trails the runner-up tv by 1.0 points, 95 % interval -2.0 to +3.0: a tie"
+    assert _lead(ahead, behind) == "it leads the baseline by 4.0 points, 95 % interval +2.0 to +7.0"
+    assert _lead(ahead, ahead) == "the baseline by 4.0 points, 95 % interval +2.0 to +7.0"
